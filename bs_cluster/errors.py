@@ -1,0 +1,69 @@
+"""Every error a user can meet, in one tree. Each also inherits the standard type that fits, so that
+``except ValueError`` and ``except FileNotFoundError`` keep meaning what they say.
+
+A message names the thing, the value and the way out.
+"""
+
+
+class BrainstacksError(Exception):
+    """Root of all errors raised on purpose by this project."""
+
+
+class ConfigError(BrainstacksError, ValueError):
+    """One or more settings are wrong. ``problems`` holds every one of them, a line each."""
+
+    def __init__(self, problems: list[str]):
+        self.problems = problems
+        head = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{head} in the configuration:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+    def __reduce__(self):
+        return type(self), (self.problems,)
+
+
+class DataError(BrainstacksError, ValueError):
+    """A data source is missing, empty, malformed or too small for the splits asked of it."""
+
+
+class BaseModelError(BrainstacksError, ValueError):
+    """The base model cannot be found, verified or loaded as asked."""
+
+
+class StackError(BrainstacksError, ValueError):
+    """A stack does not fit its base: no site matched, shapes differ, keys are missing."""
+
+
+class StoreError(BrainstacksError, RuntimeError):
+    """The store refused an operation."""
+
+
+class IntegrityError(StoreError):
+    """Stored bytes are not what their digest says, or a stack's tensors are not finite or not complete."""
+
+
+class RefExistsError(StoreError, FileExistsError):
+    """A ref is created once; it already exists with another content."""
+
+
+class NotInStoreError(StoreError, FileNotFoundError):
+    """A blob or ref was asked for that the store does not hold."""
+
+
+class OutOfOrderError(BrainstacksError, RuntimeError):
+    """Work was offered that is not the curriculum's next step."""
+
+
+class FencedError(BrainstacksError, RuntimeError):
+    """A worker group that has been replaced tried to commit."""
+
+
+class TrainingError(BrainstacksError, RuntimeError):
+    """A round cannot go on (no finite snapshot, no trainable parameter, a rank disagrees)."""
+
+
+class ClusterResourceError(BrainstacksError, RuntimeError):
+    """The cluster cannot hold what the campaign asks for."""
+
+
+class RegistryError(BrainstacksError, RuntimeError):
+    """MLflow answered with something that cannot be mended by trying again."""

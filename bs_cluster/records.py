@@ -1,0 +1,202 @@
+"""What crosses a process or a disk: typed, frozen records that round-trip through a dict.
+
+``Record.to_dict`` gives JSON-ready values; ``Record.from_dict`` refuses unknown and missing keys, so a
+record written by another version fails loudly instead of losing a field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from bs_cluster.errors import IntegrityError
+
+SCHEMA_VERSION = 1
+
+
+def canonical_json(value: Any) -> bytes:
+    """Bytes that depend on the value alone: sorted keys, no spaces, no NaN. What digests are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+
+
+def sha256_hex(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Record:
+    """Mixin for frozen dataclasses: ``to_dict`` and a strict ``from_dict``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        hints = typing.get_type_hints(cls)
+        names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if set(data) != names:
+            raise IntegrityError(
+                f"{cls.__name__} wants the keys {sorted(names)}, got {sorted(data)}; "
+                "it was written by another version of bs_cluster"
+            )
+        return cls(**{name: _typed(hints[name], data[name]) for name in names})
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON of this record."""
+        return sha256_hex(canonical_json(self.to_dict()))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_dict()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _typed(next(a for a in args if a is not type(None)), value)
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint.from_dict(value)
+    if origin is tuple:
+        return tuple(_typed(args[0], item) for item in value)
+    if origin is dict:
+        return {key: _typed(args[1], item) for key, item in value.items()}
+    return value
+
+
+@dataclass(frozen=True, order=True)
+class StackId(Record):
+    """One stack: the adapter that ``round`` (from 1) of ``domain`` trained."""
+
+    domain: str
+    round: int
+
+    @property
+    def name(self) -> str:
+        """Adapter name and file-safe label, ``chat_r1``."""
+        return f"{self.domain}_r{self.round}"
+
+
+@dataclass(frozen=True)
+class FileEntry(Record):
+    """A file inside a manifest: its name there, the SHA-256 (hex) of its bytes, its size in bytes."""
+
+    name: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class BaseRef(Record):
+    """The frozen base a stack belongs to. ``digest`` covers weights and quantization, not the path."""
+
+    model: str
+    digest: str
+    quantization: str
+
+
+@dataclass(frozen=True)
+class StackRef(Record):
+    """A committed stack, by identity and by the digest of its manifest."""
+
+    stack: StackId
+    manifest: str
+
+
+@dataclass(frozen=True)
+class StackManifest(Record):
+    """Everything that identifies a committed stack (DESIGN: the store decides).
+
+    ``position`` is the domain's place in the curriculum (from 0); with ``round`` it fixes the order in which
+    stacks are fused, whatever order they are loaded in. ``parents`` is every stack committed before this one,
+    in order; ``context`` those that fired while it trained. ``basis`` is the digest of the null-space basis
+    it was confined to, or None. ``metrics`` holds ``val_before``, ``val_after`` (mean completion-token loss
+    in nats on the domain's validation rows under ``context``) and what else the round measured.
+    """
+
+    schema_version: int
+    campaign: str
+    stack: StackId
+    position: int
+    parents: tuple[StackRef, ...]
+    context: tuple[StackId, ...]
+    base: BaseRef
+    config_digest: str
+    data_fingerprint: str
+    basis: str | None
+    files: tuple[FileEntry, ...]
+    metrics: dict[str, float]
+    code_version: str
+
+
+@dataclass(frozen=True)
+class RoundOutcome(Record):
+    """How one round of residual boosting ended, committed or not. Losses in nats per completion token."""
+
+    stack: StackId
+    val_before: float
+    val_after: float
+    committed: bool
+    manifest: str | None
+    steps: int
+    restores: int
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class DomainRecord(Record):
+    """A domain's closing statement; no further round of it may commit once this ref exists.
+
+    ``basis`` is the digest of the blob with the directions this domain claimed (None when it committed no
+    stack or the null space is off). ``isolated`` is its loss with only its own stacks; ``row_losses`` the
+    same per validation row, kept so that "nothing moved" can be shown row by row. ``matrix`` maps each
+    domain closed so far to its losses ``{base, isolated, ungated}`` measured right after this one closed.
+    ``capacity`` maps output width to the largest share of directions claimed at any site of that width.
+    """
+
+    schema_version: int
+    domain: str
+    position: int
+    rounds: tuple[RoundOutcome, ...]
+    basis: str | None
+    basis_rank_mean: float
+    isolated: float
+    base_loss: float
+    row_losses: tuple[float, ...]
+    matrix: dict[str, dict[str, float]]
+    capacity: dict[str, float]
+    data_fingerprint: str
+    data_counts: dict[str, int]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BundleManifest(Record):
+    """What one serves: a base, an ordered set of committed stacks and a meta-router.
+
+    ``files`` holds ``router.safetensors``, ``router.json``, ``campaign.yaml`` (the resolved config) and the
+    sweep's ``outcomes.parquet``. ``gates`` is how logits become gate weights when served: ``threshold`` and
+    ``floor:<domain>`` entries.
+    """
+
+    schema_version: int
+    campaign: str
+    number: int
+    base: BaseRef
+    domains: tuple[str, ...]
+    stacks: tuple[StackRef, ...]
+    files: tuple[FileEntry, ...]
+    metrics: dict[str, float] = field(default_factory=dict)
+    config_digest: str = ""
+    code_version: str = ""
