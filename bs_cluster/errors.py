@@ -67,3 +67,7 @@ class ClusterResourceError(BrainstacksError, RuntimeError):
 
 class RegistryError(BrainstacksError, RuntimeError):
     """MLflow answered with something that cannot be mended by trying again."""
+
+
+class RegistryUnavailable(RegistryError):
+    """MLflow is away or overloaded. Nothing is lost: training goes on, and the next sync drains."""

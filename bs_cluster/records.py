@@ -101,7 +101,7 @@ class BaseRef(Record):
     """The frozen base a stack belongs to. ``digest`` covers weights and quantization, not the path."""
 
     model: str
-    digest: str
+    digest: str = field()  # type: ignore[assignment]  # field(): or Record.digest, the method, would be its default
     quantization: str
 
 
@@ -140,6 +140,18 @@ class StackManifest(Record):
 
 
 @dataclass(frozen=True)
+class RowLoss(Record):
+    """Summed negative log-likelihood (nats) of a row's completion, and how many tokens it was summed over."""
+
+    nll: float
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        return self.nll / self.tokens
+
+
+@dataclass(frozen=True)
 class RoundOutcome(Record):
     """How one round of residual boosting ended, committed or not. Losses in nats per completion token."""
 
@@ -152,6 +164,35 @@ class RoundOutcome(Record):
     restores: int
     seconds: float
     reason: str
+
+
+@dataclass(frozen=True)
+class TrainRound(Record):
+    """Train this stack. ``context`` fires frozen beside it; ``val_before`` is the parent's loss where known."""
+
+    stack: StackId
+    position: int
+    parents: tuple[StackRef, ...]
+    context: tuple[StackId, ...]
+    val_before: float | None
+
+
+@dataclass(frozen=True)
+class CloseDomain(Record):
+    """No more rounds: measure the domain's directions and losses."""
+
+    domain: str
+    position: int
+    stacks: tuple[StackId, ...]
+    context: tuple[StackId, ...]
+
+
+@dataclass(frozen=True)
+class Finished(Record):
+    """Every domain is closed."""
+
+
+Step = TrainRound | CloseDomain | Finished
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The one validated description of a campaign. Every default here is the paper's unless a comment says why not.
 
-Unknown keys are errors everywhere. Cross-field rules live in ``CampaignConfig.problems``, so that a user
-sees all of them at once (``load.py`` collects and words them).
+Unknown keys are errors everywhere. Cross-field rules live in ``conflicts.py``, so that a user sees all of them at
+once (``load.py`` collects and words them).
 """
 
 from __future__ import annotations

@@ -1,0 +1,10 @@
+"""MLflow shows what the store decided: runs, model versions and aliases, rebuilt from the store at any time."""
+
+import os
+
+# MLflow reports its use to its makers from the moment it is imported, unless told before.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from bs_cluster.registry.registry import Registry, SyncReport
+
+__all__ = ["Registry", "SyncReport"]

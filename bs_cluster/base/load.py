@@ -1,0 +1,117 @@
+"""Load the frozen base as every part of the system sees it: NF4, no gradients of its own, safe to differentiate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from bs_cluster.base.digest import base_digest
+from bs_cluster.base.nf4 import keep_weights_differentiable
+from bs_cluster.base.prepare import prepare_base
+from bs_cluster.config.schema import BaseSection
+from bs_cluster.errors import BaseModelError
+from bs_cluster.records import BaseRef
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_WANTED_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+_UNWANTED_FILES = ["original/*", "consolidated*", "*/*.safetensors"]
+
+
+@dataclass
+class LoadedBase:
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    ref: BaseRef
+
+
+def load_base(
+    base: BaseSection,
+    *,
+    device: str | torch.device,
+    folder: str | None = None,
+    quant_storage: torch.dtype = torch.uint8,
+) -> LoadedBase:
+    """The base on ``device``, frozen and in eval mode, with its tokenizer (pads on the right) and its reference.
+
+    ``folder`` is what ``prepare_base`` returned, when the caller has it already. ``quant_storage`` is how packed
+    4-bit weights are held: uint8 up to ZeRO-2, bfloat16 for ZeRO-3, which shards floating parameters; it changes
+    neither the function nor the digest. A multimodal checkpoint (Gemma 3 4B and up) loads whole, vision side included.
+    Raises BaseModelError when the model cannot be found, has no safetensors or has no padding token.
+    """
+    path = _local_folder(folder or prepare_base(base), base)
+    settings: dict[str, Any] = {
+        "dtype": _DTYPES[base.compute_dtype],
+        "attn_implementation": base.attention,
+        "device_map": {"": str(device)},
+    }
+    if base.quantization == "nf4":
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=base.double_quant,
+            bnb_4bit_compute_dtype=_DTYPES[base.compute_dtype],
+            bnb_4bit_quant_storage=quant_storage,
+        )
+    ref = BaseRef(model=base.model, digest=base_digest(path, base), quantization=base.quantization)
+    # AutoModelForCausalLM also knows the multimodal Gemma 3: it gives Gemma3ForConditionalGeneration.
+    model = AutoModelForCausalLM.from_pretrained(path, **settings)
+    keep_weights_differentiable(model)
+    model.requires_grad_(False)
+    model.eval()
+    return LoadedBase(model=model, tokenizer=_tokenizer(path, base), ref=ref)
+
+
+def decoder_and_head(model: nn.Module) -> tuple[nn.Module, nn.Linear, float | None]:
+    """The two halves of a causal language model, and the soft cap that follows them (None without one).
+
+    ``decoder(input_ids, attention_mask, position_ids).last_hidden_state`` is (B, T, H) after the final norm;
+    logits are ``head(h)``, then ``cap * tanh(logits / cap)``. Taking h at label positions before the head spares
+    the (B, T, vocabulary) tensor. A PeftModel is looked through, its adapters stay in the decoder.
+    """
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    text_config = inner.config.get_text_config()
+    for scale in ("logit_scale", "logits_scaling"):
+        if getattr(text_config, scale, None) not in (None, 1, 1.0):
+            raise BaseModelError(f"{type(inner).__name__} scales its logits ({scale}), which is not supported yet")
+    decoder, head = inner.get_decoder(), inner.get_output_embeddings()
+    decoder = getattr(decoder, "language_model", decoder)  # beside a vision tower
+    if head is None:
+        raise BaseModelError(f"{type(inner).__name__} has no language model head; a causal language model is needed")
+    return decoder, head, getattr(text_config, "final_logit_softcapping", None)
+
+
+def _local_folder(name: str, base: BaseSection) -> str:
+    """A Hub name becomes the folder of its snapshot, downloaded where it is not in the cache yet."""
+    if Path(name).is_dir():
+        return name
+    try:
+        return snapshot_download(
+            name, revision=base.revision, allow_patterns=_WANTED_FILES, ignore_patterns=_UNWANTED_FILES
+        )
+    except OSError as error:  # what every error of the Hub's client is: network, offline, gated, not found
+        reason = " ".join(str(error).split())[:200]
+        raise BaseModelError(
+            f"base.model = {base.model}: the Hub did not give it ({reason}); check the name and the network, "
+            "log in with `hf auth login` for a gated model, or name a local folder"
+        ) from error
+
+
+def _tokenizer(path: str, base: BaseSection) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right")
+    if tokenizer.eos_token_id is None:
+        raise BaseModelError(f"base.model = {base.model}: its tokenizer has no eos_token; completions could not end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

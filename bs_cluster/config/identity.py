@@ -1,0 +1,100 @@
+"""What a config decides: the order of the domains, what a campaign may never change, what a stack depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bs_cluster.config.conflicts import problems, shown
+from bs_cluster.config.schema import CampaignConfig, DomainSection
+from bs_cluster.errors import ConfigError
+from bs_cluster.records import canonical_json, sha256_hex
+
+# How a stack is computed, not which stack comes out: left out of its digest, so that a run may go on elsewhere.
+_TRAINING_PLACEMENT = {
+    "use_gpu",
+    "cpus_per_worker",
+    "threads_per_worker",
+    "zero_stage",
+    "offload_optimizer",
+    "gradient_checkpointing",
+    "eval_batch_tokens",
+    "max_failures",
+    "start_timeout_s",
+}
+_GLOBAL_BATCH = {"num_workers", "per_device_batch", "grad_accum"}
+_PER_DOMAIN = {"steps", "max_rounds", "learning_rate"}
+
+
+def curriculum(config: CampaignConfig) -> tuple[str, ...]:
+    """Domain names in training order: every domain after those in its ``after``, otherwise as listed.
+
+    Raises ConfigError when no such order exists.
+    """
+    order: list[str] = []
+    waiting = list(config.domains)
+    while waiting:
+        ready = next((domain for domain in waiting if set(domain.after) <= set(order)), None)
+        if ready is None:
+            raise ConfigError(problems(config))
+        waiting.remove(ready)
+        order.append(ready.name)
+    return tuple(order)
+
+
+def effective_domain(config: CampaignConfig, name: str) -> DomainSection:
+    """The domain's section with ``steps``, ``max_rounds`` and ``learning_rate`` filled from ``training``."""
+    domain = config.domain(name)
+    filled = {key: getattr(config.training, key) for key in _PER_DOMAIN if getattr(domain, key) is None}
+    return domain.model_copy(update=filled)
+
+
+def campaign_identity(config: CampaignConfig) -> dict[str, Any]:
+    """JSON-ready settings that every stack of a campaign must share, or they could not be fused on one base."""
+    base = {"model", "revision", "quantization", "double_quant", "compute_dtype"}
+    return {
+        "base": config.base.model_dump(mode="json", include=base),
+        "data": config.data.model_dump(mode="json", include={"template"}),
+        "stack": config.stack.model_dump(mode="json"),
+        "null_space": config.null_space.model_dump(mode="json", include={"space"}),
+    }
+
+
+def identity_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """A line for each setting in which two campaign identities differ; ``old`` is what the store holds."""
+    before, now = _flat(old), _flat(new)
+    return [
+        f"{key} = {shown(now.get(key))}: this campaign was begun with {shown(before.get(key))}; "
+        "put that back, or start another campaign"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+def domain_digest(config: CampaignConfig, name: str) -> str:
+    """SHA-256 (hex) of everything that decides how domain ``name`` trains.
+
+    The batch counts as one number, ``num_workers · per_device_batch · grad_accum``: losses are token-weighted
+    means over the global batch, so how it is dealt out to workers must not change a stack, and a run may resume
+    on another number of them. Placement (devices, threads, ZeRO stage, memory savers, retries), evaluators,
+    meta-router, store and registry do not count, nor do the other domains: adding one leaves the digest alone.
+    """
+    training, data = config.training, config.data
+    left_out = _TRAINING_PLACEMENT | _GLOBAL_BATCH | _PER_DOMAIN
+    decides = {
+        "identity": campaign_identity(config),
+        "data": data.model_dump(mode="json"),
+        "training": training.model_dump(mode="json", exclude=left_out),
+        "global_batch": training.num_workers * training.per_device_batch * training.grad_accum,
+        "null_space": config.null_space.model_dump(mode="json"),
+        "domain": effective_domain(config, name).model_dump(mode="json"),
+        "seed": config.seed,
+    }
+    return sha256_hex(canonical_json(decides))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return leaves

@@ -1,0 +1,169 @@
+"""The coordinator: curriculum order, basis hand-out, commit fencing. A plain class; the campaign makes it an actor.
+
+It keeps nothing that the store does not: a coordinator started on the same store carries on where the last one was.
+The one thing it may lose is a rejection not yet written into a domain's record; that round is then trained again,
+with the same result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bs_cluster.config.identity import campaign_identity, curriculum, effective_domain, identity_differences
+from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.coordinator.curriculum import Progress, next_step
+from bs_cluster.errors import ConfigError, FencedError, OutOfOrderError
+from bs_cluster.records import (
+    CloseDomain,
+    DomainRecord,
+    Finished,
+    RoundOutcome,
+    StackManifest,
+    StackRef,
+    Step,
+    TrainRound,
+)
+from bs_cluster.stacks.files import basis_bytes, load_basis
+from bs_cluster.stacks.nullspace import combine
+from bs_cluster.store.store import Store
+
+
+@dataclass
+class Basis:
+    """All directions claimed so far as one blob: its digest and where workers fetch the bytes (an object reference)."""
+
+    closed: tuple[str, ...]
+    digest: str
+    handle: Any
+
+
+@dataclass
+class Activity:
+    """What the workers are doing, for people: the last event and when it came (``time.time``)."""
+
+    event: dict[str, Any] = field(default_factory=dict)
+    number: int = 0
+    at: float = field(default_factory=time.time)
+
+
+class Coordinator:
+    """One per campaign. ``share`` makes bytes fetchable by reference (``ray.put``), once per basis.
+
+    ``rows`` maps each domain to a reference to its encoded rows; it is handed on, never opened here.
+    """
+
+    def __init__(self, config: CampaignConfig, rows: Mapping[str, Any], share: Callable[[bytes], Any]):
+        self.config = config
+        self.order = curriculum(config)
+        self.store = Store(config.store.uri, config.campaign)
+        self.rows = dict(rows)
+        self.share = share
+        self.group = 0
+        self.rejections: dict[str, RoundOutcome] = {}
+        self.basis: Basis | None = None
+        self.activity = Activity()
+        claim(self.store, config)
+
+    # --- worker groups ----------------------------------------------------------------------------------------
+
+    def register(self) -> int:
+        """A new worker group takes over; every earlier one is fenced off from now on."""
+        self.group += 1
+        return self.group
+
+    def _check_group(self, group: int) -> None:
+        if group != self.group:
+            raise FencedError(f"worker group {group} was replaced by group {self.group}; its work is not committed")
+
+    # --- handing out work -------------------------------------------------------------------------------------
+
+    def next_step(self, group: int) -> dict[str, Any]:
+        """The step every rank of the group works on now: ``step`` and, for a round, ``basis`` (digest, reference).
+
+        The answer changes only through ``commit``, ``reject`` and ``close``, so all ranks get the same one.
+        """
+        self._check_group(group)
+        step = self._next()
+        confined = isinstance(step, TrainRound) and self.config.null_space.enabled
+        return {"step": step, "basis": self._combined_basis() if confined else None, "rows": self.rows}
+
+    def _next(self) -> Step:
+        committed = self.store.stacks()
+        return next_step(
+            Progress(
+                curriculum=self.order,
+                max_rounds={name: effective_domain(self.config, name).max_rounds or 1 for name in self.order},
+                cumulative=self.config.training.context == "cumulative",
+                committed=[ref for ref, _ in committed],
+                val_after={manifest.stack: manifest.metrics["val_after"] for _, manifest in committed},
+                closed=frozenset(record.domain for record in self.store.domains()),
+                rejected=frozenset(self.rejections),
+            )
+        )
+
+    def _combined_basis(self) -> tuple[str, Any] | None:
+        records = [record for record in self.store.domains() if record.basis is not None]
+        if not records:
+            return None
+        closed = tuple(record.domain for record in records)
+        if self.basis is None or self.basis.closed != closed:
+            claims = [load_basis(self.store.get_bytes(record.basis)) for record in records if record.basis]
+            sites = sorted(set().union(*claims))
+            data = basis_bytes({site: combine([claim[site] for claim in claims if site in claim]) for site in sites})
+            entry = self.store.put_bytes("basis.safetensors", data)
+            self.basis = Basis(closed, entry.sha256, self.share(data))
+        return self.basis.digest, self.basis.handle
+
+    # --- taking results ---------------------------------------------------------------------------------------
+
+    def commit(self, group: int, manifest: StackManifest) -> StackRef:
+        """Publishes a stack whose files are in the store already. Raises OutOfOrderError, FencedError."""
+        self._check_group(group)
+        step = self._next()
+        if not isinstance(step, TrainRound) or step.stack != manifest.stack or step.parents != manifest.parents:
+            raise OutOfOrderError(f"{manifest.stack.name} was offered, the curriculum's next step is {step}")
+        return self.store.publish_stack(manifest)
+
+    def reject(self, group: int, outcome: RoundOutcome) -> None:
+        """A round did not beat its parent; its domain closes next."""
+        self._check_group(group)
+        step = self._next()
+        if not isinstance(step, TrainRound) or step.stack != outcome.stack:
+            raise OutOfOrderError(f"a rejection of {outcome.stack.name} came, the next step is {step}")
+        self.rejections[outcome.stack.domain] = outcome
+
+    def close(self, group: int, record: DomainRecord) -> None:
+        """Writes a domain's closing record."""
+        self._check_group(group)
+        step = self._next()
+        if not isinstance(step, CloseDomain) or step.domain != record.domain:
+            raise OutOfOrderError(f"a closing of {record.domain} came, the next step is {step}")
+        self.store.close_domain(record)
+
+    def rejection(self, domain: str) -> RoundOutcome | None:
+        return self.rejections.get(domain)
+
+    # --- for people -------------------------------------------------------------------------------------------
+
+    def report(self, event: dict[str, Any]) -> None:
+        """Workers say what they do; the driver prints it."""
+        self.activity = Activity(event, self.activity.number + 1)
+
+    def watch(self) -> dict[str, Any]:
+        return {"event": self.activity.event, "number": self.activity.number, "at": self.activity.at}
+
+    def finished(self) -> bool:
+        return isinstance(self._next(), Finished)
+
+
+def claim(store: Store, config: CampaignConfig) -> None:
+    """Makes the campaign's identity permanent, or checks this config against it."""
+    mine = campaign_identity(config)
+    differences = identity_differences(store.claim_campaign(mine), mine)
+    if differences:
+        raise ConfigError(
+            [f"{line}; campaign {config.campaign} was begun otherwise, choose another name" for line in differences]
+        )

@@ -1,0 +1,86 @@
+"""The five built-in domains: real rows from installed packages, so that a first campaign needs no hub.
+
+Rows are short on purpose (two CPU cores train on them): mostly under 80 tokens for prompt and completion together.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import yaml
+
+from bs_cluster.data.icd import icd_pairs
+from bs_cluster.data.procedural import MATH_TASKS, REASONING_TASKS, gym_pairs
+from bs_cluster.data.pycode import human_eval_pairs, stdlib_pairs
+from bs_cluster.errors import DataError
+
+Pair = tuple[str, str]
+
+# In characters; about four to a token in prose, three in code.
+MAX_PROMPT = 240
+MAX_COMPLETION = 170
+
+
+def embedded_rows(name: str, seed: int) -> list[Pair]:
+    """Prompt and completion of every row of a built-in domain, shuffled by ``seed``; the same for the same seed."""
+    if name not in EMBEDDED:
+        raise DataError(f"no embedded domain {name!r}; there are {', '.join(sorted(EMBEDDED))}")
+    pairs = [pair for pair in EMBEDDED[name](seed) if len(pair[0]) <= MAX_PROMPT and len(pair[1]) <= MAX_COMPLETION]
+    random.Random(f"{name}:{seed}").shuffle(pairs)
+    return pairs
+
+
+def package_file(package: str, pattern: str, distribution: str) -> Path:
+    """The one file of an installed package that matches, found without importing the package."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise DataError(f"the package {distribution} is not installed; pip install 'bs-cluster[embedded]'")
+    found = sorted(Path(spec.origin).parent.glob(pattern))
+    if not found:
+        raise DataError(f"{distribution} holds no {pattern}; install the version that pyproject.toml names")
+    return found[-1]
+
+
+def _chat(seed: int) -> list[Pair]:
+    """chatterbot-corpus, English: each line of a conversation and the reply to it."""
+    folder = package_file("chatterbot_corpus", "data/english", "chatterbot-corpus")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    files = [yaml.load(path.read_text(encoding="utf-8"), Loader=loader) for path in sorted(folder.glob("*.yml"))]
+    return [
+        (str(said), str(reply))
+        for file in files
+        for conversation in file["conversations"]
+        if isinstance(conversation, list)  # the corpus has a stray line or two that is no conversation
+        for said, reply in pairwise(conversation)
+    ]
+
+
+def _code(seed: int) -> list[Pair]:
+    problems = package_file("human_eval", "data/HumanEval.jsonl.gz", "human-eval")
+    return [*stdlib_pairs(), *human_eval_pairs(problems)]
+
+
+def _math(seed: int) -> list[Pair]:
+    return gym_pairs(MATH_TASKS, seed)
+
+
+def _medical(seed: int) -> list[Pair]:
+    return icd_pairs(package_file("simple_icd_10_cm", "data/icd10c-tabular*.xml", "simple-icd-10-cm"), seed)
+
+
+def _reasoning(seed: int) -> list[Pair]:
+    # Another stream than math's, so that the same seed does not give both the same numbers.
+    return gym_pairs(REASONING_TASKS, seed + 1_000_000)
+
+
+EMBEDDED: dict[str, Callable[[int], list[Pair]]] = {
+    "chat": _chat,
+    "code": _code,
+    "math": _math,
+    "medical": _medical,
+    "reasoning": _reasoning,
+}

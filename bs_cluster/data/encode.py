@@ -1,0 +1,118 @@
+"""Prompt and completion to token ids: the one place, for training, the sweep, the meta-router and serving alike.
+
+Prompt and completion are tokenised apart, so that the boundary between them is where it will be in serving, where
+the completion does not exist yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from bs_cluster.config.schema import DataSection
+from bs_cluster.data.clean import clean_text
+from bs_cluster.data.rows import Row
+from bs_cluster.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TEMPLATES = {
+    # The paper's text has an Input section that it always leaves empty. Here a row's input is part of its prompt,
+    # so this is Alpaca's own variant for that case.
+    "alpaca": (
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{}\n\n### Response:\n"
+    ),
+    # Five tokens around the prompt instead of thirty: for small models and short rows.
+    "plain": "{}\n\n### Response:\n",
+}
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """A row as token ids: the prompt (bos and template included), then the completion and eos."""
+
+    input_ids: tuple[int, ...]
+    prompt_length: int
+    id: str
+    domain: str
+
+    @property
+    def completion_length(self) -> int:
+        """Tokens that are learned and scored; at least 1."""
+        return len(self.input_ids) - self.prompt_length
+
+
+def prompt_text(prompt: str, template: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The prompt in its template, up to where the completion begins.
+
+    ``template`` is a key of ``TEMPLATES`` or ``chat``, the tokenizer's own chat template. Raises DataError if the
+    tokenizer has none.
+    """
+    if template != "chat":
+        return TEMPLATES[template].format(prompt)
+    if not tokenizer.chat_template:
+        raise DataError(
+            f"data.template is chat, but the tokenizer {tokenizer.name_or_path!r} has no chat template; "
+            "use alpaca or plain, or an instruction-tuned base"
+        )
+    turns = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+def encode_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> list[int]:
+    """Token ids of a prompt in ``data.template``: bos once (if the tokenizer has one), at most ``max_prompt_length``.
+
+    A prompt too long loses text from its start, so that the template stays whole and the question, which usually
+    ends a prompt, stays in. Raises DataError if the template alone is too long.
+    """
+    prompt = clean_text(prompt, strip=data.strip_chat_tokens)
+    ids = _template_ids(prompt, tokenizer, data.template)
+    if len(ids) <= data.max_prompt_length:
+        return ids
+    return _longest_fitting_end(prompt, tokenizer, data)
+
+
+def encode_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: DataSection) -> list[EncodedRow]:
+    """Every row as token ids, at most ``max_length`` of them. A completion that is cut has no eos: it did not end."""
+    if not rows:
+        return []
+    assert data.max_prompt_length < data.max_length, "config lets no prompt take all of max_length"
+    completions = tokenizer([row.completion for row in rows], add_special_tokens=False, verbose=False)["input_ids"]
+    encoded = []
+    for row, completion in zip(rows, completions, strict=True):
+        assert completion, f"row {row.id} has an empty completion; the loader drops those"
+        prompt = encode_prompt(row.prompt, tokenizer, data)
+        ids = [*prompt, *completion, tokenizer.eos_token_id][: data.max_length]
+        encoded.append(EncodedRow(tuple(ids), len(prompt), row.id, row.domain))
+    return encoded
+
+
+def _template_ids(prompt: str, tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
+    text = prompt_text(prompt, template, tokenizer)
+    ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    bos = cast("int | None", tokenizer.bos_token_id)
+    # Chat templates mostly write the bos themselves.
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+
+def _longest_fitting_end(prompt: str, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> list[int]:
+    """Ids of the longest end of the prompt that fits its template, found by halving (any tokenizer can do that)."""
+    fitting = _template_ids("", tokenizer, data.template)
+    if len(fitting) > data.max_prompt_length:
+        raise DataError(
+            f"the template {data.template!r} alone takes {len(fitting)} tokens, data.max_prompt_length is "
+            f"{data.max_prompt_length}; raise it or choose a shorter template"
+        )
+    too_early, fits = 0, len(prompt)  # cutting `fits` characters from the start is enough, `too_early` is not
+    while fits - too_early > 1:
+        middle = (too_early + fits) // 2
+        ids = _template_ids(prompt[middle:].lstrip(), tokenizer, data.template)
+        if len(ids) <= data.max_prompt_length:
+            fits, fitting = middle, ids
+        else:
+            too_early = middle
+    return fitting

@@ -1,0 +1,188 @@
+"""How a raw row of each known data set becomes ``(prompt, completion)``.
+
+A converter returns the pair as text. An empty string in either place says that the row has nothing to learn from
+(a conversation without an answer); the loader drops and counts it. A missing column is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bs_cluster.errors import DataError
+
+RawRow = Mapping[str, Any]
+Pair = tuple[str, str]
+
+USER_ROLES = frozenset({"user", "human"})
+ASSISTANT_ROLES = frozenset({"assistant", "gpt", "model"})
+
+
+def convert(raw: RawRow, format_name: str) -> Pair:
+    """The raw row's prompt and completion by the named format. Raises DataError for an unknown name or column."""
+    if format_name not in FORMATS:
+        close = difflib.get_close_matches(format_name, FORMATS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known formats: {', '.join(sorted(FORMATS))}"
+        raise DataError(f"unknown format {format_name!r}; {hint}")
+    return FORMATS[format_name](raw)
+
+
+def column(raw: RawRow, *names: str) -> Any:
+    """The value of the first of ``names`` that the row has. Raises DataError with the columns there are."""
+    for name in names:
+        if name in raw:
+            return raw[name]
+    wanted = " or ".join(repr(name) for name in names)
+    raise DataError(f"no column {wanted}; the row has {sorted(raw)}; choose the format that fits these columns")
+
+
+def text(raw: RawRow, *names: str) -> str:
+    """The same as text; a null becomes the empty string."""
+    value = column(raw, *names)
+    return "" if value is None else str(value)
+
+
+def joined(*parts: str) -> str:
+    """Parts that are not empty, with a blank line between."""
+    return "\n\n".join(part.strip() for part in parts if part.strip())
+
+
+def first_turn(messages: Any) -> Pair:
+    """First user message of a conversation and the answer to it. Takes ``role``/``content`` and ``from``/``value``."""
+    prompt = ""
+    for message in messages or ():
+        role = str(message.get("role") or message.get("from") or "").lower()
+        content = _content(message.get("content", message.get("value")))
+        if role in USER_ROLES and not prompt:
+            prompt = content
+        elif role in ASSISTANT_ROLES and prompt:
+            return prompt, content
+    return prompt, ""
+
+
+def _content(value: Any) -> str:
+    """Message content as text; some sets nest it as ``[{"type": "text", "text": …}]``."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "\n".join(_content(part.get("text") if isinstance(part, Mapping) else part) for part in value)
+    return "" if value is None else str(value)
+
+
+_THOUGHT = re.compile(r"<\|begin_of_thought\|>\s*(.*?)\s*<\|end_of_thought\|>", flags=re.DOTALL)
+_SOLUTION = re.compile(r"<\|(?:begin|end)_of_solution\|>")
+
+
+def _think_tags(pair: Pair) -> Pair:
+    """Sky-T1's own thought markers, which no tokenizer knows, as the common ``<think>`` block."""
+    prompt, completion = pair
+    completion = _THOUGHT.sub(lambda match: f"<think>\n{match[1]}\n</think>", completion)
+    return prompt, _SOLUTION.sub("", completion)
+
+
+def prompt_completion(raw: RawRow) -> Pair:
+    return text(raw, "prompt"), text(raw, "completion")
+
+
+def alpaca(raw: RawRow) -> Pair:
+    """``instruction``, ``input`` (may be absent or empty), ``output``."""
+    return joined(text(raw, "instruction"), str(raw.get("input") or "")), text(raw, "output")
+
+
+def dolly(raw: RawRow) -> Pair:
+    """databricks-dolly-15k. The context goes first: a prompt too long loses its start, never its question."""
+    return joined(str(raw.get("context") or ""), text(raw, "instruction")), text(raw, "response")
+
+
+def gsm8k(raw: RawRow) -> Pair:
+    """openai/gsm8k, without the calculator annotations ``<<48/2=24>>``."""
+    return text(raw, "question"), re.sub(r"<<[^<>]*>>", "", text(raw, "answer"))
+
+
+def messages(raw: RawRow) -> Pair:
+    """``messages`` or ``conversations``: first user turn and its answer (nvidia/Daring-Anteater and others)."""
+    return first_turn(column(raw, "messages", "conversations"))
+
+
+def ultrafeedback_sft(raw: RawRow) -> Pair:
+    """HuggingFaceH4/ultrafeedback_binarized: the preferred conversation, ``chosen``."""
+    return first_turn(column(raw, "chosen"))
+
+
+def nemotron_v2(raw: RawRow) -> Pair:
+    """nvidia Nemotron post-training sets: ``messages``, or ``input`` (text or messages) with ``output``."""
+    if "messages" in raw:
+        return first_turn(raw["messages"])
+    prompt = column(raw, "input", "messages")
+    return prompt if isinstance(prompt, str) else first_turn(prompt)[0], text(raw, "output")
+
+
+def openthoughts(raw: RawRow) -> Pair:
+    """open-thoughts/OpenThoughts-114k: ``conversations`` with thought and solution markers."""
+    return _think_tags(first_turn(column(raw, "conversations", "messages")))
+
+
+def opencodereasoning(raw: RawRow) -> Pair:
+    """nvidia/OpenCodeReasoning: ``input``, and ``solution`` before ``output`` as in the paper.
+
+    ``output`` is a reasoning trace of thousands of tokens that ``max_length`` would cut before any code.
+    """
+    return text(raw, "input"), str(raw.get("solution") or "") or text(raw, "output")
+
+
+def openmath(raw: RawRow) -> Pair:
+    """nvidia/OpenMathReasoning, splits ``cot`` and ``tool_integrated``."""
+    return text(raw, "problem"), text(raw, "generated_solution")
+
+
+def numina_cot(raw: RawRow) -> Pair:
+    """AI-MO/NuminaMath-CoT."""
+    return text(raw, "problem"), text(raw, "solution")
+
+
+def medqa(raw: RawRow) -> Pair:
+    """GBaker/MedQA-USMLE-4-options. The options belong to the question; only the answer is learned."""
+    options, answer = column(raw, "options"), text(raw, "answer")
+    letter = next((key for key, option in options.items() if option == answer), None)
+    listed = "\n".join(f"{key}. {option}" for key, option in options.items() if option is not None)
+    return joined(text(raw, "question"), listed), f"{letter}. {answer}" if letter else answer
+
+
+def medical_reasoning(raw: RawRow) -> Pair:
+    """FreedomIntelligence/medical-o1-reasoning-SFT: the chain of thought in a ``<think>`` block, then the response."""
+    thought, response = text(raw, "Complex_CoT").strip(), text(raw, "Response").strip()
+    return text(raw, "Question"), f"<think>\n{thought}\n</think>\n\n{response}" if thought and response else response
+
+
+def pubmedqa(raw: RawRow) -> Pair:
+    """qiaojin/PubMedQA (pqa_labeled): abstract then question; the long answer, then yes, no or maybe."""
+    context = raw.get("context") or {}
+    passages = context.get("contexts") or () if isinstance(context, Mapping) else [str(context)]
+    decision = str(raw.get("final_decision") or "")
+    answer = joined(text(raw, "long_answer"), f"Answer: {decision}" if decision else "")
+    return joined(*passages, text(raw, "question")), answer
+
+
+def sky_t1(raw: RawRow) -> Pair:
+    """NovaSky-AI/Sky-T1_data_17k: ``conversations`` with thought and solution markers."""
+    return _think_tags(first_turn(column(raw, "conversations", "messages")))
+
+
+FORMATS: dict[str, Callable[[RawRow], Pair]] = {
+    "prompt_completion": prompt_completion,
+    "alpaca": alpaca,
+    "daring_anteater": messages,
+    "dolly": dolly,
+    "gsm8k": gsm8k,
+    "medical_reasoning": medical_reasoning,
+    "medqa": medqa,
+    "messages": messages,
+    "nemotron_v2": nemotron_v2,
+    "numina_cot": numina_cot,
+    "opencodereasoning": opencodereasoning,
+    "openmath": openmath,
+    "openthoughts": openthoughts,
+    "pubmedqa": pubmedqa,
+    "sky_t1": sky_t1,
+    "ultrafeedback_sft": ultrafeedback_sft,
+}

@@ -1,0 +1,119 @@
+"""Medical rows from the ICD-10-CM classification: what a diagnosis is called, where it belongs, what it excludes."""
+
+from __future__ import annotations
+
+import random
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+Pair = tuple[str, str]
+
+PAIRS_PER_QUESTION = 260
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One entry of the tabular list with what surrounds it. ``parent`` is None for a three-character category."""
+
+    code: str
+    title: str
+    parent: Diagnosis | None
+    block: str
+    chapter: str
+    also_called: tuple[str, ...]
+    excludes: tuple[str, ...]
+
+
+def read_diagnoses(path: Path) -> list[Diagnosis]:
+    """Every diagnosis in the classification's tabular XML, in its order.
+
+    The file is read directly: the package that ships it builds its whole tree at import, seconds for what takes
+    0.4 s here.
+    """
+    root = ET.parse(path).getroot()
+    return [
+        diagnosis
+        for chapter in root.iter("chapter")
+        for section in chapter.iter("section")
+        for node in section.findall("diag")
+        for diagnosis in _walk(node, None, _text(section, "desc"), _without_range(_text(chapter, "desc")))
+    ]
+
+
+def _walk(node: ET.Element, parent: Diagnosis | None, block: str, chapter: str) -> Iterator[Diagnosis]:
+    diagnosis = Diagnosis(
+        code=_text(node, "name"),
+        title=_text(node, "desc"),
+        parent=parent,
+        block=block,
+        chapter=chapter,
+        also_called=tuple(note.text or "" for note in node.findall("inclusionTerm/note")),
+        excludes=tuple(note.text or "" for note in node.findall("excludes1/note")),
+    )
+    yield diagnosis
+    for child in node.findall("diag"):
+        yield from _walk(child, diagnosis, block, chapter)
+
+
+def _text(node: ET.Element, tag: str) -> str:
+    return " ".join((node.findtext(tag) or "").split())
+
+
+def _without_range(title: str) -> str:
+    """A title without the code range after it: ``Neoplasms (C00-D49)`` is ``Neoplasms``."""
+    return re.sub(r"\s*\([A-Z0-9]+-[A-Z0-9]+\)$", "", title)
+
+
+def _means(diagnosis: Diagnosis) -> Iterator[Pair]:
+    if diagnosis.parent is None:
+        yield f"What does the ICD-10-CM category {diagnosis.code} stand for?", f"{diagnosis.title}."
+
+
+def _code(diagnosis: Diagnosis) -> Iterator[Pair]:
+    if diagnosis.parent is None:
+        yield f"What is the ICD-10-CM category of this diagnosis: {diagnosis.title}?", f"{diagnosis.code}."
+
+
+def _chapter(diagnosis: Diagnosis) -> Iterator[Pair]:
+    if diagnosis.parent is None:
+        yield f"Which chapter of ICD-10-CM lists {diagnosis.title}?", f"{diagnosis.chapter}."
+
+
+def _block(diagnosis: Diagnosis) -> Iterator[Pair]:
+    if diagnosis.parent is not None:
+        yield f"To which group of conditions does {diagnosis.title} belong?", f"{diagnosis.block}."
+
+
+def _parent(diagnosis: Diagnosis) -> Iterator[Pair]:
+    if diagnosis.parent is not None:
+        parent = diagnosis.parent
+        yield f"What is the broader diagnosis of {diagnosis.title}?", f"{parent.title} ({parent.code})."
+
+
+def _synonym(diagnosis: Diagnosis) -> Iterator[Pair]:
+    for term in diagnosis.also_called:
+        yield f"Under which diagnosis is this recorded: {term}?", f"{diagnosis.title} ({diagnosis.code})."
+
+
+def _excluded(diagnosis: Diagnosis) -> Iterator[Pair]:
+    if diagnosis.excludes:
+        yield f"What must not be coded together with {diagnosis.title}?", f"{diagnosis.excludes[0]}."
+
+
+QUESTIONS: tuple[Callable[[Diagnosis], Iterator[Pair]], ...] = (
+    _means, _code, _chapter, _block, _parent, _synonym, _excluded,
+)  # fmt: skip
+
+
+def icd_pairs(path: Path, seed: int) -> list[Pair]:
+    """A sample of every kind of question about the diagnoses in the file."""
+    diagnoses = read_diagnoses(path)
+    rng = random.Random(f"icd:{seed}")
+    pairs: list[Pair] = []
+    for ask in QUESTIONS:
+        asked = [pair for diagnosis in diagnoses for pair in ask(diagnosis)]
+        pairs += rng.sample(asked, min(PAIRS_PER_QUESTION, len(asked)))
+    return pairs

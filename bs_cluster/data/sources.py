@@ -1,0 +1,133 @@
+"""Raw rows from where they live: the built-in domains, JSONL and Parquet files, the Hub, reasoning-gym."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bs_cluster.config.schema import SourceSection
+from bs_cluster.data.embedded import embedded_rows
+from bs_cluster.data.procedural import gym_items
+from bs_cluster.errors import DataError
+
+RawRow = Mapping[str, Any]
+
+# Of each task when ``take`` does not say: a procedural source has no end of its own.
+ROWS_PER_TASK = 500
+
+
+def read_source(source: SourceSection, *, seed: int) -> Iterator[RawRow]:
+    """The source's raw rows that pass ``where``, at most ``take`` of them, in a fixed order.
+
+    ``seed`` is used by the built-in domains and reasoning-gym only. Raises DataError, with the path or name, when
+    the source cannot be read; nothing falls back to another split.
+    """
+    rows = (row for row in READERS[source.kind](source, seed) if _passes(row, source.where))
+    return itertools.islice(rows, source.take)
+
+
+def source_label(source: SourceSection) -> str:
+    """How messages name a source: ``jsonl data/*.jsonl``, ``hub openai/gsm8k main train``."""
+    if source.kind == "hub":
+        return " ".join(part for part in ("hub", source.name, source.config, source.split) if part)
+    return f"{source.kind} {source.path or source.name or ','.join(source.tasks)}"
+
+
+def _passes(row: RawRow, where: Mapping[str, str]) -> bool:
+    for name, wanted in where.items():
+        if name not in row:
+            raise DataError(f"where names the column {name!r}; the row has {sorted(row)}")
+        if str(row[name]) != wanted:
+            return False
+    return True
+
+
+def _required(value: str | None, setting: str, source: SourceSection) -> str:
+    if not value:
+        raise DataError(f"a source of kind {source.kind} needs {setting}")
+    return value
+
+
+def _files(source: SourceSection) -> list[str]:
+    pattern = _required(source.path, "path", source)
+    paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    if not paths:
+        raise DataError(f"no file matches {pattern!r} in {os.getcwd()}; every node that loads data must see the file")
+    return paths
+
+
+def _read_jsonl(source: SourceSection, seed: int) -> Iterator[RawRow]:
+    for path in _files(source):
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _json_object(line, f"{path}:{number}")
+
+
+def _json_object(line: str, place: str) -> RawRow:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place} is not JSON ({error}); one object a line is expected") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{place} holds a {type(row).__name__}; one object a line is expected")
+    return row
+
+
+def _read_parquet(source: SourceSection, seed: int) -> Iterator[RawRow]:
+    for path in _files(source):
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size=1024):
+                    yield from batch.to_pylist()
+        except pa.ArrowException as error:
+            raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _read_hub(source: SourceSection, seed: int) -> Iterator[RawRow]:
+    import datasets  # noqa: PLC0415 - seconds to import, and only Hub sources need it
+    from datasets.exceptions import DatasetsError  # noqa: PLC0415 - the same
+
+    name = _required(source.name, "name", source)
+    # Streaming reads `take` rows and no more; without it the whole split is wanted and the local cache is faster.
+    streaming = source.take is not None
+    try:
+        for row in datasets.load_dataset(name, source.config, split=source.split, streaming=streaming):
+            yield cast(RawRow, row)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise DataError(
+            f"cannot load split {source.split!r} of {name!r}: {error}; check name, config and split, "
+            "that the Hub can be reached, and HF_TOKEN if the data set is gated"
+        ) from error
+
+
+def _read_embedded(source: SourceSection, seed: int) -> Iterator[RawRow]:
+    for prompt, completion in embedded_rows(_required(source.name, "name", source), seed):
+        yield {"prompt": prompt, "completion": completion}
+
+
+def _read_reasoning_gym(source: SourceSection, seed: int) -> Iterator[RawRow]:
+    if not source.tasks:
+        raise DataError("a source of kind reasoning_gym needs tasks, such as [chain_sum, gcd]")
+    per_task = ROWS_PER_TASK if source.take is None else -(-source.take // len(source.tasks))
+    streams = [gym_items(task, per_task, seed) for task in source.tasks]
+    for items in zip(*streams, strict=True):  # in turns, so that `take` cuts all tasks alike
+        for task, item in zip(source.tasks, items, strict=True):
+            answer = "" if item["answer"] is None else str(item["answer"])
+            yield {"prompt": item["question"], "completion": answer, "task": task}
+
+
+READERS: dict[str, Callable[[SourceSection, int], Iterator[RawRow]]] = {
+    "embedded": _read_embedded,
+    "hub": _read_hub,
+    "jsonl": _read_jsonl,
+    "parquet": _read_parquet,
+    "reasoning_gym": _read_reasoning_gym,
+}

@@ -1,0 +1,203 @@
+"""One campaign in MLflow: a parent run, a child run per round, a registered model per domain and one for bundles.
+
+The store decides, MLflow shows. There is no outbox on disk, because it would only repeat what the store knows: what is
+left to register is what the store's refs name and MLflow, asked by manifest digest, does not have. ``sync`` works that
+off in order. So MLflow may be away while a campaign trains, or be wiped and rebuilt, and the end is the same.
+
+One writer: the coordinator's process. Every method raises ``RegistryUnavailable`` when MLflow is away, at once for a
+while after it was found to be, and ``RegistryError`` when it refuses.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bs_cluster.errors import RegistryError
+from bs_cluster.records import BundleManifest, DomainRecord, StackId, StackManifest, StackRef
+from bs_cluster.registry import wording
+from bs_cluster.registry.artifacts import write_bundle, write_stack
+from bs_cluster.registry.connection import Connection
+from bs_cluster.registry.runs import Point, Runs
+from bs_cluster.registry.versions import Entry, Versions
+from bs_cluster.store import Store
+
+HISTORY = "history.jsonl"
+REPORT_METRICS = ("loss", "isolated_at_commit", "isolated_drift_max", "router", "sweep", "timing")
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What one ``sync`` brought to MLflow that was not there: versions, rejected rounds, closed domains, bundles."""
+
+    stacks: tuple[StackId, ...]
+    rejected: tuple[StackId, ...]
+    domains: tuple[str, ...]
+    bundles: tuple[int, ...]
+    seconds: float
+
+
+class Registry:
+    """``tracking_uri`` is ``http(s)://…`` or ``sqlite:////absolute/path.db``, whose artifacts go beside it."""
+
+    def __init__(self, tracking_uri: str, campaign: str, experiment: str):
+        self.tracking_uri, self.campaign, self.experiment = tracking_uri, campaign, experiment
+        self._connection = Connection(tracking_uri)
+        self._runs = Runs(self._connection, campaign, experiment)
+        self._versions = Versions(self._connection, campaign)
+
+    # Live: what a campaign shows while it runs
+
+    def open_campaign(self, params: Mapping[str, Any]) -> None:
+        """Find or create the campaign's run, mark it running and log ``params``, flattened."""
+        self._runs.refresh()
+        self._start(None, params)
+
+    def round_started(self, stack: StackId, params: Mapping[str, Any]) -> None:
+        """Find or create the run of a round, mark it running and log ``params``, flattened."""
+        self._start(stack, params)
+
+    def log_metrics(self, stack: StackId | None, step: int, metrics: Mapping[str, float]) -> None:
+        """Log metrics to the run of a round, or with None to the campaign's."""
+        with self._fresh_after_failure():
+            self._runs.log_points(self._runs.of(stack), _at(step, metrics))
+
+    def log_figures(self, stack: StackId | None, directory: Path) -> None:
+        """Upload a folder of figures to the run of a round, or with None to the campaign's."""
+        with self._fresh_after_failure():
+            self._runs.log_folder(self._runs.of(stack), directory, "figures")
+
+    def log_report(self, directory: Path) -> None:
+        """Upload the campaign's report, log its key numbers as metrics, show its text, and end the campaign's run."""
+        report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
+        values = wording.numbers({name: report[name] for name in REPORT_METRICS if name in report}, "report/")
+        text = wording.cut((directory / "report.md").read_text(encoding="utf-8"), wording.MAX_TAG)
+        with self._fresh_after_failure():
+            run = self._runs.campaign()
+            self._runs.log_folder(run, directory, "report")
+            self._runs.log_points(run, _at(0, values), {"mlflow.note.content": text})
+            self._runs.set_status(run, "FINISHED")
+
+    def _start(self, stack: StackId | None, params: Mapping[str, Any]) -> None:
+        with self._fresh_after_failure():
+            run = self._runs.of(stack)
+            self._runs.log_params(run, wording.flatten(params))
+            self._runs.set_status(run, "RUNNING")
+
+    @contextmanager
+    def _fresh_after_failure(self) -> Iterator[None]:
+        """After a failure look runs up again: MLflow may come back without those we knew."""
+        try:
+            yield
+        except RegistryError:
+            self._runs.refresh()
+            raise
+
+    # Committed: what the store decided
+
+    def sync(self, store: Store) -> SyncReport:
+        """Bring MLflow up to the store: runs with their curves, versions, domains, bundles, aliases. Idempotent; what
+        an interrupted sync left half done is finished. The report names only what was not there before."""
+        if store.campaign != self.campaign:
+            raise RegistryError(f"the registry of {self.campaign!r} was given the store of {store.campaign!r}")
+        started = time.monotonic()
+        self._connection.try_again()
+        self._runs.refresh()
+        self._versions.refresh(self._runs.experiment_id())
+        stacks = [ref.stack for ref, manifest in store.stacks() if self._mirror_stack(store, ref, manifest)]
+        closed = [record for record in store.domains() if self._mirror_domain(record)]
+        bundles = [
+            number for number, digest, manifest in store.bundles() if self._mirror_bundle(store, digest, manifest)
+        ]
+        self._versions.point_champions()
+        return SyncReport(
+            stacks=tuple(stacks),
+            rejected=tuple(outcome.stack for record in closed for outcome in record.rounds if not outcome.committed),
+            domains=tuple(record.domain for record in closed),
+            bundles=tuple(bundles),
+            seconds=time.monotonic() - started,
+        )
+
+    def _mirror_stack(self, store: Store, ref: StackRef, manifest: StackManifest) -> bool:
+        if self._versions.has(ref.manifest):
+            return False
+        run = self._runs.stack(ref.stack)
+        tags = wording.stack_tags(manifest, ref.manifest)
+        if run.data.tags.get("manifest") != ref.manifest:
+            history = self._runs.missing(run, read_history(store, manifest))
+            self._runs.log_points(run, history, tags)
+        self._runs.set_status(run, "FINISHED")
+        entry = Entry(
+            model=f"{self.campaign}-{ref.stack.domain}",
+            name=ref.stack.name,
+            kind="stack",
+            digest=ref.manifest,
+            order=ref.stack.round,
+            experiment_id=run.info.experiment_id,
+            run_id=run.info.run_id,
+            tags=tags,
+            metrics=manifest.metrics,
+            text=wording.stack_text(manifest, ref.manifest, store.uri),
+            model_text=wording.open_domain_text(ref.stack.domain, self.campaign),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            write_stack(Path(folder), store, manifest, ref.manifest)
+            self._versions.register(entry, Path(folder))
+        return True
+
+    def _mirror_domain(self, record: DomainRecord) -> bool:
+        campaign, mark = self._runs.campaign(), f"closed.{record.domain}"
+        if campaign.data.tags.get(mark) == record.digest():
+            return False
+        for outcome in record.rounds:
+            run = self._runs.stack(outcome.stack)
+            self._runs.log_dataset(run, record)
+            self._runs.log_points(run, _at(outcome.steps, wording.outcome_metrics(outcome)))
+            if not outcome.committed:
+                self._runs.tag(run, wording.outcome_tags(outcome))
+                self._runs.set_status(run, "FINISHED")
+        self._versions.describe(f"{self.campaign}-{record.domain}", wording.domain_text(record, self.campaign))
+        # The mark comes last: it says that all of the above is done.
+        self._runs.log_points(campaign, _at(record.position, wording.domain_metrics(record)), {mark: record.digest()})
+        return True
+
+    def _mirror_bundle(self, store: Store, digest: str, manifest: BundleManifest) -> bool:
+        if self._versions.has(digest):
+            return False
+        run = self._runs.campaign()
+        entry = Entry(
+            model=self.campaign,
+            name=f"{self.campaign}_bundle_{manifest.number}",
+            kind="bundle",
+            digest=digest,
+            order=manifest.number,
+            experiment_id=run.info.experiment_id,
+            run_id=run.info.run_id,
+            tags=wording.bundle_tags(manifest, digest),
+            metrics={f"bundle/{name}": value for name, value in manifest.metrics.items()},
+            text=wording.bundle_text(manifest, digest, store.uri),
+            model_text=f"Campaign **{self.campaign}** as one model that answers prompts: a version per bundle.",
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            model = Path(scratch) / "model"
+            write_bundle(model, Path(scratch), store, digest)
+            self._versions.register(entry, model)
+        return True
+
+
+def read_history(store: Store, manifest: StackManifest) -> list[Point]:
+    """The learning curves that a stack carries in its ``history.jsonl``; none when it has no such file."""
+    for entry in manifest.files:
+        if entry.name == HISTORY:
+            return wording.parse_history(store.get_bytes(entry.sha256).decode(), manifest.stack.name)
+    return []
+
+
+def _at(step: int, metrics: Mapping[str, float]) -> list[Point]:
+    return [(step, key, value) for key, value in metrics.items()]

@@ -1,0 +1,117 @@
+"""The model registry's side of a campaign: a version per committed stack and per bundle, found by manifest digest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Run
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+from bs_cluster.registry.connection import Connection, all_pages
+
+ALIAS = "champion"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One version to register. ``order`` grows with newness: the champion is the entry with the largest."""
+
+    model: str
+    name: str
+    kind: str
+    digest: str
+    order: int
+    experiment_id: str
+    run_id: str
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    text: str
+    model_text: str
+
+
+class Versions:
+    """Finds and creates the registered models and versions of one campaign. Raises as ``Connection.to`` does."""
+
+    def __init__(self, connection: Connection, campaign: str):
+        self._connection = connection
+        self._campaign = campaign
+        self._versions: dict[str, ModelVersion] = {}  # by manifest digest
+        self._models: dict[str, RegisteredModel] = {}  # by name
+        self._logged: dict[str, LoggedModel] = {}  # by manifest digest
+
+    def refresh(self, experiment_id: str) -> None:
+        """Look up all that MLflow has of this campaign, in three searches."""
+        mine = f"tags.campaign = '{self._campaign}'"
+        with self._connection.to(f"look up the versions of {self._campaign}") as client:
+            versions = all_pages(client.search_model_versions, filter_string=mine)
+            models = all_pages(client.search_registered_models, filter_string=mine)
+            logged = all_pages(client.search_logged_models, experiment_ids=[experiment_id], filter_string=mine)
+        self._versions = {version.tags["manifest"]: version for version in versions}
+        self._models = {model.name: model for model in models}
+        self._logged = {model.tags["manifest"]: model for model in logged}
+
+    def has(self, digest: str) -> bool:
+        return digest in self._versions
+
+    def register(self, entry: Entry, files: Path) -> None:
+        """Create the version of ``entry`` with ``files`` as its artifacts, from wherever an earlier attempt stopped."""
+        logged = self._logged_model(entry, files)
+        with self._connection.to(f"register {entry.name} as a version of {entry.model}") as client:
+            if entry.model not in self._models:
+                tags = {"campaign": self._campaign, "kind": entry.kind}
+                self._models[entry.model] = client.create_registered_model(entry.model, tags, entry.model_text)
+            # By location: a models:/<id> source is resolved through MLflow's process-wide tracking URI.
+            version = client.create_model_version(
+                entry.model,
+                source=logged.artifact_location,
+                run_id=entry.run_id,
+                tags={**entry.tags, "order": str(entry.order)},
+                description=entry.text,
+                model_id=logged.model_id,
+            )
+            self._versions[entry.digest] = version
+            shown = json.dumps([{"name": entry.model, "version": version.version}])
+            client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": shown})
+
+    def describe(self, model: str, text: str) -> None:
+        if model in self._models and self._models[model].description != text:
+            with self._connection.to(f"describe {model}") as client:
+                self._models[model] = client.update_registered_model(model, text)
+
+    def point_champions(self) -> None:
+        """Let each model's champion be its newest version. Aliases already right cost nothing."""
+        newest: dict[str, ModelVersion] = {}
+        for version in sorted(self._versions.values(), key=lambda version: int(version.tags["order"])):
+            newest[version.name] = version
+        with self._connection.to(f"set the aliases of {self._campaign}") as client:
+            for name, version in newest.items():
+                if str(self._models[name].aliases.get(ALIAS)) != str(version.version):
+                    client.set_registered_model_alias(name, ALIAS, version.version)
+
+    def _logged_model(self, entry: Entry, files: Path) -> LoggedModel:
+        model = self._logged.get(entry.digest)
+        if model is not None and model.status == LoggedModelStatus.READY:
+            return model
+        with self._connection.to(f"log the model of {entry.name}") as client:
+            if model is None:
+                model = client.create_logged_model(
+                    entry.experiment_id, entry.name, entry.run_id, dict(entry.tags), model_type=entry.kind
+                )
+                self._logged[entry.digest] = model
+            client.log_model_artifacts(model.model_id, str(files))
+            time_ms, model_id = model.creation_timestamp, model.model_id
+            metrics = [Metric(key, value, time_ms, 0, model_id) for key, value in entry.metrics.items()]
+            client.log_batch(entry.run_id, metrics)
+            # Refused the second time, and an earlier attempt may have got so far.
+            if model.model_id not in _outputs(client.get_run(entry.run_id)):
+                client.log_outputs(entry.run_id, [LoggedModelOutput(model.model_id, 0)])
+            self._logged[entry.digest] = client.finalize_logged_model(model.model_id, "READY")
+        return self._logged[entry.digest]
+
+
+def _outputs(run: Run) -> set[str]:
+    """Ids of the logged models that a run is shown to have made."""
+    return {output.model_id for output in run.outputs.model_outputs} if run.outputs else set()

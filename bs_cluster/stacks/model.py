@@ -1,0 +1,183 @@
+"""The tuner: wraps the projections of a base model and decides which stacks fire.
+
+Order of use while a round trains: load every parent with ``PeftModel.load_adapter``, add the new stack with
+``add_adapter``, then ``fire(parents, train=new)``. For inference ``fire(all)`` and gate weights per prompt:
+
+    with model.base_model.gates(weights_BD, domains):
+        model(input_ids=..., attention_mask=...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from bs_cluster.stacks.composition import Composition, Training
+from bs_cluster.stacks.config import PREFIX, StackConfig
+from bs_cluster.stacks.layer import PARTS, StackLinear
+from bs_cluster.stacks.lm_loss import completion_nll
+
+SEVEN_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class StackModel(BaseTuner):
+    """A base with stacks on it. State that a forward reads lives in ``composition``, shared by all sites."""
+
+    prefix = PREFIX
+    tuner_layer_cls = StackLinear
+    target_module_mapping = dict.fromkeys(("gemma3", "gemma3_text", "llama", "qwen2", "mistral"), SEVEN_PROJECTIONS)
+
+    composition: Composition
+
+    def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        if not hasattr(self, "composition"):
+            self.composition = Composition()
+            self.sites: list[StackLinear] = []
+
+    def forward(self, *args: Any, completion_labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """The base's own forward; with ``completion_labels`` (B, T) the loss of each labelled token instead, (N,)."""
+        if completion_labels is None:
+            return self.model(*args, **kwargs)
+        inputs = {name: value for name, value in kwargs.items() if isinstance(value, torch.Tensor)}
+        return completion_nll(self.model, completion_labels, **inputs)
+
+    # --- PEFT's hooks ---------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: StackConfig, key: str) -> bool:  # type: ignore[override]
+        """Whole path parts decide, so that excluding ``vision_tower`` excludes everything under it."""
+        parts = key.split(".")
+        if not set(parts).isdisjoint(peft_config.exclude_modules or ()):
+            return False
+        return parts[-1] in (peft_config.target_modules or ())
+
+    def _check_new_adapter_config(self, config: StackConfig) -> None:  # type: ignore[override]
+        super()._check_new_adapter_config(config)
+        for name, other in self.peft_config.items():
+            shape = (config.rank, config.experts, config.top_k, config.scale)
+            if shape != (other.rank, other.experts, other.top_k, other.scale):  # type: ignore[attr-defined]
+                raise ValueError(
+                    f"stack {config.domain} round {config.round} has (rank, experts, top_k, scale) {shape}, "
+                    f"stack {name} on the same base does not; stacks are fused and must agree"
+                )
+
+    def _create_and_replace(  # type: ignore[override]
+        self, peft_config: StackConfig, adapter_name: str, target, target_name, parent, current_key, **_: Any
+    ) -> None:
+        if not isinstance(target, StackLinear):
+            base = target.get_base_layer() if hasattr(target, "get_base_layer") else target
+            if not isinstance(base, nn.Linear):
+                raise ValueError(f"{current_key} is a {type(base).__name__}; stacks wrap linear projections only")
+            layer = StackLinear(target, len(self.sites), self.composition, peft_config)
+            self.sites.append(layer)
+            self._replace_module(parent, target_name, layer, target)
+            target = layer
+        target.update_layer(adapter_name, peft_config.inference_mode)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        setattr(parent, child_name, new_module)  # new parameters are made on the base layer's device already
+
+    def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
+        """PEFT's way of saying which stacks are on: one learns if it is alone and not in inference mode."""
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        learns = None if inference_mode or len(names) != 1 or not self._is_learning(names[0]) else names[0]
+        self.fire([name for name in names if name != learns], train=learns)
+
+    def _is_learning(self, name: str) -> bool:
+        return bool(self.sites) and self.sites[0].stack_A[name].requires_grad
+
+    # --- what fires -----------------------------------------------------------------------------------------
+
+    def fire(self, frozen: Sequence[str], train: str | None = None) -> None:
+        """Turns on the stacks ``frozen`` (all others stay loaded and cost nothing) and lets ``train`` learn.
+
+        Every loaded stack except ``train`` is packed into the fused blocks. Raises KeyError for a name not loaded.
+        """
+        known = self.peft_config
+        for name in (*frozen, *([train] if train else [])):
+            if name not in known:
+                raise KeyError(f"stack {name!r} is not loaded; loaded are {sorted(known)}")
+        order = sorted((name for name in known if name != train), key=lambda name: self._config(name).order)
+        dtype = self.compute_dtype
+        for site in self.sites:
+            for name in known:
+                for part in PARTS:
+                    getattr(site, part)[name].requires_grad_(name == train)
+            if site.stack_A and (site.block is None or site.block.names != tuple(order)):
+                site.pack(tuple(order), dtype)
+        on = set(frozen)
+        self.composition.firing = tuple(name for name in order if name in on)
+        self.composition.train = train
+        self.composition.reset_weights()
+        self.active_adapter = [*self.composition.firing, *([train] if train else [])]
+
+    @contextmanager
+    def gates(self, weights_BD: torch.Tensor, domains: Sequence[str]) -> Iterator[None]:
+        """Multiplies each domain's stacks by its gate weight, row by row; shape (B, D), columns named by ``domains``.
+
+        A domain at zero for the whole batch is left out of the product; a domain not named is off.
+        """
+        state = self.composition
+        column = {domain: d for d, domain in enumerate(domains)}
+        if weights_BD.shape[1] != len(column):
+            raise ValueError(
+                f"{weights_BD.shape[1]} gate weights per row for the {len(column)} domains {list(domains)}"
+            )
+        on_D = (weights_BD != 0).any(0).tolist()
+        names = tuple(
+            name for name in state.firing if (d := column.get(self._config(name).domain)) is not None and on_D[d]
+        )
+        columns = [column[self._config(name).domain] for name in names]
+        state.active = names
+        weights_BS = weights_BD[:, columns].float()
+        state.weights_BS = None if bool((weights_BS == 1).all()) else weights_BS
+        try:
+            yield
+        finally:
+            state.reset_weights()
+
+    @contextmanager
+    def training_step(self, step: Training) -> Iterator[None]:
+        """Noise, mask and balance for one micro-batch; must span forward and backward (checkpoints recompute)."""
+        self.composition.training = step
+        try:
+            yield
+        finally:
+            self.composition.training = None
+
+    def _config(self, name: str) -> StackConfig:
+        return self.peft_config[name]  # type: ignore[return-value]
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What activations are in at the sites: that of the base's norms, which quantization leaves alone."""
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point() and p.ndim == 1)
+
+    def site_names(self) -> list[str]:
+        """Module path of each site in site order, ``model.layers.0.self_attn.q_proj``: keys of bases and files."""
+        names = {id(module): name for name, module in self.model.named_modules()}
+        return [names[id(site)] for site in self.sites]
+
+    def cache_weights(self) -> None:
+        """Keeps every site's dequantised base weight in memory (2 bytes a parameter in bf16)."""
+        for site in self.sites:
+            site.cache_weight()
+
+    def set_bases(self, output: Mapping[str, torch.Tensor], input_side: Mapping[str, torch.Tensor]) -> None:
+        """Confines the learning stack: orthonormal (O, K) directions it may not write into, (I, K) not read from.
+
+        Keys are site paths; a site without an entry is free. An unknown path raises KeyError.
+        """
+        paths = self.site_names()
+        unknown = sorted((set(output) | set(input_side)) - set(paths))
+        if unknown:
+            raise KeyError(f"bases for sites that this model does not have: {unknown[:3]}")
+        for path, site in zip(paths, self.sites, strict=True):
+            device = site.base_layer.weight.device
+            site.basis_OK = output[path].to(device) if path in output and output[path].shape[1] else None
+            site.basis_IK = input_side[path].to(device) if path in input_side and input_side[path].shape[1] else None

@@ -1,0 +1,73 @@
+"""What a worker process keeps for the length of a campaign: the base, attached stacks, rows, the coordinator.
+
+Loading a base and starting a process cost more than a short round, so one Ray Train run serves the whole campaign
+and its workers pull step after step (``worker.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.data.batch import plan_batches
+from bs_cluster.data.encode import EncodedRow
+from bs_cluster.inference.scoring import score_batch
+from bs_cluster.inference.stacked import StackedBase
+from bs_cluster.records import RowLoss
+from bs_cluster.store.store import Store
+from bs_cluster.training.trainer import sum_over_ranks, world_rank, world_size
+
+
+@dataclass(frozen=True)
+class DomainRows:
+    """A domain's encoded rows, as the driver puts them into the object store once."""
+
+    train: tuple[EncodedRow, ...]
+    validation: tuple[EncodedRow, ...]
+    sweep: tuple[EncodedRow, ...]
+    fingerprint: str
+    counts: dict[str, int]
+
+
+@dataclass
+class Session:
+    """``rows`` fetches a domain's rows; ``report`` tells people what happens (rank 0 only says something)."""
+
+    config: CampaignConfig
+    stacked: StackedBase
+    store: Store
+    rows: Callable[[str], DomainRows]
+    report: Callable[[dict[str, Any]], None]
+    base_losses: dict[str, list[RowLoss]] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> int:
+        return world_rank()
+
+    def score(self, rows: Sequence[EncodedRow]) -> list[RowLoss]:
+        """Losses of these rows under what fires now, in row order; batches are dealt out over the ranks.
+
+        How rows are batched depends on the rows alone, so the bits do not depend on the world size.
+        """
+        plan = plan_batches([len(row.input_ids) for row in rows], self.config.training.eval_batch_tokens)
+        sums = torch.zeros(len(rows), 2, dtype=torch.float64)
+        for number, batch in enumerate(plan):
+            if number % world_size() == world_rank():
+                for index, loss in zip(batch, score_batch(self.stacked, [rows[i] for i in batch]), strict=True):
+                    sums[index] = torch.tensor([loss.nll, loss.tokens], dtype=torch.float64)
+        sums = self._sum(sums)
+        return [RowLoss(nll, int(tokens)) for nll, tokens in sums.tolist()]
+
+    def _sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        if world_size() > 1 and dist.get_backend() == "nccl":
+            return sum_over_ranks(tensor.to(self.stacked.base.model.device)).cpu()
+        return sum_over_ranks(tensor)
+
+
+def device_of(config: CampaignConfig) -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if config.training.use_gpu else torch.device("cpu")

@@ -1,0 +1,111 @@
+"""What each Ray Train worker runs: pull a step from the coordinator, do it, commit, again, until all is done.
+
+One run serves the whole campaign, so a round does not pay for processes and base loading. If a worker dies, Ray
+Train starts the group anew; it registers, which fences off the old group, and is handed the unfinished step again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+
+from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.inference.stacked import StackedBase
+from bs_cluster.records import CloseDomain, Finished, TrainRound
+from bs_cluster.stacks.files import load_basis
+from bs_cluster.store.store import Store
+from bs_cluster.training.closing import close_domain
+from bs_cluster.training.round import train_round
+from bs_cluster.training.session import DomainRows, Session, device_of
+
+CALL_TIMEOUT_S = 600
+
+
+def work(settings: dict[str, Any]) -> None:
+    """The per-worker loop. ``settings``: ``config`` (a dict), ``folder`` of the base, ``coordinator`` handle."""
+    config = CampaignConfig.model_validate(settings["config"])
+    quieten()
+    if config.training.threads_per_worker:
+        torch.set_num_threads(config.training.threads_per_worker)
+    if not config.training.use_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    coordinator = settings["coordinator"]
+
+    def call(method: str, *args: Any) -> Any:
+        return ray.get(getattr(coordinator, method).remote(*args), timeout=CALL_TIMEOUT_S)
+
+    group = _same_on_all_ranks(call("register") if dist.get_rank() == 0 else None)
+
+    def say(event: dict[str, Any]) -> None:
+        coordinator.report.remote(event)
+
+    if dist.get_rank() == 0:
+        say({"kind": "phase", "text": f"{dist.get_world_size()} workers load {config.base.model}"})
+    store = Store(config.store.uri, config.campaign)
+    stacked = StackedBase.load(config.base, device_of(config), settings["folder"])
+    handles: dict[str, ray.ObjectRef] = {}
+    opened: dict[str, DomainRows] = {}
+
+    def rows(domain: str) -> DomainRows:
+        if domain not in opened:
+            opened[domain] = ray.get(handles[domain], timeout=CALL_TIMEOUT_S)
+        return opened[domain]
+
+    session = Session(config, stacked, store, rows, say)
+    while True:
+        dist.barrier()
+        work_item = call("next_step", group)
+        step = work_item["step"]
+        handles.update(work_item["rows"])
+        if isinstance(step, Finished):
+            break
+        for _, manifest in store.stacks():
+            stacked.attach(manifest, store)
+        if isinstance(step, TrainRound):
+            _train(session, step, work_item["basis"], call, group)
+        else:
+            _close(session, step, call, group)
+    ray.train.report({"stacks": len(stacked.names)})
+
+
+def _train(session: Session, step: TrainRound, basis: tuple[str, Any] | None, call: Any, group: int) -> None:
+    if session.rank == 0:
+        session.report({"kind": "round", "stack": step.stack.name, "domain": step.stack.domain})
+    fetched = (basis[0], load_basis(ray.get(basis[1], timeout=CALL_TIMEOUT_S))) if basis else None
+    outcome, manifest = train_round(session, step, fetched)
+    if session.rank == 0:
+        if manifest is not None:
+            call("commit", group, manifest)
+        else:
+            call("reject", group, outcome)
+        session.report({"kind": "outcome", **outcome.to_dict(), "stack": step.stack.name})
+    dist.barrier()
+
+
+def _close(session: Session, step: CloseDomain, call: Any, group: int) -> None:
+    record = close_domain(session, step, call("rejection", step.domain))
+    if session.rank == 0:
+        call("close", group, record)
+        session.report({"kind": "closed", "domain": step.domain, "isolated": record.isolated, "base": record.base_loss})
+    dist.barrier()
+
+
+def _same_on_all_ranks(value: Any) -> Any:
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def quieten() -> None:
+    """Libraries' chatter goes to the worker's log at warning level; people read the coordinator's events."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    for name in ("deepspeed", "DeepSpeed", "transformers", "accelerate", "torch.distributed", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)

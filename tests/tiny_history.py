@@ -1,0 +1,112 @@
+"""Tiny committed histories for tests of the store, of MLflow and of what is built on them: real stack files of a few
+numbers, real manifests, no model.
+
+    store = Store(str(tmp_path), "demo")
+    ref = commit_round(store, tmp_path / "staged", "chat", 1)
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from bs_cluster.records import (
+    SCHEMA_VERSION,
+    BaseRef,
+    BundleManifest,
+    DomainRecord,
+    RoundOutcome,
+    StackId,
+    StackManifest,
+    StackRef,
+)
+from bs_cluster.store import Store, stage_entries
+
+BASE = BaseRef(model="tiny", digest="b" * 64, quantization="none")
+SITES = ("base_model.model.model.layers.0.self_attn.q_proj", "base_model.model.model.layers.0.mlp.up_proj")
+E, R, I, O = 2, 3, 4, 5  # noqa: E741 - the project's shape letters
+
+
+def stack_tensors(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"stack_A": (E, R, I), "stack_B": (E, R, O), "stack_router": (E, I), "stack_noise": (E, I)}
+    return {
+        f"{site}.{kind}": torch.randn(shape, generator=generator) for site in SITES for kind, shape in shapes.items()
+    }
+
+
+def write_files(folder: Path, seed: int = 0, steps: int = 3, tensors: dict[str, torch.Tensor] | None = None) -> Path:
+    """Stage a stack: adapter config, weights and a learning curve of ``steps`` points."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(stack_tensors(seed) if tensors is None else tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "BRAINSTACKS", "r": R}))
+    rows = ({"step": step, "loss": 3.0 / (step + 1), "lr": 1e-4} for step in range(steps))
+    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def stack_manifest(store: Store, folder: Path, domain: str, number: int, position: int = 0) -> StackManifest:
+    parents = tuple(ref for ref, _ in store.stacks())
+    return StackManifest(
+        schema_version=SCHEMA_VERSION,
+        campaign=store.campaign,
+        stack=StackId(domain, number),
+        position=position,
+        parents=parents,
+        context=tuple(ref.stack for ref in parents),
+        base=BASE,
+        config_digest="c" * 64,
+        data_fingerprint="d" * 64,
+        basis=None,
+        files=stage_entries(folder),
+        metrics={"val_before": 3.0 - 0.5 * (number - 1), "val_after": 2.5 - 0.5 * (number - 1)},
+        code_version="test",
+    )
+
+
+def commit_round(store: Store, staging: Path, domain: str, number: int, position: int = 0, steps: int = 3) -> StackRef:
+    """Stage and commit one round; its parents are all stacks committed so far."""
+    folder = write_files(staging / f"{domain}_r{number}", seed=100 * position + number, steps=steps)
+    return store.commit_stack(stack_manifest(store, folder, domain, number, position), folder)
+
+
+def domain_record(store: Store, domain: str, position: int = 0, rejected: int = 0) -> DomainRecord:
+    """The closing statement of a domain with its committed rounds and, after them, ``rejected`` more."""
+    refs = [ref for ref, _ in store.stacks() if ref.stack.domain == domain]
+    rounds = [RoundOutcome(ref.stack, 3.0, 2.5, True, ref.manifest, 3, 0, 1.5, "improved") for ref in refs]
+    for number in range(len(refs) + 1, len(refs) + 1 + rejected):
+        rounds.append(RoundOutcome(StackId(domain, number), 2.5, 2.6, False, None, 3, 1, 1.5, "no improvement"))
+    return DomainRecord(
+        schema_version=SCHEMA_VERSION,
+        domain=domain,
+        position=position,
+        rounds=tuple(rounds),
+        basis=None,
+        basis_rank_mean=2.0,
+        isolated=2.5,
+        base_loss=3.0,
+        row_losses=(2.4, 2.6),
+        matrix={domain: {"base": 3.0, "isolated": 2.5, "ungated": 2.5}},
+        capacity={"5": 0.4},
+        data_fingerprint="d" * 64,
+        data_counts={"train": 30, "validation": 10},
+        seconds=12.0,
+    )
+
+
+def bundle_manifest(store: Store, number: int = 1) -> BundleManifest:
+    """A bundle of every committed stack, with a stand-in for the router's weights already in the store."""
+    refs = tuple(ref for ref, _ in store.stacks())
+    return BundleManifest(
+        schema_version=SCHEMA_VERSION,
+        campaign=store.campaign,
+        number=number,
+        base=BASE,
+        domains=tuple(dict.fromkeys(ref.stack.domain for ref in refs)),
+        stacks=refs,
+        files=(store.put_bytes("router.json", json.dumps({"bundle": number}).encode()),),
+        metrics={"regret": 0.01},
+    )

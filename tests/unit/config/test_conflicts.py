@@ -1,0 +1,115 @@
+"""Combinations of settings that cannot work."""
+
+from __future__ import annotations
+
+import pytest
+
+from bs_cluster.config import CampaignConfig, parse_config, problems
+from bs_cluster.errors import ConfigError
+
+SOURCE = {"kind": "embedded", "name": "chat"}
+
+
+def campaign(*domains: dict, **sections: dict) -> CampaignConfig:
+    listed = domains or ({"name": "chat"}, {"name": "reasoning"})
+    filled = [{"sources": [SOURCE], **domain} for domain in listed]
+    return CampaignConfig.model_validate({"campaign": "tryout", "domains": filled, **sections})
+
+
+def test_the_defaults_have_no_conflict():
+    assert problems(campaign()) == []
+
+
+@pytest.mark.parametrize(
+    ("sections", "key", "way_out"),
+    [
+        ({"stack": {"top_k": 5}}, "stack.top_k = 5", "stack.experts = 4"),
+        ({"stack": {"target_modules": ["q_proj", "q_proj"]}}, "stack.target_modules", "q_proj is listed twice"),
+        ({"data": {"max_length": 64, "max_prompt_length": 64}}, "data.max_prompt_length = 64", "no room"),
+        ({"training": {"steps": 30}}, "training.warmup_steps = 40", "training.steps = 30"),
+        ({"training": {"zero_stage": 0, "offload_optimizer": True}}, "training.offload_optimizer", "zero_stage"),
+        (
+            {"training": {"use_gpu": False}, "base": {"attention": "flash_attention_2"}},
+            "base.attention",
+            "training.use_gpu is false",
+        ),
+        (
+            {"base": {"attention": "flash_attention_2", "compute_dtype": "float32"}},
+            "base.attention",
+            "16 bits",
+        ),
+        ({"base": {"model": "embedded:gemma-270m"}}, "base.model", "did you mean gemma3-270m?"),
+        ({"base": {"revision": "main"}}, "base.revision", "remove it"),
+        ({"base": {"quantization": "none", "cache_dequantized": True}}, "base.cache_dequantized", "remove it"),
+        ({"data": {"template": "chat"}}, "data.template", "no chat template"),
+        ({"router": {"floors": {"caht": 0.1}}}, "router.floors.caht = 0.1", "did you mean chat?"),
+        ({"router": {"targets": {"boost_domain": "reson"}}}, "router.targets.boost_domain", "did you mean reasoning?"),
+    ],
+)
+def test_settings_that_exclude_each_other(sections: dict, key: str, way_out: str):
+    (line,) = problems(campaign(**sections))
+    assert line.startswith(key)
+    assert way_out in line
+
+
+def test_a_domain_that_overrides_steps_is_what_counts():
+    assert problems(campaign({"name": "chat", "steps": 100}, training={"steps": 30})) == []
+    (line,) = problems(campaign({"name": "chat", "steps": 30}, training={"steps": 100}))
+    assert "domains.chat.steps = 30" in line
+
+
+def test_default_floors_and_boost_wait_for_their_domain():
+    assert problems(campaign({"name": "law"})) == []
+
+
+def test_order_problems():
+    lines = problems(
+        campaign(
+            {"name": "chat", "after": ["math"]},
+            {"name": "code", "after": ["chat", "cod"]},
+            {"name": "math", "after": ["code"]},
+            {"name": "law", "after": ["law"]},
+        )
+    )
+    assert len(lines) == 3
+    assert "did you mean code?" in lines[0]
+    assert "cannot come after itself" in lines[1]
+    assert "chat -> math -> code -> chat" in lines[2]
+
+
+def test_two_separate_cycles_are_both_printed():
+    names = {"a": "b", "b": "a", "c": "d", "d": "c", "e": "a"}
+    lines = problems(campaign(*({"name": name, "after": [other]} for name, other in names.items())))
+    assert ["a -> b -> a" in lines[0], "c -> d -> c" in lines[1], len(lines)] == [True, True, 2]
+
+
+def test_a_name_listed_twice():
+    (line,) = problems(campaign({"name": "chat"}, {"name": "chat"}))
+    assert "chat is listed twice" in line
+
+
+@pytest.mark.parametrize(
+    ("source", "field"),
+    [
+        ({"kind": "jsonl"}, "path"),
+        ({"kind": "parquet"}, "path"),
+        ({"kind": "hub"}, "name"),
+        ({"kind": "embedded"}, "name"),
+        ({"kind": "reasoning_gym"}, "tasks"),
+        ({"kind": "jsonl", "path": "a", "name": "b"}, "name"),
+        ({"kind": "hub", "name": "a", "path": "b"}, "path"),
+        ({"kind": "embedded", "name": "chat", "split": "test"}, "split"),
+        ({"kind": "embedded", "name": "chat", "format": "alpaca"}, "format"),
+        ({"kind": "jsonl", "path": "a", "tasks": ["x"]}, "tasks"),
+        ({"kind": "parquet", "path": "a", "config": "x"}, "config"),
+    ],
+)
+def test_a_source_has_its_kinds_fields_and_no_others(source: dict, field: str):
+    (line,) = problems(campaign({"name": "chat", "sources": [source]}))
+    assert line.startswith(f"domains.chat.sources.0.{field} = ")
+
+
+def test_loading_refuses_conflicts():
+    text = "campaign: a\ndomains: [{name: a, after: [a], sources: [{kind: embedded, name: chat}]}]"
+    with pytest.raises(ConfigError, match="cannot come after itself"):
+        parse_config(text)

@@ -1,0 +1,41 @@
+"""The configs we ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bs_cluster.config import curriculum, effective_domain, load_config, parse_config, to_yaml
+from bs_cluster.data.formats import FORMATS
+
+PRESETS = sorted((Path(__file__).parents[3] / "jobs" / "configs").glob("*.yaml"))
+
+
+def test_the_presets_are_there():
+    assert {path.stem for path in PRESETS} >= {"embedded", "gemma3_12b", "tinyllama"}
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_is_valid_and_named_like_its_file(path: Path):
+    config = load_config(path)
+    assert config.campaign == path.stem
+    assert parse_config(to_yaml(config)) == config
+    assert {source.format for domain in config.domains for source in domain.sources} <= FORMATS.keys()
+
+
+def test_the_embedded_preset_needs_no_hub_and_no_gpu():
+    config = load_config(next(path for path in PRESETS if path.stem == "embedded"))
+    assert config.base.model.startswith("embedded:")
+    assert {source.kind for domain in config.domains for source in domain.sources} == {"embedded"}
+    assert not config.training.use_gpu
+    assert config.sweep.gpus_per_evaluator == 0
+
+
+def test_the_flagship_is_the_papers():
+    config = load_config(next(path for path in PRESETS if path.stem == "gemma3_12b"))
+    training = config.training
+    assert curriculum(config) == ("chat", "code", "math", "medical", "reasoning")
+    assert training.num_workers * training.per_device_batch * training.grad_accum == 16
+    assert effective_domain(config, "reasoning").steps == 600
+    assert effective_domain(config, "chat").steps == 500

@@ -1,0 +1,163 @@
+"""From a config to a campaign's data: cleaning, duplicates, decontamination, counts."""
+
+import json
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import tiny_tokenizer
+
+from bs_cluster.config.schema import CampaignConfig, DataSection, DomainSection, SourceSection
+from bs_cluster.data.clean import normalise
+from bs_cluster.data.decontaminate import detect_domain, domain_words
+from bs_cluster.data.load import load_domains
+from bs_cluster.errors import DataError
+
+
+def write_jsonl(path, pairs):
+    path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in pairs), encoding="utf-8")
+
+
+def campaign(folder, domains, after=None, keywords=None, **data):
+    """A campaign over ``{domain: [(prompt, completion), ...]}``, written as JSONL in ``folder``."""
+    sections = []
+    for name, pairs in domains.items():
+        write_jsonl(folder / f"{name}.jsonl", pairs)
+        source = SourceSection(kind="jsonl", path=str(folder / f"{name}.jsonl"))
+        sections.append(
+            DomainSection(
+                name=name, sources=(source,), after=(after or {}).get(name, ()), keywords=(keywords or {}).get(name, ())
+            )
+        )
+    sizes = {"validation_rows": 2, "sweep_rows": 2, "max_length": 64, "max_prompt_length": 48, **data}
+    return CampaignConfig(campaign="test", domains=tuple(sections), data=DataSection(**sizes))
+
+
+def plain(name, n=12):
+    return [(f"{name} topic {i}", f"about {name} {i}") for i in range(n)]
+
+
+def prompts(rows):
+    return {normalise(row.prompt) for row in rows}
+
+
+def test_each_domain_comes_split_and_counted(tmp_path):
+    loaded = load_domains(campaign(tmp_path, {"chat": plain("chat"), "law": plain("law", 20)}))
+    assert list(loaded) == ["chat", "law"]
+    law = loaded["law"]
+    assert (len(law.train), len(law.validation), len(law.sweep)) == (16, 2, 2)
+    assert all(row.domain == "law" for row in (*law.train, *law.validation, *law.sweep))
+    assert law.counts == {
+        "read": 20, "empty": 0, "stripped": 0, "duplicates": 0, "contaminated_out": 0, "contaminated_in": 0,
+        "train": 16, "validation": 2, "sweep": 2,
+    }  # fmt: skip
+
+
+def test_domains_come_in_curriculum_order(tmp_path):
+    config = campaign(tmp_path, {"law": plain("law"), "chat": plain("chat")}, after={"law": ("chat",)})
+    assert list(load_domains(config)) == ["chat", "law"]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32))
+def test_no_prompt_is_in_two_splits_or_two_domains(tmp_path, seed):
+    rng = random.Random(seed)
+    shared = [f"Tell me {word} of the patient's disease in python, function {i}" for i in range(6) for word in "ab"]
+    domains = {
+        name: [(rng.choice([p, p.upper(), f" {p} "]), name) for p in rng.sample(shared, 8)] + plain(name, 10)
+        for name in ("chat", "code", "medical")
+    }
+    loaded = load_domains(campaign(tmp_path, domains))
+    splits = [prompts(split) for data in loaded.values() for split in (data.train, data.validation, data.sweep)]
+    assert sum(map(len, splits)) == len(set().union(*splits))
+    for data in loaded.values():
+        kept = sum(data.counts[split] for split in ("train", "validation", "sweep"))
+        lost = sum(data.counts[step] for step in ("empty", "duplicates", "contaminated_out"))
+        assert kept == data.counts["read"] - lost + data.counts["contaminated_in"]
+
+
+def test_a_prompt_in_two_domains_stays_with_the_first_in_the_curriculum(tmp_path):
+    both = [("What is a deed?", "A paper.")]
+    domains = {"law": both + plain("law"), "chat": both + plain("chat")}
+    loaded = load_domains(campaign(tmp_path, domains, after={"law": ("chat",)}))
+    assert loaded["law"].counts["duplicates"] == 1
+    chat = loaded["chat"]
+    assert "what is a deed?" in prompts((*chat.train, *chat.validation, *chat.sweep))
+
+
+CODE_IN_CHAT = ("Can you write a Python function?", "Sure: def f(): return 1")
+
+
+def test_a_specialists_row_in_chat_moves_to_its_domain_and_only_trains(tmp_path):
+    for extra in range(8):  # wherever its hash would have ranked it
+        stray = (f"{CODE_IN_CHAT[0]} Number {extra}", CODE_IN_CHAT[1])
+        domains = {"chat": [stray, *plain("chat")], "code": plain("code")}
+        loaded = load_domains(campaign(tmp_path, domains))
+        assert normalise(stray[0]) in prompts(loaded["code"].train)
+        assert (loaded["chat"].counts["contaminated_out"], loaded["code"].counts["contaminated_in"]) == (1, 1)
+        moved = next(row for row in loaded["code"].train if row.prompt == stray[0])
+        assert moved.domain == "code"
+
+
+def test_decontamination_can_be_off_and_leaves_specialists_and_absent_domains_alone(tmp_path):
+    stray = [CODE_IN_CHAT]
+    off = load_domains(campaign(tmp_path, {"chat": stray + plain("chat"), "code": plain("code")}, decontaminate=False))
+    assert off["chat"].counts["contaminated_out"] == 0
+    specialist = load_domains(campaign(tmp_path, {"math": stray + plain("math"), "code": plain("code")}))
+    assert specialist["math"].counts["contaminated_out"] == 0
+    absent = load_domains(campaign(tmp_path, {"chat": stray + plain("chat"), "law": plain("law")}))
+    assert absent["chat"].counts["contaminated_out"] == 0
+
+
+def test_a_domains_own_keywords_take_the_place_of_the_built_in_list(tmp_path):
+    stray = ("My landlord broke the lease", "The tenant can sue")
+    domains = {"chat": [stray, *plain("chat")], "law": plain("law")}
+    loaded = load_domains(campaign(tmp_path, domains, keywords={"law": ("lease", "tenant")}))
+    assert loaded["law"].counts["contaminated_in"] == 1
+
+
+def test_keywords_are_whole_words_and_one_is_not_enough():
+    specialists = domain_words(
+        [DomainSection(name=name, sources=(SourceSection(kind="embedded"),)) for name in ("code", "medical")]
+    )
+    assert detect_domain("A capital scripture looped around", specialists) is None  # not api, script, loop
+    assert detect_domain("I love Python", specialists) is None
+    assert detect_domain("Python, python and Python again", specialists) is None
+    assert detect_domain("Python functions", specialists) == "code"
+    assert detect_domain("x = [1]\nprint(x)\nreturn x", specialists) == "code"
+    assert detect_domain("The patient needs another dose", specialists) == "medical"
+
+
+def test_chat_tokens_are_cut_and_rows_left_empty_are_dropped(tmp_path):
+    marked = [("<start_of_turn>user\nHello there<end_of_turn>", "<|im_start|>assistant\nHi<|im_end|>")]
+    hollow = [("What now?", "<eos>"), ("", "nothing was asked"), ("And now?", "  \n")]
+    loaded = load_domains(campaign(tmp_path, {"law": marked + hollow + plain("law")}))["law"]
+    assert (loaded.counts["stripped"], loaded.counts["empty"]) == (2, 3)
+    rows = {row.prompt: row.completion for row in (*loaded.train, *loaded.validation, *loaded.sweep)}
+    assert rows["Hello there"] == "Hi"
+
+
+def test_the_same_files_give_the_same_fingerprint_and_one_changed_word_another(tmp_path):
+    config = campaign(tmp_path, {"law": plain("law")})
+    first = load_domains(config)["law"].fingerprint
+    assert load_domains(config)["law"].fingerprint == first
+    write_jsonl(tmp_path / "law.jsonl", reversed(plain("law")))
+    assert load_domains(config)["law"].fingerprint == first
+    write_jsonl(tmp_path / "law.jsonl", [*plain("law")[:-1], ("law topic 11", "about Law 11")])
+    assert load_domains(config)["law"].fingerprint != first
+
+
+def test_errors_name_the_domain_and_the_source(tmp_path):
+    config = campaign(tmp_path, {"law": plain("law")})
+    (tmp_path / "law.jsonl").write_text('{"question": "x", "answer": "y"}\n')
+    message = r"domain 'law', source jsonl .*law\.jsonl: no column 'prompt'; the row has \['answer', 'question'\]"
+    with pytest.raises(DataError, match=message):
+        load_domains(config)
+
+
+def test_a_template_the_tokenizer_cannot_do_is_refused_before_anything_is_read(tmp_path):
+    config = campaign(tmp_path, {"law": plain("law")}, template="chat")
+    (tmp_path / "law.jsonl").unlink()
+    with pytest.raises(DataError, match="has no chat template; use alpaca or plain"):
+        load_domains(config, tiny_tokenizer())

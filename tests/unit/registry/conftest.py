@@ -1,0 +1,85 @@
+import itertools
+import shutil
+
+import pytest
+from mlflow import MlflowClient
+from tiny_history import bundle_manifest, commit_round, domain_record
+
+from bs_cluster.registry import Registry, artifacts
+from bs_cluster.store import Store
+
+ANSWERING_MODEL = """
+import json
+from pathlib import Path
+
+import mlflow
+
+
+class Answering(mlflow.pyfunc.PythonModel):
+    def load_context(self, context):
+        self.reference = json.loads(Path(context.artifacts["bundle"]).read_text())
+
+    def predict(self, context, model_input: list[str], params=None) -> list[str]:
+        return [f"{self.reference['bundle']} in {self.reference['store_uri']}: {prompt}" for prompt in model_input]
+
+
+mlflow.models.set_model(Answering())
+"""
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory):
+    """An empty MLflow database with its schema, which costs seconds to make."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    uri = f"sqlite:///{path}"
+    MlflowClient(uri, uri).search_experiments()
+    return path
+
+
+@pytest.fixture
+def wipe(migrated, tmp_path):
+    """Call it to have an empty MLflow, again; returns its URI."""
+    numbers = itertools.count(1)
+
+    def wipe() -> str:
+        path = tmp_path / f"mlflow{next(numbers)}.db"
+        shutil.copy(migrated, path)
+        return f"sqlite:///{path}"
+
+    return wipe
+
+
+@pytest.fixture
+def uri(wipe) -> str:
+    return wipe()
+
+
+@pytest.fixture
+def client(uri) -> MlflowClient:
+    return MlflowClient(uri, uri)
+
+
+@pytest.fixture
+def registry(uri) -> Registry:
+    return Registry(uri, "demo", "brainstacks")
+
+
+@pytest.fixture
+def answering(tmp_path, monkeypatch):
+    """A pyfunc model that answers without a base model, in the place of the one that loads the bundle."""
+    path = tmp_path / "answering.py"
+    path.write_text(ANSWERING_MODEL)
+    monkeypatch.setattr(artifacts, "PYFUNC_MODEL", path)
+
+
+@pytest.fixture
+def store(tmp_path, answering) -> Store:
+    """Two domains, three stacks, one rejected round and a bundle."""
+    store = Store(str(tmp_path / "store"), "demo")
+    commit_round(store, tmp_path / "rounds", "chat", 1, 0)
+    commit_round(store, tmp_path / "rounds", "chat", 2, 0)
+    store.close_domain(domain_record(store, "chat", 0))
+    commit_round(store, tmp_path / "rounds", "math", 1, 1)
+    store.close_domain(domain_record(store, "math", 1, rejected=1))
+    store.commit_bundle(bundle_manifest(store, 1))
+    return store

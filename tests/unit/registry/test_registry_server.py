@@ -1,0 +1,87 @@
+"""The same over HTTP: a real MLflow server that goes away and comes back while a campaign trains."""
+
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+from mlflow import MlflowClient
+from tiny_history import commit_round
+
+from bs_cluster.errors import RegistryUnavailable
+from bs_cluster.registry import Registry
+
+pytestmark = pytest.mark.slow
+
+START_TIMEOUT_S = 120
+
+
+@contextmanager
+def mlflow_server(database: Path, port: int):
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    storage = [
+        "--backend-store-uri",
+        f"sqlite:///{database}",
+        "--artifacts-destination",
+        str(database.parent / "served"),
+    ]
+    with (database.parent / "server.log").open("a") as log:
+        server = subprocess.Popen([*command, *storage], stdout=log, stderr=log, cwd=database.parent)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def wait_for(url: str, server: subprocess.Popen) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        assert server.poll() is None, f"the MLflow server ended with {server.returncode}; see server.log"
+        try:
+            if requests.get(url, timeout=1).ok:
+                return
+        except requests.ConnectionError:
+            time.sleep(0.1)
+    raise TimeoutError(f"{url} did not answer within {START_TIMEOUT_S} s")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_server_that_goes_away_and_comes_back_ends_up_the_same(store, migrated, tmp_path):
+    database, port = tmp_path / "server.db", free_port()
+    database.write_bytes(migrated.read_bytes())
+    with mlflow_server(database, port) as uri:
+        registry = Registry(uri, "demo", "brainstacks")
+        registry.open_campaign({"a": 1})
+        assert len(registry.sync(store).stacks) == 3
+    commit_round(store, tmp_path / "rounds", "code", 1, 2)
+    started = time.monotonic()
+    with pytest.raises(RegistryUnavailable):
+        registry.sync(store)
+    assert time.monotonic() - started < 15
+    with mlflow_server(database, port) as uri:
+        assert [stack.name for stack in registry.sync(store).stacks] == ["code_r1"]
+        assert registry.sync(store).stacks == ()
+        client = MlflowClient(uri, uri)
+        versions = client.search_model_versions("tags.campaign = 'demo'")
+        assert sorted((v.name, int(v.version)) for v in versions) == [
+            ("demo", 1),
+            ("demo-chat", 1),
+            ("demo-chat", 2),
+            ("demo-code", 1),
+            ("demo-math", 1),
+        ]
+        assert client.get_model_version_by_alias("demo-chat", "champion").version == "2"
+        (model,) = client.search_logged_models(["1"], "name = 'code_r1'")
+        names = {file.path.rpartition("/")[2] for file in client.list_logged_model_artifacts(model.model_id)}
+        assert names == {"adapter_config.json", "manifest.json", "weights.txt"}

@@ -1,0 +1,263 @@
+"""Laws of the mirror: MLflow ends up showing what the store holds, once, whatever happened on the way."""
+
+import json
+import time
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from tiny_history import bundle_manifest, commit_round, domain_record, stack_manifest, write_files
+
+from bs_cluster.errors import RegistryError, RegistryUnavailable
+from bs_cluster.records import StackId
+from bs_cluster.registry import Registry
+from bs_cluster.store import Store
+
+
+def shown(client: MlflowClient) -> dict:
+    """Everything that a person can see of the campaign, without ids and times."""
+    (experiment,) = client.search_experiments(filter_string="name = 'brainstacks'")
+    runs = client.search_runs([experiment.experiment_id])
+    names = {run.info.run_id: run.info.run_name for run in runs}
+    versions = client.search_model_versions("tags.campaign = 'demo'")
+    return {
+        "runs": sorted(
+            (
+                run.info.run_name,
+                run.info.status,
+                names.get(run.data.tags.get("mlflow.parentRunId")),
+                sorted((key, value) for key, value in run.data.tags.items() if not key.startswith("mlflow.")),
+                {key: curve(client, run.info.run_id, key) for key in run.data.metrics},
+                sorted(data.dataset.digest for data in run.inputs.dataset_inputs),
+            )
+            for run in runs
+        ),
+        "versions": sorted(
+            (v.name, int(v.version), names[v.run_id], v.description, sorted(v.tags.items())) for v in versions
+        ),
+        "aliases": {
+            model.name: {k: int(v) for k, v in model.aliases.items()} for model in client.search_registered_models()
+        },
+        "texts": {model.name: model.description for model in client.search_registered_models()},
+        "logged": sorted(
+            (model.name, str(model.status)) for model in client.search_logged_models([experiment.experiment_id])
+        ),
+    }
+
+
+def curve(client: MlflowClient, run_id: str, key: str) -> list[tuple[int, float]]:
+    return sorted({(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)})
+
+
+def run_of(client: MlflowClient, stack: str):
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (run,) = client.search_runs(experiments, f"tags.campaign = 'demo' and tags.stack = '{stack}'")
+    return run
+
+
+def test_sync_shows_what_the_store_holds(registry, store, client):
+    report = registry.sync(store)
+    assert [stack.name for stack in report.stacks] == ["chat_r1", "chat_r2", "math_r1"]
+    assert report.rejected == (StackId("math", 2),)
+    assert (report.domains, report.bundles) == (("chat", "math"), (1,))
+    picture = shown(client)
+    assert [(name, status, parent) for name, status, parent, *_ in picture["runs"]] == [
+        ("chat_r1", "FINISHED", "demo"),
+        ("chat_r2", "FINISHED", "demo"),
+        ("demo", "RUNNING", None),
+        ("math_r1", "FINISHED", "demo"),
+        ("math_r2", "FINISHED", "demo"),
+    ]
+    assert [version[:3] for version in picture["versions"]] == [
+        ("demo", 1, "demo"),
+        ("demo-chat", 1, "chat_r1"),
+        ("demo-chat", 2, "chat_r2"),
+        ("demo-math", 1, "math_r1"),
+    ]
+    assert picture["aliases"] == {
+        name: {"champion": n} for name, n in [("demo", 1), ("demo-chat", 2), ("demo-math", 1)]
+    }
+
+
+def test_syncing_again_changes_nothing(registry, store, client, uri):
+    registry.sync(store)
+    before = shown(client)
+    for again in (registry, Registry(uri, "demo", "brainstacks")):
+        report = again.sync(store)
+        assert (report.stacks, report.rejected, report.domains, report.bundles) == ((), (), (), ())
+        assert shown(client) == before
+
+
+def test_a_wiped_mlflow_is_rebuilt_curves_included(registry, store, client, wipe):
+    registry.sync(store)
+    before = shown(client)
+    uri = wipe()
+    Registry(uri, "demo", "brainstacks").sync(store)
+    assert shown(MlflowClient(uri, uri)) == before
+    assert curve(client, run_of(client, "chat_r1").info.run_id, "loss") == [(0, 3.0), (1, 1.5), (2, 1.0)]
+
+
+CALLS = (
+    "create_run",
+    "log_batch",
+    "set_terminated",
+    "create_logged_model",
+    "log_model_artifacts",
+    "finalize_logged_model",
+    "create_registered_model",
+    "create_model_version",
+    "set_logged_model_tags",
+    "log_inputs",
+    "log_outputs",
+    "update_registered_model",
+    "set_registered_model_alias",
+)
+
+
+def test_interrupted_anywhere_the_next_sync_finishes(answering, tmp_path, wipe, monkeypatch):
+    """MLflow is cut off at each kind of call in turn, which took effect though the answer got lost."""
+    store = Store(str(tmp_path / "store"), "demo")
+    commit_round(store, tmp_path / "rounds", "chat", 1)
+    store.close_domain(domain_record(store, "chat", rejected=1))
+    store.commit_bundle(bundle_manifest(store))
+    uri = wipe()
+    Registry(uri, "demo", "brainstacks").sync(store)
+    whole = shown(MlflowClient(uri, uri))
+    for name in CALLS:
+        uri = wipe()
+        real = getattr(MlflowClient, name)
+
+        def cut_off(self, *args, _real=real, **kwargs):
+            _real(self, *args, **kwargs)
+            raise ConnectionResetError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, name, cut_off)
+            with pytest.raises(RegistryUnavailable):
+                Registry(uri, "demo", "brainstacks").sync(store)
+        Registry(uri, "demo", "brainstacks").sync(store)
+        assert shown(MlflowClient(uri, uri)) == whole, name
+
+
+def test_live_curves_and_the_replay_agree(registry, store, client):
+    """Two of three points were logged live, before MLflow went away: the replay adds the third alone."""
+    registry.open_campaign({})
+    registry.round_started(StackId("chat", 1), {"lr": 1e-4})
+    registry.log_metrics(StackId("chat", 1), 0, {"loss": 3.0, "lr": 1e-4})
+    registry.log_metrics(StackId("chat", 1), 1, {"loss": 1.5})
+    registry.sync(store)
+    run = run_of(client, "chat_r1")
+    points = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "loss")]
+    assert sorted(points) == [(0, 3.0), (1, 1.5), (2, 1.0)]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "lr")] == [0, 1, 2]
+    assert run.info.status == "FINISHED"
+
+
+def test_a_long_curve_arrives_whole(registry, client, tmp_path):
+    store = Store(str(tmp_path / "store"), "demo")
+    commit_round(store, tmp_path / "rounds", "chat", 1, steps=1500)
+    registry.sync(store)
+    assert len(client.get_metric_history(run_of(client, "chat_r1").info.run_id, "loss")) == 1500
+
+
+def test_a_version_is_found_by_its_digest_and_says_where_it_lies(registry, store, client, tmp_path):
+    registry.sync(store)
+    for ref, manifest in store.stacks():
+        (version,) = client.search_model_versions(f"tags.manifest = '{ref.manifest}'")
+        assert version.tags["round"] == str(ref.stack.round)
+        assert version.tags["val_after"] == f"{manifest.metrics['val_after']:.4f}"
+        (model,) = client.search_logged_models(
+            [client.get_run(version.run_id).info.experiment_id], f"tags.manifest = '{ref.manifest}'"
+        )
+        metrics = {metric.key: metric.value for metric in model.metrics}
+        assert metrics == manifest.metrics
+        files = tmp_path / "downloaded" / ref.stack.name
+        for name in ("manifest.json", "adapter_config.json", "weights.txt"):
+            files.mkdir(parents=True, exist_ok=True)
+            download_artifacts(f"{model.artifact_location}/{name}", dst_path=str(files))
+        assert json.loads((files / "manifest.json").read_text()) == manifest.to_dict()
+        assert ref.manifest in (files / "weights.txt").read_text()
+
+
+def test_the_dataset_of_a_round_is_shown_with_its_counts(registry, store, client):
+    registry.sync(store)
+    for stack in ("math_r1", "math_r2"):
+        (data,) = run_of(client, stack).inputs.dataset_inputs
+        assert data.dataset.name == "math"
+        assert json.loads(data.dataset.profile) == {"train": 30, "validation": 10}
+
+
+def test_a_rejected_round_has_its_run_and_no_version(registry, store, client):
+    registry.sync(store)
+    run = run_of(client, "math_r2")
+    assert run.data.tags["committed"] == "false"
+    assert run.data.tags["reason"] == "no improvement"
+    assert run.data.metrics["val_after"] == 2.6
+    assert len(client.search_model_versions("name = 'demo-math'")) == 1
+    assert "no improvement" in client.get_registered_model("demo-math").description
+
+
+def test_the_campaign_run_shows_how_domains_held_up(registry, store, client):
+    registry.sync(store)
+    (campaign,) = client.search_runs(["1"], "tags.kind = 'campaign'")
+    assert curve(client, campaign.info.run_id, "loss/math/isolated") == [(1, 2.5)]
+    assert campaign.data.metrics["capacity/5"] == 0.4
+
+
+def test_the_champion_bundle_answers(registry, store, uri):
+    registry.sync(store)
+    store.commit_bundle(bundle_manifest(store, 2))
+    assert registry.sync(store).bundles == (2,)
+    previous = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        model = mlflow.pyfunc.load_model("models:/demo@champion")
+    finally:
+        mlflow.set_tracking_uri(previous)
+    _, digest, _ = store.bundles()[-1]
+    assert model.predict(["hello"]) == [f"{digest} in {store.uri}: hello"]
+
+
+def test_an_alias_moved_by_hand_is_put_right(registry, store, client):
+    registry.sync(store)
+    client.set_registered_model_alias("demo-chat", "champion", "1")
+    registry.sync(store)
+    assert client.get_model_version_by_alias("demo-chat", "champion").version == 2
+
+
+def test_campaigns_share_an_mlflow_without_mixing(registry, store, uri, client, tmp_path):
+    registry.sync(store)
+    before = shown(client)["versions"]
+    other = Store(str(tmp_path / "store"), "demo2")
+    commit_round(other, tmp_path / "rounds2", "chat", 1)
+    Registry(uri, "demo2", "brainstacks").sync(other)
+    assert shown(client)["versions"] == before
+    assert [version.tags["campaign"] for version in client.search_model_versions("name = 'demo2-chat'")] == ["demo2"]
+    with pytest.raises(RegistryError, match="demo2"):
+        registry.sync(other)
+
+
+def test_a_damaged_history_is_named(registry, tmp_path):
+    store = Store(str(tmp_path / "store"), "demo")
+    commit_round(store, tmp_path / "rounds", "chat", 1)
+    folder = write_files(tmp_path / "bad")
+    (folder / "history.jsonl").write_text('{"step": 0, "loss": 1.0}\n{"loss": 2.0}\n')
+    store.commit_stack(stack_manifest(store, folder, "chat", 2), folder)
+    with pytest.raises(RegistryError, match="chat_r2, line 2"):
+        registry.sync(store)
+
+
+def test_away_costs_seconds_and_the_next_sync_drains(store, wipe, monkeypatch):
+    """Nobody listens at the address: every call says so, quickly, and nothing is lost."""
+    registry = Registry("http://127.0.0.1:9", "demo", "brainstacks")
+    started = time.monotonic()
+    with pytest.raises(RegistryUnavailable, match=r"http://127\.0\.0\.1:9 is away"):
+        registry.sync(store)
+    for _ in range(100):
+        with pytest.raises(RegistryUnavailable):
+            registry.log_metrics(None, 0, {"loss": 1.0})
+    assert time.monotonic() - started < 5
+    uri = wipe()
+    Registry(uri, "demo", "brainstacks").sync(store)
+    assert len(shown(MlflowClient(uri, uri))["versions"]) == 4

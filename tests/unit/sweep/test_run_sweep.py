@@ -1,0 +1,203 @@
+"""The sweep on real Ray actors: it finishes what was asked, whoever dies on the way, and resumes from its parts.
+
+The evaluator here computes a loss from row and mask; the real one, on a model, is tested where it lives.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray import cloudpickle
+
+from bs_cluster.config.schema import SweepSection
+from bs_cluster.data.encode import EncodedRow
+from bs_cluster.errors import ClusterResourceError
+from bs_cluster.store import SweepArea
+from bs_cluster.store.files import LocalFiles
+from bs_cluster.sweep.combinations import all_masks
+from bs_cluster.sweep.outcomes import RowLoss
+from bs_cluster.sweep.run import EvaluatorPool, encode_prompts, run_sweep, score_rows
+
+pytestmark = pytest.mark.ray
+
+DOMAINS = ("chat", "code", "math")
+SETTINGS = SweepSection(batch_tokens=60, max_retries=2)
+
+
+def loss_of(row: EncodedRow, weights) -> RowLoss:
+    share = sum((d + 1) * weight for d, weight in enumerate(weights)) / 10
+    return RowLoss(nll=row.completion_length * (1 + sum(row.input_ids) % 7 / 10 - share), tokens=row.completion_length)
+
+
+class FormulaEvaluator:
+    """Leaves a mark in ``folder`` for each row scored. ``fatal`` ends the process at its first batch, once or always;
+    ``fits`` rows at most go into its memory.
+    """
+
+    def __init__(self, folder: str, fatal: str = "never", fits: int = 1000):
+        self.folder, self.fatal, self.fits = Path(folder), fatal, fits
+
+    def score(self, rows, weights):
+        died = self.folder / "died"
+        if self.fatal == "always" or (self.fatal == "once" and not died.exists()):
+            died.touch()
+            os._exit(1)
+        if len(rows) > self.fits:
+            raise torch.OutOfMemoryError(f"{len(rows)} rows do not fit")
+        for row, weight in zip(rows, weights, strict=True):
+            (self.folder / f"scored_{row.id}_{weight}_{time.monotonic_ns()}").touch()
+        return [loss_of(row, weight) for row, weight in zip(rows, weights, strict=True)]
+
+    def encode(self, prompts):
+        return [np.full((len(prompt), 2), prompt[0], dtype=np.float16) for prompt in prompts]
+
+    def stall(self, items):
+        time.sleep(60)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    # Workers cannot import a test module: send its classes along.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts one evaluator; all are ended after the test, so that their CPUs are free for the next."""
+    started = []
+
+    def start(max_restarts: int = 0, **how):
+        actor = ray.remote(FormulaEvaluator).options(num_cpus=0, max_restarts=max_restarts)
+        started.append(actor.remote(str(tmp_path), **how))
+        return started[-1]
+
+    yield start
+    for evaluator in started:
+        ray.kill(evaluator)
+
+
+@pytest.fixture
+def rows() -> list[EncodedRow]:
+    lengths = np.random.default_rng(0).integers(4, 20, size=9)
+    return [
+        EncodedRow(tuple(range(i, i + length)), prompt_length=2, id=f"q{i}", domain=DOMAINS[i % 3])
+        for i, length in enumerate(lengths.tolist())
+    ]
+
+
+@pytest.fixture
+def area(tmp_path) -> SweepArea:
+    return SweepArea(LocalFiles(tmp_path / "store"), "sweep/test")
+
+
+def scored(tmp_path) -> int:
+    return len(list(tmp_path.glob("scored_*")))
+
+
+def assert_complete(table, rows):
+    expected = [[loss_of(row, [m >> d & 1 for d in range(3)]) for m in all_masks(3)] for row in rows]
+    np.testing.assert_allclose(
+        table.loss_BC(all_masks(3)), [[loss.nll / loss.tokens for loss in losses] for losses in expected]
+    )
+
+
+def test_a_sweep_measures_all_once_and_reports_progress(rows, area, start, tmp_path):
+    progress = []
+    table = run_sweep([start(), start()], rows, DOMAINS, SETTINGS, area, lambda *now: progress.append(now))
+    assert_complete(table, rows)
+    assert scored(tmp_path) == 72
+    assert progress[0] == (0, 72)
+    assert progress[-1] == (72, 72)
+    assert progress == sorted(progress)
+
+
+def test_a_beam_sweep_ends(rows, area, start):
+    section = SETTINGS.model_copy(update={"search": "beam", "beam_width": 1})
+    table = run_sweep([start()], rows, DOMAINS, section, area, lambda *_: None)
+    assert set(table.losses(0)) >= {0, 1, 2, 4, 7}
+
+
+def test_a_killed_sweep_resumes_from_its_parts(rows, area, start, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill_half_way(done, total):
+        if done > total / 2:
+            raise Killed
+
+    first, second = start(), start()
+    with pytest.raises(Killed):
+        run_sweep([first], rows, DOMAINS, SETTINGS, area, kill_half_way)
+    ray.kill(first)
+    time.sleep(0.5)  # its queued call may still have been at work
+    kept, before = area.read().num_rows, scored(tmp_path)
+    assert 36 < kept < 72
+    table = run_sweep([second], rows, DOMAINS, SETTINGS, area, lambda *_: None)
+    assert_complete(table, rows)
+    assert scored(tmp_path) - before == 72 - kept
+    assert run_sweep([second], rows, DOMAINS, SETTINGS, area, lambda *_: None).to_arrow().equals(table.to_arrow())
+
+
+def test_an_evaluator_that_dies_and_is_restarted_goes_on(rows, area, start, tmp_path):
+    table = run_sweep([start(max_restarts=1, fatal="once")], rows, DOMAINS, SETTINGS, area, lambda *_: None)
+    assert_complete(table, rows)
+    assert (tmp_path / "died").exists()
+
+
+def test_the_others_take_over_from_one_that_is_gone(rows, area, start):
+    table = run_sweep([start(fatal="always"), start()], rows, DOMAINS, SETTINGS, area, lambda *_: None)
+    assert_complete(table, rows)
+
+
+def test_no_evaluator_left_is_an_error(rows, area, start):
+    with pytest.raises(ClusterResourceError, match="every evaluator died"):
+        run_sweep([start(fatal="always")], rows, DOMAINS, SETTINGS, area, lambda *_: None)
+    with pytest.raises(ClusterResourceError, match=r"sweep\.evaluators"):
+        run_sweep([], rows, DOMAINS, SETTINGS, area, lambda *_: None)
+
+
+def test_a_batch_that_kills_every_evaluator_is_given_up(rows, area, start):
+    section = SETTINGS.model_copy(update={"max_retries": 0})
+    with pytest.raises(ClusterResourceError, match="ended 1 evaluators"):
+        run_sweep([start(max_restarts=-1, fatal="always")], rows, DOMAINS, section, area, lambda *_: None)
+
+
+def test_a_batch_too_large_for_memory_is_halved(rows, area, start):
+    table = run_sweep([start(fits=2)], rows, DOMAINS, SETTINGS, area, lambda *_: None)
+    assert_complete(table, rows)
+    with pytest.raises(ClusterResourceError, match="one row alone"):
+        score_rows([start(fits=0)], rows, np.ones((9, 3)), SETTINGS)
+
+
+def test_a_bug_in_an_evaluator_is_raised_as_it_is(rows, start):
+    with pytest.raises(IndexError):
+        encode_prompts([start()], [()], SETTINGS)
+
+
+def test_waiting_has_an_end(start, monkeypatch):
+    monkeypatch.setattr("bs_cluster.sweep.run.POLL_S", 0.1)
+    evaluator = start()
+    ray.get(evaluator.__ray_ready__.remote())
+    pool = EvaluatorPool([evaluator], max_retries=0, stall_s=1)
+    with pytest.raises(ClusterResourceError, match="no batch finished for 1 s: 1 at work, 0 queued"):
+        list(pool.map(lambda evaluator, items: evaluator.stall.remote(items), [("q",)]))
+
+
+def test_soft_weights_and_states_come_back_in_order(rows, start):
+    weights_BD = np.random.default_rng(1).random((9, 3))
+    evaluators = [start(), start()]
+    assert score_rows(evaluators, rows, weights_BD, SETTINGS) == [
+        loss_of(row, weights) for row, weights in zip(rows, weights_BD.tolist(), strict=True)
+    ]
+    prompts = [row.input_ids for row in rows]
+    states = encode_prompts(evaluators, prompts, SETTINGS)
+    assert [s.shape for s in states] == [(len(prompt), 2) for prompt in prompts]
+    assert [float(s[0, 0]) for s in states] == [float(prompt[0]) for prompt in prompts]
