@@ -8,8 +8,9 @@ with the same result.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from bs_cluster.config.identity import campaign_identity, curriculum, effective_domain, identity_differences
@@ -30,6 +31,8 @@ from bs_cluster.stacks.files import basis_bytes, load_basis
 from bs_cluster.stacks.nullspace import combine
 from bs_cluster.store.store import Store
 
+EVENTS_KEPT = 1000  # between two looks of the driver; older ones are dropped
+
 
 @dataclass
 class Basis:
@@ -40,31 +43,19 @@ class Basis:
     handle: Any
 
 
-@dataclass
-class Activity:
-    """What the workers are doing, for people: the last event and when it came (``time.time``)."""
-
-    event: dict[str, Any] = field(default_factory=dict)
-    number: int = 0
-    at: float = field(default_factory=time.time)
-
-
 class Coordinator:
-    """One per campaign. ``share`` makes bytes fetchable by reference (``ray.put``), once per basis.
+    """One per campaign. ``share`` makes bytes fetchable by reference (``ray.put``), once per basis."""
 
-    ``rows`` maps each domain to a reference to its encoded rows; it is handed on, never opened here.
-    """
-
-    def __init__(self, config: CampaignConfig, rows: Mapping[str, Any], share: Callable[[bytes], Any]):
+    def __init__(self, config: CampaignConfig, share: Callable[[bytes], Any]):
         self.config = config
         self.order = curriculum(config)
         self.store = Store(config.store.uri, config.campaign)
-        self.rows = dict(rows)
         self.share = share
         self.group = 0
         self.rejections: dict[str, RoundOutcome] = {}
         self.basis: Basis | None = None
-        self.activity = Activity()
+        self.events: deque[tuple[int, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)
+        self.event_number = 0
         claim(self.store, config)
 
     # --- worker groups ----------------------------------------------------------------------------------------
@@ -88,7 +79,7 @@ class Coordinator:
         self._check_group(group)
         step = self._next()
         confined = isinstance(step, TrainRound) and self.config.null_space.enabled
-        return {"step": step, "basis": self._combined_basis() if confined else None, "rows": self.rows}
+        return {"step": step, "basis": self._combined_basis() if confined else None}
 
     def _next(self) -> Step:
         committed = self.store.stacks()
@@ -149,11 +140,13 @@ class Coordinator:
     # --- for people -------------------------------------------------------------------------------------------
 
     def report(self, event: dict[str, Any]) -> None:
-        """Workers say what they do; the driver prints it."""
-        self.activity = Activity(event, self.activity.number + 1)
+        """Workers say what they do; the driver shows it."""
+        self.event_number += 1
+        self.events.append((self.event_number, event | {"at": time.time()}))
 
-    def watch(self) -> dict[str, Any]:
-        return {"event": self.activity.event, "number": self.activity.number, "at": self.activity.at}
+    def events_since(self, number: int) -> list[tuple[int, dict[str, Any]]]:
+        """Events after ``number`` (0: all that are kept), numbered."""
+        return [(n, event) for n, event in self.events if n > number]
 
     def finished(self) -> bool:
         return isinstance(self._next(), Finished)

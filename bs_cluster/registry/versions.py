@@ -49,7 +49,9 @@ class Versions:
             versions = all_pages(client.search_model_versions, filter_string=mine)
             models = all_pages(client.search_registered_models, filter_string=mine)
             logged = all_pages(client.search_logged_models, experiment_ids=[experiment_id], filter_string=mine)
-        self._versions = {version.tags["manifest"]: version for version in versions}
+        # A version copied under another name keeps its tags; it is its owner's, not ours.
+        ours = (version for version in versions if self._is_ours(version.name))
+        self._versions = {version.tags["manifest"]: version for version in ours}
         self._models = {model.name: model for model in models}
         self._logged = {model.tags["manifest"]: model for model in logged}
 
@@ -90,6 +92,9 @@ class Versions:
             for name, version in newest.items():
                 if str(self._models[name].aliases.get(ALIAS)) != str(version.version):
                     client.set_registered_model_alias(name, ALIAS, version.version)
+
+    def _is_ours(self, model: str) -> bool:
+        return model == self._campaign or model.startswith(f"{self._campaign}-")
 
     def _logged_model(self, entry: Entry, files: Path) -> LoggedModel:
         model = self._logged.get(entry.digest)

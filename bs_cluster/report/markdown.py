@@ -115,14 +115,14 @@ def _router(report: dict[str, Any]) -> str:
     if not measured:
         return ""
     best = min(regret for _, regret in measured)
-    rows = [[name, f"**{value:.4f}**" if value == best else f"{value:.4f}"] for name, value in measured]
-    accuracy = (
-        ""
-        if router["accuracy"] is None
-        else f" The top gate names the row's own domain {_percent(router['accuracy'])} of the time."
-    )
-    intro = f"Regret: loss above the best subset per row in hindsight, on rows the meta-router never saw.{accuracy}"
+    rows = [[name, f"**{_regret(value)}**" if value == best else _regret(value)] for name, value in measured]
+    intro = "Regret: loss above the best combination per row in hindsight, on rows the meta-router never saw."
+    if router["accuracy"] is not None:
+        intro += f" The domains it chose measured as good as that best on {_percent(router['accuracy'])} of the rows."
     parts = ["## Meta-router", intro, table(["routing", "regret (nats)"], rows)]
+    if by_domain := router.get("by_domain"):
+        lines = [[domain, *(_regret(row.get(key)) for _, key in policies)] for domain, row in by_domain.items()]
+        parts += ["Regret by the row's true domain:", table(["rows of", *(name for name, _ in policies)], lines)]
     if report["gates"]:
         gate_rows = [
             [true, *(_gate(report["gates"][true].get(domain)) for domain in report["domains"])]
@@ -149,7 +149,7 @@ def _sweep(report: dict[str, Any]) -> str:
             [domain, " + ".join(best["domains"]) or "base alone", f"{best['gain']:.3f}"]
             for domain, best in sweep["best"].items()
         ]
-        parts.append(table(["rows of", "best combination on average", "gain over base (nats)"], rows))
+        parts.append(table(["rows of", "best combination on average", "gain over base (nats/token)"], rows))
     return "\n\n".join(parts)
 
 
@@ -206,6 +206,10 @@ def _environment(report: dict[str, Any]) -> str:
 
 def _loss(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:.3f}"
+
+
+def _regret(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{value:.4f}".replace("-", "−")
 
 
 def _gate(value: float | None) -> str:

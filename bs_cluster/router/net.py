@@ -14,7 +14,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-# Standardised features beyond this many spreads are outlier tokens; what they carry is that they are outliers.
+# A few tokens, the first above all, have features hundreds of times larger than the rest. Past this many standard
+# deviations only that they are outliers is kept.
 CLIP = 5.0
 TEMPERATURE_RANGE = (0.25, 4.0)
 
@@ -34,7 +35,8 @@ class MetaRouter(nn.Module):
         self.register_buffer("scale_H", torch.ones(input_size))
         self.project = nn.Linear(input_size, hidden)
         self.norm = nn.LayerNorm(hidden)
-        self.query_Qh = nn.Parameter(torch.randn(1 + domain_count, hidden))
+        # Near zero: attention starts as a plain mean over tokens and sharpens where that pays.
+        self.query_Qh = nn.Parameter(0.02 * torch.randn(1 + domain_count, hidden))
         self.fuse = nn.Sequential(
             nn.Dropout(dropout),
             nn.Linear((1 + domain_count) * hidden, hidden),

@@ -1,6 +1,6 @@
 """Training of the meta-router on measured targets, from hidden states that were encoded once.
 
-A small campaign has some fifty rows for two million weights. What keeps that honest: robust standardisation, dropped
+A small campaign has some fifty rows for two million weights. What keeps that honest: standardised features, dropped
 tokens, enough steps whatever the number of rows, and the best epoch by rows kept aside inside the training rows. The
 holdout of the regret report is never seen here. Shapes: B prompts, T tokens, H hidden size, D domains.
 """

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from bs_cluster.errors import IntegrityError, NotInStoreError
 from bs_cluster.records import FileEntry, StackManifest, sha256_hex
-from bs_cluster.store.files import TEMPORARY, LocalFiles, RemoteFiles, make_folder
+from bs_cluster.store.files import TEMPORARY, Files, LocalFiles, RemoteFiles, make_folder
 from bs_cluster.store.hashing import CHUNK_BYTES, file_entry
 
 VIEWS = "views"
@@ -109,7 +109,7 @@ def safe_name(name: str) -> PurePosixPath:
     return path
 
 
-def _check(files: LocalFiles | RemoteFiles, digest: str) -> int:
+def _check(files: Files, digest: str) -> int:
     hasher, size = hashlib.sha256(), 0
     with files.open(blob_name(digest)) as stream:
         while chunk := stream.read(CHUNK_BYTES):

@@ -19,7 +19,6 @@ from bs_cluster.errors import IntegrityError, NotInStoreError, StoreError
 from bs_cluster.store.hashing import copy_hashed
 
 TEMPORARY = "tmp"
-REFS = "refs"
 
 
 class Files(Protocol):

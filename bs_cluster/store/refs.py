@@ -8,7 +8,7 @@ from typing import Any
 
 from bs_cluster.errors import IntegrityError, RefExistsError
 from bs_cluster.records import Record, StackRef, canonical_json, sha256_hex
-from bs_cluster.store.files import LocalFiles, RemoteFiles
+from bs_cluster.store.files import Files
 
 CAMPAIGN = "refs/campaign.json"
 STACKS = "refs/stacks"
@@ -39,7 +39,7 @@ def encode(record: Record, what: str) -> bytes:
 class Refs:
     """The refs of one campaign, by name (``refs/stacks/chat/1.json``)."""
 
-    def __init__(self, files: LocalFiles | RemoteFiles):
+    def __init__(self, files: Files):
         self._files = files
 
     def names(self, folder: str) -> list[str]:

@@ -82,13 +82,23 @@ class Store:
 
     # Stacks
 
-    def commit_stack(self, manifest: StackManifest, directory: Path) -> StackRef:
-        """Freeze the stack staged in ``directory``, whose files must be those of ``manifest``.
+    def upload_stack(self, directory: Path) -> tuple[FileEntry, ...]:
+        """Verify the stack staged in ``directory`` (finite, complete) and store its files; the manifest's ``files``.
 
-        Committing the same manifest again is a no-op, even when the staged folder is gone. Raises ``RefExistsError``
-        when this round is committed with another manifest, ``OutOfOrderError`` when its domain is closed,
-        ``NotInStoreError`` when a parent is not committed, ``IntegrityError`` when the files are not a finite,
-        complete stack or not those the manifest names.
+        What a worker does on its own node. Nothing is committed until ``publish_stack``.
+        """
+        check_adapter(directory)
+        entries = stage_entries(directory)
+        for entry in entries:
+            self._blobs.put_entry(directory / safe_name(entry.name), entry)
+        return entries
+
+    def publish_stack(self, manifest: StackManifest) -> StackRef:
+        """Freeze a stack whose files are in the store: the appearance of its ref is the commit.
+
+        Publishing the same manifest again is a no-op. Raises ``RefExistsError`` when this round is committed with
+        another manifest, ``OutOfOrderError`` when its domain is closed, ``NotInStoreError`` when a parent or a file
+        is not in the store.
         """
         label = manifest.stack.name
         data = encode(manifest, f"the manifest of {label}")
@@ -97,12 +107,26 @@ class Store:
             return ref
         self._check_campaign(manifest.campaign, label)
         self._check_place(manifest)
-        self._check_staged(manifest, directory)
         for entry in manifest.files:
-            self._blobs.put_entry(directory / safe_name(entry.name), entry)
+            self._blobs.require(entry, label)
         self.put_bytes(f"{label}.json", data)
         self._refs.create(stack_ref(ref), ref.to_dict())
         return ref
+
+    def commit_stack(self, manifest: StackManifest, directory: Path) -> StackRef:
+        """``upload_stack`` and ``publish_stack`` in one, for a writer that does both.
+
+        Raises as they do, and ``IntegrityError`` when the staged files are not those of ``manifest``. Committing the
+        same manifest again is a no-op, even when the staged folder is gone.
+        """
+        ref = StackRef(stack=manifest.stack, manifest=manifest.digest())
+        if self._refs.has(stack_ref(ref), ref.to_dict()):
+            return ref
+        self._check_campaign(manifest.campaign, manifest.stack.name)
+        self._check_place(manifest)
+        self._check_staged(manifest, directory)
+        self.upload_stack(directory)
+        return self.publish_stack(manifest)
 
     def stacks(self) -> list[tuple[StackRef, StackManifest]]:
         """Every committed stack, in the order in which stacks are fused: by (position, round)."""
@@ -210,7 +234,6 @@ class Store:
                 f"{directory} is not what the manifest of {manifest.stack.name} names; "
                 f"only in the manifest: {_file_names(said - staged)}; only staged: {_file_names(staged - said)}"
             )
-        check_adapter(directory)
 
     def _require_stack(self, ref: StackRef, wanted_by: str) -> None:
         name = stack_ref(ref)

@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
 from bs_cluster.errors import DataError, IntegrityError
-from bs_cluster.records import Record
+from bs_cluster.records import RowLoss
 from bs_cluster.sweep.combinations import full_mask, mask_names
 
 # Two measurements of one outcome may differ by what batch composition does to bf16 sums, in nats per token: this
@@ -31,14 +30,6 @@ SCHEMA = pa.schema(
         ("tokens", pa.int64()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class RowLoss(Record):
-    """Summed negative log-likelihood (nats) of a row's completion, and how many tokens it was summed over."""
-
-    nll: float
-    tokens: int
 
 
 class OutcomeTable:

@@ -24,9 +24,10 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
 from bs_cluster.config.schema import SweepSection
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.errors import ClusterResourceError
+from bs_cluster.records import RowLoss
 from bs_cluster.store import SweepArea
 from bs_cluster.sweep.combinations import active_mask, mask_weights
-from bs_cluster.sweep.outcomes import OutcomeTable, RowLoss
+from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.plan import plan_work
 from bs_cluster.sweep.search import next_requests
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-from deepspeed.zero import GatheredParameters
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from torch import nn
 from transformers import TrainerCallback
 

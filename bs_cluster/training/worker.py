@@ -29,7 +29,8 @@ CALL_TIMEOUT_S = 600
 
 
 def work(settings: dict[str, Any]) -> None:
-    """The per-worker loop. ``settings``: ``config`` (a dict), ``folder`` of the base, ``coordinator`` handle."""
+    """The per-worker loop. ``settings``: ``config`` (a dict), ``folder`` of the base, ``coordinator``
+    handle, ``rows`` (a reference per domain)."""
     config = CampaignConfig.model_validate(settings["config"])
     quieten()
     if config.training.threads_per_worker:
@@ -50,12 +51,11 @@ def work(settings: dict[str, Any]) -> None:
         say({"kind": "phase", "text": f"{dist.get_world_size()} workers load {config.base.model}"})
     store = Store(config.store.uri, config.campaign)
     stacked = StackedBase.load(config.base, device_of(config), settings["folder"])
-    handles: dict[str, ray.ObjectRef] = {}
     opened: dict[str, DomainRows] = {}
 
     def rows(domain: str) -> DomainRows:
         if domain not in opened:
-            opened[domain] = ray.get(handles[domain], timeout=CALL_TIMEOUT_S)
+            opened[domain] = ray.get(settings["rows"][domain], timeout=CALL_TIMEOUT_S)
         return opened[domain]
 
     session = Session(config, stacked, store, rows, say)
@@ -63,7 +63,6 @@ def work(settings: dict[str, Any]) -> None:
         dist.barrier()
         work_item = call("next_step", group)
         step = work_item["step"]
-        handles.update(work_item["rows"])
         if isinstance(step, Finished):
             break
         for _, manifest in store.stacks():

@@ -226,6 +226,14 @@ def test_an_alias_moved_by_hand_is_put_right(registry, store, client):
     assert client.get_model_version_by_alias("demo-chat", "champion").version == 2
 
 
+def test_a_version_copied_for_production_is_left_alone(registry, store, client):
+    registry.sync(store)
+    client.copy_model_version("models:/demo-chat/1", "production")
+    registry.sync(store)
+    assert client.get_registered_model("production").aliases == {}
+    assert client.get_model_version_by_alias("demo-chat", "champion").version == 2
+
+
 def test_campaigns_share_an_mlflow_without_mixing(registry, store, uri, client, tmp_path):
     registry.sync(store)
     before = shown(client)["versions"]

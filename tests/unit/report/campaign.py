@@ -76,7 +76,7 @@ def make_inputs(domains=DOMAINS, *, null_space=True, committed=True, seed=0, **c
                 "base_regret": 0.61,
                 "best_single_regret": 0.044,
                 "accuracy": 0.91,
-                "domains": {d: {"regret": 0.02} for d in domains},
+                "by_domain": {d: {"regret": -0.002, "label_regret": 0.03, "rows": 16} for d in domains},
             },
             "gates": {
                 a: {b: rng.uniform(0.8, 0.97) if a == b else rng.uniform(0, 0.35) for b in domains} for a in domains

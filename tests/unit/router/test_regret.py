@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from bs_cluster.errors import DataError
+from bs_cluster.records import RowLoss
 from bs_cluster.router.regret import regret_report
 from bs_cluster.sweep.combinations import all_masks, mask_weights
-from bs_cluster.sweep.outcomes import OutcomeTable, RowLoss
+from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.summary import summarise
 
 DOMAINS = ("chat", "math")

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bs_cluster.errors import DataError, IntegrityError
+from bs_cluster.records import RowLoss
 from bs_cluster.sweep.combinations import active_mask, all_masks, mask_names, mask_of, mask_weights
-from bs_cluster.sweep.outcomes import OutcomeTable, RowLoss
+from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.summary import summarise
 
 DOMAINS = ("chat", "code", "math")

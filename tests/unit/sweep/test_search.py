@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bs_cluster.config.schema import SweepSection
+from bs_cluster.records import RowLoss
 from bs_cluster.sweep.combinations import all_masks
-from bs_cluster.sweep.outcomes import OutcomeTable, RowLoss
+from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.search import next_requests, search_kind
 
 

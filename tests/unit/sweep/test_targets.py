@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from bs_cluster.config.schema import SweepSection, TargetsSection
 from bs_cluster.errors import ConfigError, DataError
+from bs_cluster.records import RowLoss
 from bs_cluster.sweep.combinations import mask_weights
-from bs_cluster.sweep.outcomes import OutcomeTable, RowLoss
+from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.targets import check_targets, parsimonious_mask, shapley_BD, targets_BD
 
 

@@ -1,0 +1,134 @@
+"""The campaign's last words: a report, and a bundle that one can serve."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import ray
+
+from bs_cluster import __version__
+from bs_cluster.campaign.routing import Routing
+from bs_cluster.config.load import to_yaml
+from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.records import SCHEMA_VERSION, BundleManifest, StackManifest, canonical_json, sha256_hex
+from bs_cluster.report.inputs import ReportInputs
+from bs_cluster.router.io import RouterCard, save_router
+from bs_cluster.stacks.files import load_basis
+from bs_cluster.stacks.nullspace import overlap
+from bs_cluster.store.store import Store
+from bs_cluster.training.session import DomainRows
+
+HELD_OUT_NOTE = "held-out sweep rows, which neither stacks nor meta-router were trained or selected on"
+
+
+def report_inputs(
+    config: CampaignConfig,
+    store: Store,
+    rows: Mapping[str, DomainRows],
+    domains: Sequence[str],
+    routing: Routing,
+    isolated: Mapping[str, tuple[float, ...]],
+    timing: Mapping[str, float],
+) -> ReportInputs:
+    """Everything measured, gathered for the report."""
+    records = store.domains()
+    manifests = [manifest for _, manifest in store.stacks()]
+    return ReportInputs(
+        campaign=config.campaign,
+        config_yaml=to_yaml(config),
+        base=manifests[0].base,
+        domains=tuple(domains),
+        records=tuple(records),
+        histories={manifest.stack.name: _history(store, manifest) for manifest in manifests},
+        losses=routing.losses,
+        loss_notes=dict.fromkeys(routing.losses, HELD_OUT_NOTE),
+        isolated_row_losses=isolated,
+        overlap=claimed_overlap(store),
+        router=routing.regret,
+        gates=routing.gates,
+        outcomes=routing.table.to_arrow(),
+        sweep=routing.sweep,
+        timing=timing,
+        data_counts={domain: rows[domain].counts for domain in domains},
+        environment=environment(),
+    )
+
+
+def claimed_overlap(store: Store) -> dict[str, dict[str, float]]:
+    """Mean over sites of the overlap between two domains' claimed directions."""
+    claims = {r.domain: load_basis(store.get_bytes(r.basis)) for r in store.domains() if r.basis}
+
+    def mean_overlap(a: str, b: str) -> float:
+        sites = sorted(set(claims[a]) & set(claims[b]))
+        return sum(overlap(claims[a][site], claims[b][site]) for site in sites) / len(sites)
+
+    return {a: {b: mean_overlap(a, b) for b in claims} for a in claims}
+
+
+def _history(store: Store, manifest: StackManifest) -> list[dict[str, Any]]:
+    entry = next(entry for entry in manifest.files if entry.name == "history.jsonl")
+    return [json.loads(line) for line in store.get_bytes(entry.sha256).decode().splitlines()]
+
+
+def environment() -> dict[str, str]:
+    """Machine and versions, as far as numbers depend on them."""
+    resources = ray.cluster_resources()
+    found = {
+        "machine": f"{platform.machine()}, {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs",
+        "python": platform.python_version(),
+        "bs_cluster": __version__,
+    }
+    names = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "ray", "trl", "mlflow")
+    return found | {name: version(name) for name in names}
+
+
+def commit_bundle(
+    config: CampaignConfig, store: Store, domains: Sequence[str], routing: Routing, directory: Path
+) -> tuple[int, BundleManifest]:
+    """Stores router, outcomes, config and report as blobs and commits the bundle that names them.
+
+    ``directory`` holds the report already. Returns the bundle's number and manifest.
+    """
+    refs = tuple(ref for ref, _ in store.stacks())
+    base = store.stacks()[0][1].base
+    card = RouterCard(
+        domains=tuple(domains),
+        input_size=routing.input_size,
+        hidden=config.router.hidden,
+        floors=dict(config.router.floors),
+        threshold=config.router.gate_threshold,
+        mid_weight=config.router.mid_weight,
+        max_prompt_length=config.router.max_prompt_length,
+        base=base.digest,
+    )
+    save_router(directory, routing.trained.router, card)
+    pq.write_table(routing.table.to_arrow(), directory / "outcomes.parquet")
+    (directory / "campaign.yaml").write_text(to_yaml(config))
+    names = ("router.safetensors", "router.json", "outcomes.parquet", "campaign.yaml", "report.json", "report.md")
+    number = len(store.bundles()) + 1
+    manifest = BundleManifest(
+        schema_version=SCHEMA_VERSION,
+        campaign=config.campaign,
+        number=number,
+        base=base,
+        domains=tuple(domains),
+        stacks=refs,
+        files=tuple(store.put_file(directory / name, name) for name in names),
+        metrics={key: float(routing.regret[key]) for key in ("regret", "label_regret", "all_on_regret")},
+        config_digest=config_digest(config),
+        code_version=__version__,
+    )
+    store.commit_bundle(manifest)
+    return number, manifest
+
+
+def config_digest(config: CampaignConfig) -> str:
+    """Of everything that a bundle depends on: where it is stored, shown and computed is left out."""
+    dumped = config.model_dump(mode="json", exclude={"store", "registry"})
+    return sha256_hex(canonical_json(dumped))

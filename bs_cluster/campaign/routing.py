@@ -1,0 +1,183 @@
+"""The second half of a campaign: outcomes, the meta-router, its regret, and every mode's loss on the same rows.
+
+Shapes: B rows, D domains.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError
+
+from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.data.batch import plan_batches
+from bs_cluster.data.encode import EncodedRow
+from bs_cluster.inference.evaluator import Evaluator
+from bs_cluster.records import StackManifest, canonical_json, sha256_hex
+from bs_cluster.router.gates import serve_weights
+from bs_cluster.router.regret import regret_report
+from bs_cluster.router.split import split_holdout
+from bs_cluster.router.train import TrainedRouter, route, train_router
+from bs_cluster.store.store import Store
+from bs_cluster.sweep.combinations import full_mask
+from bs_cluster.sweep.outcomes import OutcomeTable
+from bs_cluster.sweep.run import encode_prompts, run_sweep, score_rows
+from bs_cluster.sweep.targets import targets_BD
+from bs_cluster.training.session import DomainRows
+
+CALL_TIMEOUT_S = 1800
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What the second half found. ``losses`` are means over the held-out sweep rows of each domain, all six modes."""
+
+    table: OutcomeTable
+    trained: TrainedRouter
+    input_size: int
+    losses: dict[str, dict[str, float]]
+    regret: dict[str, Any]
+    gates: dict[str, dict[str, float]]
+    sweep: dict[str, float]
+    timing: dict[str, float]
+
+
+def start_evaluators(config: CampaignConfig, folder: str, domains: Sequence[str]) -> list[Any]:
+    """Evaluator actors, loading in parallel. Ray restarts one that dies; its work is given out again."""
+    sweep = config.sweep
+    actor = ray.remote(Evaluator).options(
+        num_cpus=sweep.cpus_per_evaluator, num_gpus=sweep.gpus_per_evaluator, max_restarts=sweep.max_retries
+    )
+    return [actor.remote(config.model_dump(mode="json"), folder, tuple(domains)) for _ in range(sweep.evaluators)]
+
+
+def stop_evaluators(evaluators: Sequence[Any]) -> None:
+    for evaluator in evaluators:
+        try:
+            ray.kill(evaluator)
+        except RayError:  # it is gone already
+            continue
+
+
+def sweep_digest(manifests: Sequence[StackManifest], rows: Mapping[str, DomainRows], domains: Sequence[str]) -> str:
+    """What outcomes depend on: the stacks and the rows. Parts measured under this digest may be used again."""
+    parts = [[m.digest() for m in manifests], list(domains), [rows[domain].fingerprint for domain in domains]]
+    return sha256_hex(canonical_json(parts))
+
+
+def parent_mask(manifests: Sequence[StackManifest], domain: str, domains: Sequence[str]) -> int:
+    """The domains that fired while ``domain`` trained its last stack, itself included, as a bitmask."""
+    own = [m for m in manifests if m.stack.domain == domain]
+    active = {domain, *(stack.domain for stack in own[-1].context)} if own else set()
+    return sum(1 << d for d, name in enumerate(domains) if name in active)
+
+
+def sweep_and_route(
+    config: CampaignConfig,
+    store: Store,
+    evaluators: Sequence[Any],
+    rows: Mapping[str, DomainRows],
+    domains: Sequence[str],
+    on_progress: Callable[[int, int], None],
+    say: Callable[[str], None],
+) -> Routing:
+    """Measures the outcomes, trains the meta-router on part of the rows and judges it on the rest."""
+    manifests = [manifest for _, manifest in store.stacks()]
+    sweep_rows = [row for domain in domains for row in rows[domain].sweep]
+    area = store.sweep_area(sweep_digest(manifests, rows, domains))
+    started = time.monotonic()
+    held_before = area.read()
+    table = run_sweep(evaluators, sweep_rows, domains, config.sweep, area, on_progress)
+    swept = time.monotonic()
+    measured = len(table) - (0 if held_before is None else held_before.num_rows)
+
+    states = encode_prompts(evaluators, [router_prompt(row, config) for row in sweep_rows], config.sweep)
+    train, holdout = split_holdout(table.row_ids, table.row_domains, config.router.holdout)
+    target_BD = targets_BD(table.subset(train), config.router.targets)
+    say(f"{'meta-router':<14} training on {len(train)} rows, {len(holdout)} held out")
+    trained = train_router([states[i] for i in train], target_BD, config.router, config.seed)
+    logits_BD = route(trained.router, [states[i] for i in holdout])
+    weights_BD = serve_weights(logits_BD, domains, config.router.floors, config.router.gate_threshold).numpy()
+    routed = score_rows(evaluators, [sweep_rows[i] for i in holdout], weights_BD, config.sweep)
+    routed_B = np.array([loss.nll / loss.tokens for loss in routed])
+    ended = time.monotonic()
+    held = table.subset(holdout)
+    return Routing(
+        table=table,
+        trained=trained,
+        input_size=states[0].shape[1],
+        losses=_losses(held, routed_B, manifests, domains),
+        regret=regret_report(table, train, holdout, routed_B, weights_BD),
+        gates=_mean_gates(held, weights_BD, domains),
+        sweep={
+            "rows": float(len(sweep_rows)),
+            "combinations": float(len(table.masks())),
+            "rows_per_s": measured / (swept - started) if measured else 0.0,
+            "seconds": swept - started,
+            "reused": float(len(table) - measured),
+        },
+        timing={"sweep": swept - started, "router": ended - swept},
+    )
+
+
+def router_prompt(row: EncodedRow, config: CampaignConfig) -> list[int]:
+    """The prompt part of an encoded row, cut like a served prompt: the end is kept."""
+    return list(row.input_ids[: row.prompt_length][-config.router.max_prompt_length :])
+
+
+def _losses(
+    held: OutcomeTable, routed_B: np.ndarray, manifests: Sequence[StackManifest], domains: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """All six modes on the held-out rows, by domain: five read off the table, the routed one measured."""
+    losses: dict[str, dict[str, float]] = {
+        m: {} for m in ("base", "isolated", "parents", "ungated", "routed", "oracle")
+    }
+    for d, domain in enumerate(domains):
+        own = [row for row, name in enumerate(held.row_domains) if name == domain]
+        masks = {
+            "base": 0,
+            "isolated": 1 << d,
+            "parents": parent_mask(manifests, domain, domains),
+            "ungated": full_mask(len(domains)),
+        }
+        for mode, mask in masks.items():
+            loss_B = held.loss_BC([mask])[own, 0]
+            if np.isfinite(loss_B).all():
+                losses[mode][domain] = float(loss_B.mean())
+        losses["routed"][domain] = float(routed_B[own].mean())
+        losses["oracle"][domain] = float(np.mean([min(held.losses(row).values()) for row in own]))
+    return losses
+
+
+def _mean_gates(held: OutcomeTable, weights_BD: np.ndarray, domains: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Mean served gate weight per domain, by the rows' own domain."""
+    owners = np.array(held.row_domains)
+    return {
+        domain: dict(zip(domains, weights_BD[owners == domain].mean(axis=0).tolist(), strict=True))
+        for domain in domains
+    }
+
+
+def isolated_rows(
+    config: CampaignConfig, evaluators: Sequence[Any], rows: Mapping[str, DomainRows], domains: Sequence[str]
+) -> dict[str, tuple[float, ...]]:
+    """Every domain's loss per validation row with only its own stacks, batched exactly as at its closing."""
+    pending: list[tuple[str, list[int], Any]] = []
+    for d, domain in enumerate(domains):
+        validation = rows[domain].validation
+        weights = [float(d == other) for other in range(len(domains))]
+        lengths = [len(row.input_ids) for row in validation]
+        for number, batch in enumerate(plan_batches(lengths, config.training.eval_batch_tokens)):
+            evaluator = evaluators[number % len(evaluators)]
+            call = evaluator.score.remote([validation[i] for i in batch], [weights] * len(batch))
+            pending.append((domain, batch, call))
+    found: dict[str, dict[int, float]] = {domain: {} for domain in domains}
+    for domain, batch, call in pending:
+        for index, loss in zip(batch, ray.get(call, timeout=CALL_TIMEOUT_S), strict=True):
+            found[domain][index] = loss.mean
+    return {domain: tuple(by_row[i] for i in range(len(by_row))) for domain, by_row in found.items()}

@@ -1,0 +1,148 @@
+"""The outer loop, read top to bottom. Every step is idempotent: run the same command again and it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from bs_cluster.base import prepare_base
+from bs_cluster.campaign.bundle import commit_bundle, config_digest, report_inputs
+from bs_cluster.campaign.console import Console
+from bs_cluster.campaign.recorder import Recorder
+from bs_cluster.campaign.routing import isolated_rows, start_evaluators, stop_evaluators, sweep_and_route
+from bs_cluster.campaign.rows import encode_domains
+from bs_cluster.campaign.stacks import start_coordinator, train_stacks
+from bs_cluster.config.identity import curriculum
+from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.coordinator.coordinator import claim
+from bs_cluster.errors import StoreError
+from bs_cluster.records import BundleManifest
+from bs_cluster.report.terminal import render_terminal
+from bs_cluster.report.write import write_report
+from bs_cluster.store.store import Store
+from bs_cluster.sweep.targets import check_targets
+from bs_cluster.training.launch import resource_plan
+
+
+def run_campaign(config: CampaignConfig, console: Console) -> int:
+    """Trains what is missing, sweeps, routes, bundles, reports. Returns the exit code. Raises BrainstacksError."""
+    domains = curriculum(config)
+    check_targets(config.router.targets, domains, config.sweep)
+    store = Store(config.store.uri, config.campaign)
+    claim(store, config)
+    plan = resource_plan(config, ray.cluster_resources(), autoscales=autoscales())
+    recorder = Recorder(config, store, console.say)
+
+    done = finished_bundle(config, store, domains)
+    if done is not None:
+        console.say(f"campaign {config.campaign} is complete: bundle {done.number}, nothing left to do")
+        recorder.open()
+        show_report(json.loads(store.get_bytes(_file(done, "report.json"))), config, recorder)
+        return 0
+
+    timing: dict[str, float] = {}
+    console.say(f"campaign {config.campaign}: {' -> '.join(domains)}")
+    folder = prepare_base(config.base)
+    rows = encode_domains(config, folder)
+    console.say(f"{sum(len(r.train) for r in rows.values())} training rows in {len(domains)} domains")
+    timing["prepare"] = console.seconds
+
+    coordinator = start_coordinator(config)
+    if not ray.get(coordinator.finished.remote()):
+        recorder_opened = False
+
+        def on_event(event: dict[str, Any]) -> None:
+            nonlocal recorder_opened
+            console.show(event)
+            if not recorder_opened:  # after the workers have begun: importing MLflow takes a while
+                recorder.open()
+                recorder_opened = True
+            recorder.record(event)
+
+        handles = {domain: ray.put(own) for domain, own in rows.items()}
+        train_stacks(config, plan, folder, handles, coordinator, run_storage(config), on_event)
+    recorder.sync()
+    ray.kill(coordinator)
+    timing["train"] = console.seconds - timing["prepare"]
+    if not store.stacks():
+        raise StoreError("no round of any domain beat its parent; nothing to serve. Raise training.steps or the rate")
+
+    evaluators = start_evaluators(config, folder, domains)
+    try:
+        console.say(f"{'sweep':<14} {len(evaluators)} evaluators load {len(store.stacks())} stacks")
+        routing = sweep_and_route(config, store, evaluators, rows, domains, _sweep_progress(console), console.say)
+        isolated = isolated_rows(config, evaluators, rows, domains)
+    finally:
+        stop_evaluators(evaluators)
+    timing |= routing.timing
+    timing["total"] = console.seconds
+
+    directory = run_folder(config)
+    report = write_report(report_inputs(config, store, rows, domains, routing, isolated, timing), directory)
+    number, _ = commit_bundle(config, store, domains, routing, directory)
+    console.say(f"{'bundle':<14} {number} committed")
+    recorder.sync()
+    recorder.log_report(directory)
+    show_report(report, config, recorder)
+    return 0
+
+
+def finished_bundle(config: CampaignConfig, store: Store, domains: tuple[str, ...]) -> BundleManifest | None:
+    """The newest bundle, if it answers this very config with everything that is committed."""
+    bundles = store.bundles()
+    if not bundles:
+        return None
+    bundle = bundles[-1][2]
+    complete = bundle.stacks == tuple(ref for ref, _ in store.stacks()) and bundle.domains == domains
+    closed = {record.domain for record in store.domains()} == set(domains)
+    return bundle if complete and closed and bundle.config_digest == config_digest(config) else None
+
+
+def show_report(report: Mapping[str, Any], config: CampaignConfig, recorder: Recorder) -> None:
+    print()
+    print(render_terminal(dict(report)))
+    print()
+    print(f"  report and figures   {run_folder(config)}")
+    print(f"  MLflow               mlflow server --backend-store-uri {recorder.uri}", flush=True)
+
+
+def run_folder(config: CampaignConfig) -> Path:
+    """Where this machine keeps the report's files: beside a local store, else in the user's cache."""
+    remote = "://" in config.store.uri
+    root = Path(config.base.cache_dir).expanduser() / "runs" if remote else Path(config.store.uri)
+    folder = root / config.campaign / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def run_storage(config: CampaignConfig) -> str:
+    """Ray Train's own bookkeeping; every node must reach it, like the store."""
+    if "://" in config.store.uri:
+        return f"{config.store.uri.rstrip('/')}/{config.campaign}/ray"
+    return str(Path(config.store.uri).resolve() / config.campaign / "ray")
+
+
+def autoscales() -> bool:
+    """Whether nodes can be added, so that resources not there yet may come."""
+    return os.path.exists(os.path.expanduser("~/ray_bootstrap_config.yaml")) or "RAY_FAKE_CLUSTER" in os.environ
+
+
+def _file(bundle: BundleManifest, name: str) -> str:
+    return next(entry.sha256 for entry in bundle.files if entry.name == name)
+
+
+def _sweep_progress(console: Console):
+    last = -1.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if done == total or console.seconds - last >= console.every_s:
+            last = console.seconds
+            console.say(f"{'sweep':<14} {done}/{total} outcomes")
+
+    return progress

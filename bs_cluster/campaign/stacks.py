@@ -1,0 +1,57 @@
+"""The training phase: a coordinator actor, the worker run beside it, and a driver that watches both."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+
+from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.coordinator.coordinator import Coordinator
+from bs_cluster.training.launch import Plan, train_campaign
+
+LOOK_EVERY_S = 0.5
+START_TIMEOUT_S = 120.0
+
+
+def start_coordinator(config: CampaignConfig) -> Any:
+    """The campaign's coordinator as an actor on the head; Ray restarts it with the same arguments, the store has its
+    state. Raises the coordinator's own error when it cannot start."""
+    actor = ray.remote(Coordinator).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+    coordinator = actor.remote(config, ray.put)
+    ray.get(coordinator.finished.remote(), timeout=START_TIMEOUT_S)
+    return coordinator
+
+
+def train_stacks(
+    config: CampaignConfig,
+    plan: Plan,
+    folder: str,
+    rows: Mapping[str, ray.ObjectRef],
+    coordinator: Any,
+    storage: str,
+    on_event: Callable[[dict[str, Any]], None],
+) -> None:
+    """Runs the workers to the last domain's closing; ``on_event`` gets every event of theirs, in order."""
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            train_campaign(config, plan, folder, rows, coordinator, storage)
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="training", daemon=True)
+    thread.start()
+    seen = 0
+    while True:
+        alive = thread.is_alive()
+        for seen, event in ray.get(coordinator.events_since.remote(seen), timeout=START_TIMEOUT_S):
+            on_event(event)
+        if not alive:
+            break
+        thread.join(LOOK_EVERY_S)
+    if failure:
+        raise failure[0]

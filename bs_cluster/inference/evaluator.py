@@ -1,0 +1,63 @@
+"""What an evaluator actor is: a base with every committed stack, scoring rows and encoding prompts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from bs_cluster.base import router_states
+from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.data.encode import EncodedRow
+from bs_cluster.inference.scoring import score_routed
+from bs_cluster.inference.stacked import StackedBase
+from bs_cluster.records import RowLoss
+from bs_cluster.store.store import Store
+
+
+class Evaluator:
+    """Holds all stacks of a campaign at once; which of them a row sees is its gate weights' business."""
+
+    def __init__(self, config: dict[str, Any], folder: str, domains: Sequence[str]):
+        self.config = CampaignConfig.model_validate(config)
+        if self.config.sweep.threads_per_evaluator:
+            torch.set_num_threads(self.config.sweep.threads_per_evaluator)
+        self.domains = tuple(domains)
+        device = "cuda" if self.config.sweep.gpus_per_evaluator else "cpu"
+        self.stacked = StackedBase.load(self.config.base, device, folder)
+        store = Store(self.config.store.uri, self.config.campaign)
+        for _, manifest in store.stacks():
+            self.stacked.attach(manifest, store)
+        self.stacked.fire(self.stacked.names)
+
+    def score(self, rows: Sequence[EncodedRow], weights: Sequence[Sequence[float]]) -> list[RowLoss]:
+        """One batch: each row under its own gate weights, one per domain in the campaign's order."""
+        return score_routed(self.stacked, rows, weights, self.domains)
+
+    def encode(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Router states (T, H) float16 of each prompt, from the base alone."""
+        return encode_states(self.stacked, prompts, self.config.router.mid_weight)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@torch.no_grad()
+def encode_states(stacked: StackedBase, prompts: Sequence[Sequence[int]], mid_weight: float) -> list[np.ndarray]:
+    """Router states (T, H) float16 of tokenised prompts, encoded as one padded batch with every stack off."""
+    firing = stacked.tuner.composition.firing if stacked.peft is not None else ()
+    stacked.fire([])
+    try:
+        device = stacked.base.model.device
+        longest = max(len(prompt) for prompt in prompts)
+        pad = stacked.base.tokenizer.pad_token_id
+        ids = [[*prompt, *[pad] * (longest - len(prompt))] for prompt in prompts]
+        mask = [[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in prompts]
+        ids_BT, mask_BT = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+        states_BTH = router_states(stacked.base.model, ids_BT, mask_BT, mid_weight).half().cpu().numpy()
+        return [states_TH[: len(prompt)] for states_TH, prompt in zip(states_BTH, prompts, strict=True)]
+    finally:
+        stacked.fire(firing)

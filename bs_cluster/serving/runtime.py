@@ -1,0 +1,89 @@
+"""Answering prompts from a bundle: route, then generate with the domains that the meta-router chose.
+
+Shapes: B prompts, D domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.data.encode import encode_prompt
+from bs_cluster.errors import ConfigError, NotInStoreError
+from bs_cluster.inference.evaluator import encode_states
+from bs_cluster.inference.stacked import StackedBase
+from bs_cluster.records import BundleManifest
+from bs_cluster.router.gates import serve_weights
+from bs_cluster.router.io import load_router
+from bs_cluster.router.train import route
+from bs_cluster.store.store import Store
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A completion and the gate weight per domain that it was generated under."""
+
+    text: str
+    gates: Mapping[str, float]
+
+
+class BundleRuntime:
+    """A bundle in memory: base, its stacks and its meta-router. What was trained is what is served: the same
+    prompt encoding, the same gates, the same layer."""
+
+    def __init__(self, store: Store, bundle: BundleManifest, folder: Path, device: str | torch.device):
+        files = {entry.name: entry for entry in bundle.files}
+        self.config = CampaignConfig.model_validate(yaml.safe_load(store.get_bytes(files["campaign.yaml"].sha256)))
+        self.domains = bundle.domains
+        self.stacked = StackedBase.load(self.config.base, device)
+        for ref in bundle.stacks:
+            self.stacked.attach(store.manifest(ref.manifest), store)
+        self.stacked.fire(self.stacked.names)
+        for name in ("router.safetensors", "router.json"):
+            (folder / name).write_bytes(store.get_bytes(files[name].sha256))
+        hidden = self.stacked.base.model.config.get_text_config().hidden_size
+        self.router, self.card = load_router(folder, self.domains, hidden, bundle.base.digest)
+
+    def gates(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Served gate weights (B, D) of these prompts."""
+        limit = self.config.data.model_copy(update={"max_prompt_length": self.card.max_prompt_length})
+        ids = [encode_prompt(prompt, self.stacked.base.tokenizer, limit) for prompt in prompts]
+        logits_BD = route(self.router, encode_states(self.stacked, ids, self.card.mid_weight))
+        return serve_weights(logits_BD, self.domains, self.card.floors, self.card.threshold)
+
+    def answer(
+        self, prompts: Sequence[str], weights_BD: torch.Tensor | None = None, max_new_tokens: int = 64
+    ) -> list[Answer]:
+        """Greedy completions, under the meta-router's gates or the given ones."""
+        if weights_BD is None:
+            weights_BD = self.gates(prompts)
+        tokenizer, model = self.stacked.base.tokenizer, self.stacked.base.model
+        ids = [encode_prompt(prompt, tokenizer, self.config.data) for prompt in prompts]
+        longest = max(map(len, ids))
+        padded = torch.tensor([[tokenizer.pad_token_id] * (longest - len(row)) + row for row in ids])  # type: ignore[list-item]
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])
+        if self.stacked.peft is None:
+            raise NotInStoreError("this bundle holds no stack; train a domain first")
+        with torch.no_grad(), self.stacked.tuner.gates(weights_BD.to(model.device), self.domains):
+            output = model.generate(  # type: ignore[operator]
+                input_ids=padded.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        texts = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+        gates = [dict(zip(self.domains, row, strict=True)) for row in weights_BD.tolist()]
+        return [Answer(text.strip(), row) for text, row in zip(texts, gates, strict=True)]
+
+    def fixed_gates(self, on: Sequence[str], rows: int) -> torch.Tensor:
+        """Gate weights (B, D) with just these domains at one. Raises ConfigError for a domain not in the bundle."""
+        unknown = sorted(set(on) - set(self.domains))
+        if unknown:
+            raise ConfigError([f"domain {unknown[0]!r} is not in the bundle; it has {', '.join(self.domains)}"])
+        return torch.tensor([[float(domain in on) for domain in self.domains]] * rows)

@@ -1,0 +1,11 @@
+"""The function Ray Train ships to workers. Light to import: the driver must not load DeepSpeed and TRL to name it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def work(settings: dict[str, Any]) -> None:
+    from bs_cluster.training.worker import work as run  # noqa: PLC0415  # heavy, and only of use on a worker
+
+    run(settings)
