@@ -22,6 +22,7 @@ from bs_cluster.records import (
     DomainRecord,
     Finished,
     RoundOutcome,
+    StackId,
     StackManifest,
     StackRef,
     Step,
@@ -52,7 +53,7 @@ class Coordinator:
         self.store = Store(config.store.uri, config.campaign)
         self.share = share
         self.group = 0
-        self.rejections: dict[str, RoundOutcome] = {}
+        self.outcomes: dict[StackId, RoundOutcome] = {}
         self.basis: Basis | None = None
         self.events: deque[tuple[int, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)
         self.event_number = 0
@@ -91,7 +92,7 @@ class Coordinator:
                 committed=[ref for ref, _ in committed],
                 val_after={manifest.stack: manifest.metrics["val_after"] for _, manifest in committed},
                 closed=frozenset(record.domain for record in self.store.domains()),
-                rejected=frozenset(self.rejections),
+                rejected=frozenset(o.stack.domain for o in self.outcomes.values() if not o.committed),
             )
         )
 
@@ -110,13 +111,15 @@ class Coordinator:
 
     # --- taking results ---------------------------------------------------------------------------------------
 
-    def commit(self, group: int, manifest: StackManifest) -> StackRef:
+    def commit(self, group: int, manifest: StackManifest, outcome: RoundOutcome) -> StackRef:
         """Publishes a stack whose files are in the store already. Raises OutOfOrderError, FencedError."""
         self._check_group(group)
         step = self._next()
         if not isinstance(step, TrainRound) or step.stack != manifest.stack or step.parents != manifest.parents:
             raise OutOfOrderError(f"{manifest.stack.name} was offered, the curriculum's next step is {step}")
-        return self.store.publish_stack(manifest)
+        ref = self.store.publish_stack(manifest)
+        self.outcomes[outcome.stack] = outcome
+        return ref
 
     def reject(self, group: int, outcome: RoundOutcome) -> None:
         """A round did not beat its parent; its domain closes next."""
@@ -124,7 +127,7 @@ class Coordinator:
         step = self._next()
         if not isinstance(step, TrainRound) or step.stack != outcome.stack:
             raise OutOfOrderError(f"a rejection of {outcome.stack.name} came, the next step is {step}")
-        self.rejections[outcome.stack.domain] = outcome
+        self.outcomes[outcome.stack] = outcome
 
     def close(self, group: int, record: DomainRecord) -> None:
         """Writes a domain's closing record."""
@@ -134,8 +137,9 @@ class Coordinator:
             raise OutOfOrderError(f"a closing of {record.domain} came, the next step is {step}")
         self.store.close_domain(record)
 
-    def rejection(self, domain: str) -> RoundOutcome | None:
-        return self.rejections.get(domain)
+    def outcomes_of(self, domain: str) -> list[RoundOutcome]:
+        """How the domain's rounds ended that this coordinator was told of."""
+        return [outcome for stack, outcome in self.outcomes.items() if stack.domain == domain]
 
     # --- for people -------------------------------------------------------------------------------------------
 

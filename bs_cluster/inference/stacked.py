@@ -84,6 +84,7 @@ class StackedBase:
                 stored = tensors[f"base_model.model.{path}.{part}"]
                 parameter = torch.nn.Parameter(stored.to(site.base_layer.weight.device), requires_grad=False)  # type: ignore[union-attr]
                 getattr(site, part)[name] = parameter
+            site.unpack()
 
     def drop(self, name: str) -> None:
         """Removes a stack that will not be kept."""
@@ -92,6 +93,7 @@ class StackedBase:
         for site in tuner.sites:
             for part in PARTS:
                 del getattr(site, part)[name]
+            site.unpack()
         del tuner.peft_config[name]
         tuner.fire([])
 

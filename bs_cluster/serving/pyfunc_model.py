@@ -27,7 +27,7 @@ class BundleModel(PythonModel):
         with tempfile.TemporaryDirectory() as folder:
             self.runtime = BundleRuntime(store, store.bundle(reference["bundle"]), Path(folder), device)
 
-    def predict(self, model_input: list[str], params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None):
         answers = self.runtime.answer(list(model_input), **(params or {}))
         return [{"completion": answer.text, "gates": dict(answer.gates)} for answer in answers]
 

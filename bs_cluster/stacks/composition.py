@@ -31,7 +31,8 @@ class Training:
 
 @dataclass
 class Composition:
-    firing: tuple[str, ...] = ()  # frozen stacks that are on, in fused order
+    resident: tuple[str, ...] = ()  # every frozen stack that is loaded, in fused order
+    firing: tuple[str, ...] = ()  # those of them that are on
     train: str | None = None  # the stack that learns, never among ``firing``
     active: tuple[str, ...] = ()  # the part of ``firing`` that the batch in flight needs
     weights_BS: torch.Tensor | None = None  # gate weight per row and active stack, None: all one

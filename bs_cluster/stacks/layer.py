@@ -64,6 +64,10 @@ class StackLinear(nn.Module, BaseTunerLayer):
     """A wrapped projection. Its forward computes base and stacks fused; PEFT's per-adapter loop is not used."""
 
     adapter_layer_names = PARTS
+    stack_A: nn.ParameterDict
+    stack_B: nn.ParameterDict
+    stack_router: nn.ParameterDict
+    stack_noise: nn.ParameterDict
 
     def __init__(self, base_layer: nn.Module, site: int, composition: Composition, config: StackConfig):
         super().__init__()
@@ -83,6 +87,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
         self.weight_cache: torch.Tensor | None = None
         self._disable_adapters = False
         self.merged_adapters = []
+        self.register_load_state_dict_post_hook(lambda site, _: site.unpack())
 
     # --- adding and freezing stacks -------------------------------------------------------------------------
 
@@ -103,20 +108,26 @@ class StackLinear(nn.Module, BaseTunerLayer):
         for part in PARTS:
             getattr(self, part)[name].requires_grad_(not inference_mode)
 
-    def pack(self, names: tuple[str, ...], dtype: torch.dtype) -> None:
-        """Puts the frozen stacks ``names`` (fused order) into one block and makes their entries views of it."""
-        if not names:
-            self.block = None
-            return
+    def unpack(self) -> None:
+        """Forgets the block; the next forward that needs it packs anew. For whoever changed a frozen entry."""
+        self.block = None
+
+    @torch.no_grad()
+    def _packed(self, dtype: torch.dtype) -> FrozenBlock:
+        """The block of all resident stacks; made when a stack came or went, its entries becoming views of it."""
+        names = self.composition.resident
+        if self.block is not None and self.block.names == names and self.block.a_MI.dtype == dtype:
+            return self.block
         a_MI = torch.cat([self.stack_A[n].detach().flatten(0, 1).to(dtype) for n in names])
         b_MO = torch.cat([self.stack_B[n].detach().flatten(0, 1).to(dtype) for n in names])
         router_GI = torch.cat([self.stack_router[n].detach() for n in names])
-        self.block = FrozenBlock(names, a_MI, b_MO, router_GI)
+        block = self.block = FrozenBlock(names, a_MI, b_MO, router_GI)
         for i, name in enumerate(names):
             shape = (self.experts, self.rank, -1)
             self.stack_A[name].data = a_MI.unflatten(0, (len(names), -1))[i].view(shape)
             self.stack_B[name].data = b_MO.unflatten(0, (len(names), -1))[i].view(shape)
             self.stack_router[name].data = router_GI.unflatten(0, (len(names), -1))[i]
+        return block
 
     def effective(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A (M, I) and B (M, O) of a learning stack, confined to what the bases leave free.
@@ -157,8 +168,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
     def _frozen_delta(self, x_TI: torch.Tensor) -> torch.Tensor:
         """Frozen stacks run without noise, always; autograd stays on, their weights ask for no gradient."""
         state = self.composition
-        assert self.block is not None, "frozen stacks are packed before they fire"
-        a_MI, b_MO, router_GI = self.block.select(state.active, self.experts * self.rank, self.experts)
+        a_MI, b_MO, router_GI = self._packed(x_TI.dtype).select(state.active, self.experts * self.rank, self.experts)
         logits_TSE = router_logits(x_TI, router_GI).unflatten(1, (len(state.active), self.experts))
         gates_TSE = top_k_gates(logits_TSE, self.top_k) * self.scale
         if state.weights_BS is not None:

@@ -96,21 +96,19 @@ class StackModel(BaseTuner):
     def fire(self, frozen: Sequence[str], train: str | None = None) -> None:
         """Turns on the stacks ``frozen`` (all others stay loaded and cost nothing) and lets ``train`` learn.
 
-        Every loaded stack except ``train`` is packed into the fused blocks. Raises KeyError for a name not loaded.
+        Raises KeyError for a name not loaded.
         """
         known = self.peft_config
         for name in (*frozen, *([train] if train else [])):
             if name not in known:
                 raise KeyError(f"stack {name!r} is not loaded; loaded are {sorted(known)}")
         order = sorted((name for name in known if name != train), key=lambda name: self._config(name).order)
-        dtype = self.compute_dtype
         for site in self.sites:
             for name in known:
                 for part in PARTS:
                     getattr(site, part)[name].requires_grad_(name == train)
-            if site.stack_A and (site.block is None or site.block.names != tuple(order)):
-                site.pack(tuple(order), dtype)
         on = set(frozen)
+        self.composition.resident = tuple(order)
         self.composition.firing = tuple(name for name in order if name in on)
         self.composition.train = train
         self.composition.reset_weights()
@@ -152,11 +150,6 @@ class StackModel(BaseTuner):
 
     def _config(self, name: str) -> StackConfig:
         return self.peft_config[name]  # type: ignore[return-value]
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """What activations are in at the sites: that of the base's norms, which quantization leaves alone."""
-        return next(p.dtype for p in self.model.parameters() if p.is_floating_point() and p.ndim == 1)
 
     def site_names(self) -> list[str]:
         """Module path of each site in site order, ``model.layers.0.self_attn.q_proj``: keys of bases and files."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 from torch import nn
 from transformers import TrainerCallback
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -27,7 +29,7 @@ from bs_cluster.training.session import Session
 from bs_cluster.training.trainer import sum_over_ranks, world_rank, world_size
 
 
-def close_domain(session: Session, step: CloseDomain, rejection: RoundOutcome | None) -> DomainRecord:
+def close_domain(session: Session, step: CloseDomain, outcomes: Sequence[RoundOutcome]) -> DomainRecord:
     """Measures everything a domain's record holds; every rank calls it, the result is the same on all of them."""
     started = time.monotonic()
     rows = session.rows(step.domain)
@@ -40,7 +42,7 @@ def close_domain(session: Session, step: CloseDomain, rejection: RoundOutcome | 
         schema_version=SCHEMA_VERSION,
         domain=step.domain,
         position=step.position,
-        rounds=(*_committed_outcomes(session, step), *([rejection] if rejection else [])),
+        rounds=tuple(_rounds(session, step, outcomes)),
         basis=basis,
         basis_rank_mean=sum(ranks) / len(ranks) if ranks else 0.0,
         isolated=mean_loss(isolated),
@@ -80,26 +82,28 @@ def _matrix(session: Session, step: CloseDomain) -> dict[str, dict[str, float]]:
     return matrix
 
 
-def _committed_outcomes(session: Session, step: CloseDomain) -> list[RoundOutcome]:
-    outcomes = []
+def _rounds(session: Session, step: CloseDomain, outcomes: Sequence[RoundOutcome]) -> list[RoundOutcome]:
+    """How each round ended: ``outcomes`` as the coordinator saw them; for what an earlier coordinator saw, the
+    manifest, which knows all but the time it took (manifests hold no time, so that a rerun has the same digest)."""
+    seen = {outcome.stack: outcome for outcome in outcomes}
+    rounds = []
     for ref, manifest in session.store.stacks():
-        if ref.stack in step.stacks:
-            metrics = manifest.metrics
-            gain = metrics["val_before"] - metrics["val_after"]
-            outcomes.append(
-                RoundOutcome(
-                    stack=ref.stack,
-                    val_before=metrics["val_before"],
-                    val_after=metrics["val_after"],
-                    committed=True,
-                    manifest=ref.manifest,
-                    steps=int(metrics["steps"]),
-                    restores=int(metrics["restores"]),
-                    seconds=metrics["seconds"],
-                    reason=f"validation loss fell by {gain:.4f}",
-                )
-            )
-    return outcomes
+        if ref.stack not in step.stacks:
+            continue
+        metrics = manifest.metrics
+        outcome = seen.pop(ref.stack, None) or RoundOutcome(
+            stack=ref.stack,
+            val_before=metrics["val_before"],
+            val_after=metrics["val_after"],
+            committed=True,
+            manifest=None,
+            steps=int(metrics["steps"]),
+            restores=int(metrics["restores"]),
+            seconds=0.0,
+            reason="committed before the coordinator was restarted",
+        )
+        rounds.append(dataclasses.replace(outcome, manifest=ref.manifest))
+    return rounds + [outcome for outcome in seen.values() if not outcome.committed]
 
 
 def _claim_directions(session: Session, step: CloseDomain) -> dict[str, torch.Tensor]:

@@ -88,7 +88,6 @@ def train_round(
         "val_after": after,
         "steps": float(outcome.steps),
         "restores": float(outcome.restores),
-        "seconds": outcome.seconds,
         **callback.summary(),
     }
     manifest = StackManifest(

@@ -81,7 +81,7 @@ def _train(session: Session, step: TrainRound, basis: tuple[str, Any] | None, ca
     outcome, manifest = train_round(session, step, fetched)
     if session.rank == 0:
         if manifest is not None:
-            call("commit", group, manifest)
+            call("commit", group, manifest, outcome)
         else:
             call("reject", group, outcome)
         session.report({"kind": "outcome", **outcome.to_dict(), "stack": step.stack.name})
@@ -89,7 +89,7 @@ def _train(session: Session, step: TrainRound, basis: tuple[str, Any] | None, ca
 
 
 def _close(session: Session, step: CloseDomain, call: Any, group: int) -> None:
-    record = close_domain(session, step, call("rejection", step.domain))
+    record = close_domain(session, step, call("outcomes_of", step.domain))
     if session.rank == 0:
         call("close", group, record)
         session.report({"kind": "closed", "domain": step.domain, "isolated": record.isolated, "base": record.base_loss})

@@ -1,0 +1,51 @@
+# make run: train the embedded campaign on a local Ray cluster.  make test: lint, types, import contracts, tests.
+# Both install what they need into .venv first. PYTHON picks the interpreter (3.11 or newer).
+PYTHON ?= python3
+CONFIG ?= jobs/configs/embedded.yaml
+OVERRIDES ?=
+PY := .venv/bin/python
+# Without a GPU a CPU build of torch will do; where PyTorch's own index is out of reach, the default index decides.
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export RAY_USAGE_STATS_ENABLED := 0
+# The local cluster listens on 127.0.0.1 only; one policy for every process that talks to it.
+export RAY_AUTH_MODE := disabled
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: run test check install ui stop clean
+
+run: install
+	$(PY) cluster/local.py run --config $(CONFIG) $(OVERRIDES)
+
+ui: install
+	$(PY) cluster/local.py ui
+
+stop:
+	$(PY) cluster/local.py stop
+
+test: check
+	$(PY) -m pytest
+
+check: install
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+	.venv/bin/lint-imports --no-cache
+
+install: .venv/.installed
+
+.venv/.installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --upgrade pip
+	@command -v nvidia-smi >/dev/null \
+	  || $(PY) -m pip install --quiet --retries 0 --timeout 10 --index-url $(CPU_INDEX) $(TORCH) 2>/dev/null \
+	  || echo "PyTorch's CPU index is out of reach, taking torch from the default index"
+	$(PY) -m pip install --quiet $(TORCH)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[embedded,dev]'
+	$(PY) -m bs_cluster.training.prewarm jobs/configs/embedded.yaml
+	touch $@
+
+clean: stop
+	rm -rf .venv build *.egg-info
