@@ -10,7 +10,6 @@ CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
-# The local cluster listens on 127.0.0.1 only; one policy for every process that talks to it.
 export RAY_AUTH_MODE := disabled
 export MLFLOW_DISABLE_TELEMETRY := true
 

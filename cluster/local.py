@@ -20,6 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+# Before Ray is imported: this cluster listens on 127.0.0.1 only, and every process that talks to it must agree.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +80,7 @@ def start_cluster() -> dict[str, Any]:
         try:
             JobSubmissionClient(state["address"]).list_jobs()
             return state
-        except (ConnectionError, RuntimeError):
+        except (ConnectionError, RuntimeError):  # not up yet
             time.sleep(0.5)
     stop()
     raise SystemExit(f"Ray did not start within {START_TIMEOUT_S} s; its log is {log.name}")

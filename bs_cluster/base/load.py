@@ -40,17 +40,16 @@ def load_base(
     base: BaseSection,
     *,
     device: str | torch.device,
-    folder: str | None = None,
     quant_storage: torch.dtype = torch.uint8,
 ) -> LoadedBase:
     """The base on ``device``, frozen and in eval mode, with its tokenizer (pads on the right) and its reference.
 
-    ``folder`` is what ``prepare_base`` returned, when the caller has it already. ``quant_storage`` is how packed
-    4-bit weights are held: uint8 up to ZeRO-2, bfloat16 for ZeRO-3, which shards floating parameters; it changes
-    neither the function nor the digest. A multimodal checkpoint (Gemma 3 4B and up) loads whole, vision side included.
-    Raises BaseModelError when the model cannot be found, has no safetensors or has no padding token.
+    ``quant_storage`` is how packed 4-bit weights are held: uint8 up to ZeRO-2, bfloat16 for ZeRO-3, which shards
+    floating parameters; it changes neither the function nor the digest. A multimodal checkpoint (Gemma 3 4B and up)
+    loads whole, vision side included. Raises BaseModelError when the model cannot be found, has no safetensors or
+    has no padding token.
     """
-    path = _local_folder(folder or prepare_base(base), base)
+    path = _local_folder(prepare_base(base), base)
     settings: dict[str, Any] = {
         "dtype": _DTYPES[base.compute_dtype],
         "attn_implementation": base.attention,
@@ -71,6 +70,11 @@ def load_base(
     model.requires_grad_(False)
     model.eval()
     return LoadedBase(model=model, tokenizer=_tokenizer(path, base), ref=ref)
+
+
+def load_tokenizer(base: BaseSection) -> PreTrainedTokenizerBase:
+    """The base's tokenizer alone; pads on the right. Raises BaseModelError like ``load_base``."""
+    return _tokenizer(_local_folder(prepare_base(base), base), base)
 
 
 def decoder_and_head(model: nn.Module) -> tuple[nn.Module, nn.Linear, float | None]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.errors import ConfigError, RegistryUnavailable
 from bs_cluster.records import StackId
-from bs_cluster.registry import Registry
 from bs_cluster.store.store import Store
+
+if TYPE_CHECKING:
+    from bs_cluster.registry import Registry
 
 
 def tracking_uri(config: CampaignConfig) -> str:
@@ -22,7 +24,7 @@ def tracking_uri(config: CampaignConfig) -> str:
     if "://" in config.store.uri:
         raise ConfigError(
             [
-                f"registry.tracking_uri is not set and store.uri {config.store.uri} is not a folder to put sqlite into; "
+                f"registry.tracking_uri is not set and store.uri {config.store.uri} is no folder to put sqlite into; "
                 "set registry.tracking_uri or MLFLOW_TRACKING_URI"
             ]
         )
@@ -44,6 +46,8 @@ class Recorder:
         self._try(self._open)
 
     def _open(self) -> None:
+        from bs_cluster.registry import Registry  # noqa: PLC0415  # MLflow takes seconds to import
+
         registry = Registry(self.uri, self.config.campaign, self.config.registry.experiment)
         registry.open_campaign(self.config.model_dump(mode="json"))
         registry.sync(self.store)

@@ -47,13 +47,13 @@ class Routing:
     timing: dict[str, float]
 
 
-def start_evaluators(config: CampaignConfig, folder: str, domains: Sequence[str]) -> list[Any]:
+def start_evaluators(config: CampaignConfig, domains: Sequence[str]) -> list[Any]:
     """Evaluator actors, loading in parallel. Ray restarts one that dies; its work is given out again."""
     sweep = config.sweep
     actor = ray.remote(Evaluator).options(
         num_cpus=sweep.cpus_per_evaluator, num_gpus=sweep.gpus_per_evaluator, max_restarts=sweep.max_retries
     )
-    return [actor.remote(config.model_dump(mode="json"), folder, tuple(domains)) for _ in range(sweep.evaluators)]
+    return [actor.remote(config.model_dump(mode="json"), tuple(domains)) for _ in range(sweep.evaluators)]
 
 
 def stop_evaluators(evaluators: Sequence[Any]) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from bs_cluster.base import prepare_base
 from bs_cluster.campaign.bundle import commit_bundle, config_digest, report_inputs
 from bs_cluster.campaign.console import Console
 from bs_cluster.campaign.recorder import Recorder
 from bs_cluster.campaign.routing import isolated_rows, start_evaluators, stop_evaluators, sweep_and_route
-from bs_cluster.campaign.rows import encode_domains
+from bs_cluster.campaign.rows import fetch, start_encoding
 from bs_cluster.campaign.stacks import start_coordinator, train_stacks
 from bs_cluster.config.identity import curriculum
 from bs_cluster.config.schema import CampaignConfig
@@ -45,42 +44,26 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
         show_report(json.loads(store.get_bytes(_file(done, "report.json"))), config, recorder)
         return 0
 
-    timing: dict[str, float] = {}
     console.say(f"campaign {config.campaign}: {' -> '.join(domains)}")
-    folder = prepare_base(config.base)
-    rows = encode_domains(config, folder)
-    console.say(f"{sum(len(r.train) for r in rows.values())} training rows in {len(domains)} domains")
-    timing["prepare"] = console.seconds
-
-    coordinator = start_coordinator(config)
-    if not ray.get(coordinator.finished.remote()):
-        recorder_opened = False
-
-        def on_event(event: dict[str, Any]) -> None:
-            nonlocal recorder_opened
-            console.show(event)
-            if not recorder_opened:  # after the workers have begun: importing MLflow takes a while
-                recorder.open()
-                recorder_opened = True
-            recorder.record(event)
-
-        handles = {domain: ray.put(own) for domain, own in rows.items()}
-        train_stacks(config, plan, folder, handles, coordinator, run_storage(config), on_event)
+    handles = start_encoding(config, domains)
+    if {record.domain for record in store.domains()} != set(domains):
+        coordinator = start_coordinator(config)
+        train_stacks(config, plan, handles, coordinator, run_storage(config), _on_event(console, recorder))
+        ray.kill(coordinator)
     recorder.sync()
-    ray.kill(coordinator)
-    timing["train"] = console.seconds - timing["prepare"]
+    timing = {"train": console.seconds}
     if not store.stacks():
         raise StoreError("no round of any domain beat its parent; nothing to serve. Raise training.steps or the rate")
 
-    evaluators = start_evaluators(config, folder, domains)
+    evaluators = start_evaluators(config, domains)
     try:
         console.say(f"{'sweep':<14} {len(evaluators)} evaluators load {len(store.stacks())} stacks")
+        rows = fetch(handles)
         routing = sweep_and_route(config, store, evaluators, rows, domains, _sweep_progress(console), console.say)
         isolated = isolated_rows(config, evaluators, rows, domains)
     finally:
         stop_evaluators(evaluators)
-    timing |= routing.timing
-    timing["total"] = console.seconds
+    timing |= {**routing.timing, "total": console.seconds}
 
     directory = run_folder(config)
     report = write_report(report_inputs(config, store, rows, domains, routing, isolated, timing), directory)
@@ -136,7 +119,28 @@ def _file(bundle: BundleManifest, name: str) -> str:
     return next(entry.sha256 for entry in bundle.files if entry.name == name)
 
 
-def _sweep_progress(console: Console):
+def _on_event(console: Console, recorder: Recorder) -> Callable[[dict[str, Any]], None]:
+    """Shows an event and records it. MLflow is opened once training steps: importing it would slow the start."""
+    waiting: list[dict[str, Any]] = []
+    opened = False
+
+    def on_event(event: dict[str, Any]) -> None:
+        nonlocal opened
+        console.show(event)
+        waiting.append(event)
+        if not opened and event.get("kind") != "step":
+            return
+        if not opened:
+            recorder.open()
+            opened = True
+        for earlier in waiting:
+            recorder.record(earlier)
+        waiting.clear()
+
+    return on_event
+
+
+def _sweep_progress(console: Console) -> Callable[[int, int], None]:
     last = -1.0
 
     def progress(done: int, total: int) -> None:

@@ -18,17 +18,14 @@ START_TIMEOUT_S = 120.0
 
 def start_coordinator(config: CampaignConfig) -> Any:
     """The campaign's coordinator as an actor on the head; Ray restarts it with the same arguments, the store has its
-    state. Raises the coordinator's own error when it cannot start."""
+    state."""
     actor = ray.remote(Coordinator).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-    coordinator = actor.remote(config, ray.put)
-    ray.get(coordinator.finished.remote(), timeout=START_TIMEOUT_S)
-    return coordinator
+    return actor.remote(config, ray.put)
 
 
 def train_stacks(
     config: CampaignConfig,
     plan: Plan,
-    folder: str,
     rows: Mapping[str, ray.ObjectRef],
     coordinator: Any,
     storage: str,
@@ -39,7 +36,7 @@ def train_stacks(
 
     def run() -> None:
         try:
-            train_campaign(config, plan, folder, rows, coordinator, storage)
+            train_campaign(config, plan, rows, coordinator, storage)
         except BaseException as error:
             failure.append(error)
 
@@ -48,8 +45,9 @@ def train_stacks(
     seen = 0
     while True:
         alive = thread.is_alive()
-        for seen, event in ray.get(coordinator.events_since.remote(seen), timeout=START_TIMEOUT_S):
+        for number, event in ray.get(coordinator.events_since.remote(seen), timeout=START_TIMEOUT_S):
             on_event(event)
+            seen = number
         if not alive:
             break
         thread.join(LOOK_EVERY_S)

@@ -21,13 +21,13 @@ from bs_cluster.store.store import Store
 class Evaluator:
     """Holds all stacks of a campaign at once; which of them a row sees is its gate weights' business."""
 
-    def __init__(self, config: dict[str, Any], folder: str, domains: Sequence[str]):
+    def __init__(self, config: dict[str, Any], domains: Sequence[str]):
         self.config = CampaignConfig.model_validate(config)
         if self.config.sweep.threads_per_evaluator:
             torch.set_num_threads(self.config.sweep.threads_per_evaluator)
         self.domains = tuple(domains)
         device = "cuda" if self.config.sweep.gpus_per_evaluator else "cpu"
-        self.stacked = StackedBase.load(self.config.base, device, folder)
+        self.stacked = StackedBase.load(self.config.base, device)
         store = Store(self.config.store.uri, self.config.campaign)
         for _, manifest in store.stacks():
             self.stacked.attach(manifest, store)

@@ -28,9 +28,11 @@ class StackedBase:
         self._cache_dequantized = cache_dequantized
 
     @classmethod
-    def load(cls, base: BaseSection, device: str | torch.device, folder: str | None = None) -> StackedBase:
-        storage = torch.uint8
-        return cls(load_base(base, device=device, folder=folder, quant_storage=storage), base.cache_dequantized)
+    def load(
+        cls, base: BaseSection, device: str | torch.device, quant_storage: torch.dtype = torch.uint8
+    ) -> StackedBase:
+        """``quant_storage``: see ``load_base``."""
+        return cls(load_base(base, device=device, quant_storage=quant_storage), base.cache_dequantized)
 
     @property
     def tuner(self) -> StackModel:
@@ -82,7 +84,7 @@ class StackedBase:
         for path, site in zip(tuner.site_names(), tuner.sites, strict=True):
             for part in PARTS:
                 stored = tensors[f"base_model.model.{path}.{part}"]
-                parameter = torch.nn.Parameter(stored.to(site.base_layer.weight.device), requires_grad=False)  # type: ignore[union-attr]
+                parameter = torch.nn.Parameter(stored.to(site.device), requires_grad=False)
                 getattr(site, part)[name] = parameter
             site.unpack()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from bs_cluster.serving.runtime import BundleRuntime
 from bs_cluster.store.store import Store
@@ -27,7 +27,7 @@ class BundleModel(PythonModel):
         with tempfile.TemporaryDirectory() as folder:
             self.runtime = BundleRuntime(store, store.bundle(reference["bundle"]), Path(folder), device)
 
-    def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None):
+    def predict(self, context, model_input: list[str], params=None) -> list[dict[str, Any]]:  # type: ignore[override]
         answers = self.runtime.answer(list(model_input), **(params or {}))
         return [{"completion": answer.text, "gates": dict(answer.gates)} for answer in answers]
 

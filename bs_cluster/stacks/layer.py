@@ -93,7 +93,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
 
     def update_layer(self, name: str, inference_mode: bool) -> None:
         """Adds an untrained stack: A and router random, B and noise zero, so that the model is unchanged."""
-        device = self.base_layer.weight.device  # type: ignore[union-attr]
+        device = self.device
         experts, rank = self.experts, self.rank
         a_ERI = torch.empty(experts, rank, self.in_features, device=device)
         router_EI = torch.empty(experts, self.in_features, device=device)
@@ -107,6 +107,14 @@ class StackLinear(nn.Module, BaseTunerLayer):
         self.stack_noise[name] = nn.Parameter(torch.zeros(experts, self.in_features, device=device))
         for part in PARTS:
             getattr(self, part)[name].requires_grad_(not inference_mode)
+
+    @property
+    def device(self) -> torch.device:
+        return self.base_layer.weight.device  # type: ignore[return-value]
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """PEFT's switch for all stacks at once; unlike PEFT's own it leaves alone which of them learns."""
+        self._disable_adapters = not enabled
 
     def unpack(self) -> None:
         """Forgets the block; the next forward that needs it packs anew. For whoever changed a frozen entry."""

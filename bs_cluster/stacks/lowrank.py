@@ -18,7 +18,7 @@ class _GatedLowRank(Function):
     def forward(ctx, x_TI, gates_TG, a_MI, b_MO):  # type: ignore[override]
         u_TM = x_TI @ a_MI.t()
         z_TM = _gate(u_TM, gates_TG)
-        needs_x, needs_gates, needs_a, needs_b = ctx.needs_input_grad
+        _, needs_gates, needs_a, needs_b = ctx.needs_input_grad
         # A frozen block keeps nothing of x; u alone serves both dgates and (for a trainable B) z.
         ctx.save_for_backward(x_TI if needs_a else None, u_TM if needs_gates or needs_b else None, gates_TG, a_MI, b_MO)
         return z_TM @ b_MO

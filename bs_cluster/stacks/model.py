@@ -83,13 +83,17 @@ class StackModel(BaseTuner):
         setattr(parent, child_name, new_module)  # new parameters are made on the base layer's device already
 
     def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
-        """PEFT's way of saying which stacks are on: one learns if it is alone and not in inference mode."""
+        """PEFT's way of saying which stacks are on: one learns if it is alone and not for inference."""
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-        learns = None if inference_mode or len(names) != 1 or not self._is_learning(names[0]) else names[0]
+        learns = None if inference_mode or len(names) != 1 or self._config(names[0]).inference_mode else names[0]
         self.fire([name for name in names if name != learns], train=learns)
 
-    def _is_learning(self, name: str) -> bool:
-        return bool(self.sites) and self.sites[0].stack_A[name].requires_grad
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Removes a stack; the others go on firing or learning as they did."""
+        state = self.composition
+        super().delete_adapter(adapter_name)
+        learns = None if state.train == adapter_name else state.train
+        self.fire([name for name in state.firing if name != adapter_name], train=learns)
 
     # --- what fires -----------------------------------------------------------------------------------------
 
@@ -171,6 +175,6 @@ class StackModel(BaseTuner):
         if unknown:
             raise KeyError(f"bases for sites that this model does not have: {unknown[:3]}")
         for path, site in zip(paths, self.sites, strict=True):
-            device = site.base_layer.weight.device
+            device = site.device
             site.basis_OK = output[path].to(device) if path in output and output[path].shape[1] else None
             site.basis_IK = input_side[path].to(device) if path in input_side and input_side[path].shape[1] else None

@@ -44,7 +44,7 @@ class RoundCallback(TrainerCallback):
     best_step: int = 0
     steps_done: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-    trainer: StackTrainer | None = None
+    trainer: StackTrainer | None = None  # set by the round once it exists; callbacks come first
     started: float = field(default_factory=time.monotonic)
 
     def on_train_begin(self, args, state, control, **_):
@@ -55,9 +55,6 @@ class RoundCallback(TrainerCallback):
         assert self.trainer is not None
         self.steps_done = state.global_step
         line = {"step": float(self.steps_done), **self.trainer.finish_step()}
-        norm = self.trainer.model_wrapped.get_global_grad_norm()
-        line["grad_norm"] = float(norm) if norm is not None else math.nan
-        line["learning_rate"] = float(self.trainer.optimizer.param_groups[0]["lr"])
         # A step whose gradient was not finite has spoiled the weights though its own loss looked well.
         verdict = self.guard.judge(line["loss"] if math.isfinite(line["grad_norm"]) else math.nan)
         if verdict != "go on":
@@ -101,7 +98,7 @@ class RoundCallback(TrainerCallback):
 
     def _parameters(self) -> list[nn.Parameter]:
         assert self.trainer is not None
-        return [p for p in self.trainer.model.parameters() if p.requires_grad]
+        return self.trainer.learning
 
     def _snapshot(self) -> Snapshot:
         parameters = self._parameters()

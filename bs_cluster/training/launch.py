@@ -41,9 +41,7 @@ def resource_plan(config: CampaignConfig, available: Mapping[str, float], autosc
     return plan
 
 
-def train_campaign(
-    config: CampaignConfig, plan: Plan, folder: str, rows: Mapping[str, Any], coordinator: Any, storage: str
-) -> None:
+def train_campaign(config: CampaignConfig, plan: Plan, rows: Mapping[str, Any], coordinator: Any, storage: str) -> None:
     """Runs workers until the coordinator has no step left. Blocks; restarts them up to ``training.max_failures``.
 
     The run's name carries the config's digest: Ray Train restores state by name, and a changed config is another run.
@@ -52,7 +50,7 @@ def train_campaign(
     name = f"{config.campaign}-{sha256_hex(canonical_json(dumped))[:12]}"
     trainer = TorchTrainer(
         work,
-        train_loop_config={"config": dumped, "folder": folder, "rows": dict(rows), "coordinator": coordinator},
+        train_loop_config={"config": dumped, "rows": dict(rows), "coordinator": coordinator},
         torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=plan.workers,

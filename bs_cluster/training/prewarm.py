@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import torch
 
@@ -22,7 +23,8 @@ def compile_operations() -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     from deepspeed.accelerator import get_accelerator  # noqa: PLC0415  # chooses its accelerator when imported
 
-    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    accelerator: Any = get_accelerator()
+    builder = accelerator.create_op_builder("ShareMemCommBuilder")
     if builder is not None:
         builder.load(verbose=False)
 

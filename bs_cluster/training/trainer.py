@@ -9,7 +9,8 @@ Shapes: T tokens, N label positions, P sites, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedTokenizerBase, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from bs_cluster.config.schema import TrainingSection
 from bs_cluster.stacks.balance import LoadBalance
@@ -50,7 +52,7 @@ class StackTrainer(SFTTrainer):
         model: PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         rows: Dataset,
-        collate: Callable[[Sequence[Any]], dict[str, torch.Tensor]],
+        collate: Callable[[list[Any]], dict[str, torch.Tensor]],
         training: TrainingSection,
         *,
         seed: int,
@@ -64,8 +66,8 @@ class StackTrainer(SFTTrainer):
         self.tokens_in_step = 0.0
         self.step_nll = 0.0
         self.step_labels = 0.0
-        learning = [p for p in model.parameters() if p.requires_grad]
-        in_fp32 = [p.data for p in learning]
+        self.learning = [p for p in model.parameters() if p.requires_grad]
+        in_fp32 = [p.data for p in self.learning]
         super().__init__(
             model=model,
             args=_arguments(training, seed, output_dir),
@@ -75,18 +77,19 @@ class StackTrainer(SFTTrainer):
             callbacks=callbacks,
         )
         # TRL casts what learns on a quantized base to bf16, and patches the base's forward for its own loss.
-        for parameter, data in zip(learning, in_fp32, strict=True):
+        for parameter, data in zip(self.learning, in_fp32, strict=True):
             parameter.data = data
         model.get_base_model().__dict__.pop("forward", None)
         first = self.tuner.sites[0]
         self.balance = LoadBalance(
-            first.experts, first.top_k, training.load_balance, len(self.tuner.sites), learning[0].device
+            first.experts, first.top_k, training.load_balance, len(self.tuner.sites), self.learning[0].device
         )
 
     # --- order of rows: as given, so that every world size sees the same micro-batches ------------------------
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # type: ignore[arg-type]
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
+        return SequentialSampler(rows)
 
     # --- what a step is normalised by -------------------------------------------------------------------------
 
@@ -127,10 +130,10 @@ class StackTrainer(SFTTrainer):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:  # type: ignore[override]
         """AdamW; B may have its own rate (LoRA+, arXiv 2402.12354)."""
         lr = self.training.learning_rate
-        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        is_b = {id(parameter) for site in self.tuner.sites for parameter in site.stack_B.values()}
         groups = [
-            {"params": [p for name, p in named if ".stack_B." not in name], "lr": lr},
-            {"params": [p for name, p in named if ".stack_B." in name], "lr": lr * self.training.b_lr_ratio},
+            {"params": [p for p in self.learning if id(p) not in is_b], "lr": lr},
+            {"params": [p for p in self.learning if id(p) in is_b], "lr": lr * self.training.b_lr_ratio},
         ]
         fused = self.args.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(groups, weight_decay=self.training.weight_decay, fused=fused)
@@ -139,12 +142,20 @@ class StackTrainer(SFTTrainer):
     # --- bookkeeping of a finished step -----------------------------------------------------------------------
 
     def finish_step(self) -> dict[str, float]:
-        """Task loss (nats per completion token), load-balance loss and imbalance of the step just made."""
+        """What the step just made measured: task loss (nats per completion token), load balance, gradient, rate."""
         sums = torch.tensor([self.step_nll, self.step_labels], dtype=torch.float64, device=self.args.device)
         nll, labels = sum_over_ranks(sums).tolist()
         self.step_nll = self.step_labels = 0.0
         balance, imbalance = self.balance.finish_step(sum_over_ranks(self.balance.totals()))
-        return {"loss": nll / max(labels, 1.0), "load_balance": balance, "imbalance": imbalance}
+        engine: Any = self.model_wrapped
+        norm = engine.get_global_grad_norm()
+        return {
+            "loss": nll / max(labels, 1.0),
+            "load_balance": balance,
+            "imbalance": imbalance,
+            "grad_norm": math.nan if norm is None else float(norm),
+            "learning_rate": float(self._get_learning_rate()),
+        }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Nothing: the round's own callback records, TRL's metrics would need full logits."""

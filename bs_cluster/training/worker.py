@@ -23,14 +23,14 @@ from bs_cluster.stacks.files import load_basis
 from bs_cluster.store.store import Store
 from bs_cluster.training.closing import close_domain
 from bs_cluster.training.round import train_round
-from bs_cluster.training.session import DomainRows, Session, device_of
+from bs_cluster.training.session import DomainRows, Session, device_of, quant_storage
 
 CALL_TIMEOUT_S = 600
 
 
 def work(settings: dict[str, Any]) -> None:
-    """The per-worker loop. ``settings``: ``config`` (a dict), ``folder`` of the base, ``coordinator``
-    handle, ``rows`` (a reference per domain)."""
+    """The per-worker loop. ``settings``: ``config`` (a dict), ``coordinator`` handle, ``rows`` (a reference
+    per domain)."""
     config = CampaignConfig.model_validate(settings["config"])
     quieten()
     if config.training.threads_per_worker:
@@ -50,7 +50,7 @@ def work(settings: dict[str, Any]) -> None:
     if dist.get_rank() == 0:
         say({"kind": "phase", "text": f"{dist.get_world_size()} workers load {config.base.model}"})
     store = Store(config.store.uri, config.campaign)
-    stacked = StackedBase.load(config.base, device_of(config), settings["folder"])
+    stacked = StackedBase.load(config.base, device_of(config), quant_storage(config))
     opened: dict[str, DomainRows] = {}
 
     def rows(domain: str) -> DomainRows:

@@ -83,7 +83,7 @@ def test_two_processes_build_the_embedded_gemma_once(tmp_path):
     assert {path.name for path in folder.parent.iterdir()} == {folder.name, f".{folder.name}.lock"}
     assert {"config.json", "model.safetensors", "tokenizer.json", RECORDED} <= {path.name for path in folder.iterdir()}
 
-    loaded = load_base(base, device="cpu", folder=str(folder))
+    loaded = load_base(base, device="cpu")
     ids = loaded.tokenizer("The capital of France").input_ids
     assert ids.count(loaded.tokenizer.bos_token_id) == 1
     assert (loaded.tokenizer.pad_token, loaded.tokenizer.eos_token) == ("<pad>", "<eos>")

@@ -1,0 +1,210 @@
+"""The directions a domain claims, against the full SVD of everything it ever wrote."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stack_kit import orthonormal, plain_stack, random_ids, stacked_model, tuner
+
+from bs_cluster.stacks.nullspace import (
+    Moments,
+    capacity,
+    combine,
+    input_directions,
+    output_directions,
+    overlap,
+    sampled_directions,
+)
+
+OWN = ("code_r1", "code_r2")
+STACKS = ["chat_r1", *OWN, "math_r1"]
+M = 2 * 3 * 4  # two stacks, three experts, rank 4
+
+
+def largest_sine(a_OK: torch.Tensor, b_OK: torch.Tensor) -> float:
+    """Sine of the largest principal angle between two subspaces of one dimension."""
+    a_OK, b_OK = a_OK.double(), b_OK.double()
+    assert a_OK.shape == b_OK.shape
+    return float(torch.linalg.matrix_norm(a_OK - b_OK @ (b_OK.t() @ a_OK), ord=2))
+
+
+def leading(rows_NO: torch.Tensor, rank: int) -> torch.Tensor:
+    return torch.linalg.svd(rows_NO.double(), full_matrices=False)[2][:rank].t()
+
+
+def streamed(stacks, peft, batches: list[torch.Tensor], sketch: int = 0):
+    """Moments of the domain ``code`` over these batches, and every site's inputs."""
+    omega = {site.site: torch.randn(site.in_features, sketch, dtype=torch.float64) for site in stacks.sites}
+    moments = {site.site: Moments(OWN, torch.zeros(M, M, dtype=torch.float64)) for site in stacks.sites}
+    if sketch:
+        for site in stacks.sites:
+            moments[site.site].omega_IQ = omega[site.site].float()
+            moments[site.site].sketch_IQ = torch.zeros(site.in_features, sketch)
+    inputs = {site.site: [] for site in stacks.sites}
+    hooks = [
+        site.register_forward_pre_hook(lambda site, args: inputs[site.site].append(args[0].flatten(0, 1)))
+        for site in stacks.sites
+    ]
+    stacks.composition.moments = moments
+    with torch.no_grad():
+        for ids_BT in batches:
+            peft(input_ids=ids_BT)
+    stacks.composition.moments = {}
+    for hook in hooks:
+        hook.remove()
+    return moments, {site: torch.cat(parts) for site, parts in inputs.items()}
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "llama"])
+def test_streamed_directions_equal_the_svd_of_all_token_deltas(kind: str):
+    """Of this domain's stacks alone, though others fire beside them and stand around them in the block."""
+    peft = stacked_model(kind, STACKS, torch.float64).eval()
+    stacks = tuner(peft)
+    moments, inputs = streamed(stacks, peft, [random_ids(3, 15, seed) for seed in range(3)])
+    for site in stacks.sites:
+        deltas_TO = torch.stack(
+            [plain_stack(site, name).delta(inputs[site.site], site.top_k, site.scale) for name in OWN]
+        ).sum(0)
+        b_MO = torch.cat([site.stack_B[name].flatten(0, 1) for name in OWN])
+        found_OK = output_directions(moments[site.site].c_MM, b_MO, max_rank=8, energy=1.0)
+        assert largest_sine(found_OK, leading(deltas_TO, 8)) < 1e-4
+        torch.testing.assert_close(found_OK.t() @ found_OK, torch.eye(8))
+
+
+def test_two_workers_sum_to_one():
+    peft = stacked_model("llama", STACKS, torch.float64).eval()
+    stacks = tuner(peft)
+    batches = [random_ids(2, 9, seed) for seed in range(4)]
+    torch.manual_seed(0)
+    whole, _ = streamed(stacks, peft, batches, sketch=12)
+    torch.manual_seed(0)
+    first, _ = streamed(stacks, peft, batches[::2], sketch=12)
+    torch.manual_seed(0)
+    second, _ = streamed(stacks, peft, batches[1::2], sketch=12)
+    for site in stacks.sites:
+        sums = [a + b for a, b in zip(first[site.site].tensors(), second[site.site].tensors(), strict=True)]
+        for ours, total in zip(sums, whole[site.site].tensors(), strict=True):
+            torch.testing.assert_close(ours, total, rtol=1e-5, atol=1e-5)
+
+
+def test_energy_and_max_rank_bound_the_claim():
+    q_OK = orthonormal(20, 4, 0)
+    b_MO = q_OK.t()  # four orthonormal rows
+    c_MM = torch.diag(torch.tensor([90.0, 9.0, 0.9, 0.1], dtype=torch.float64))
+    ranks = {e: output_directions(c_MM, b_MO, max_rank=64, energy=e).shape[1] for e in (0.5, 0.9, 0.95, 0.99, 0.995, 1)}
+    assert ranks == {0.5: 1, 0.9: 1, 0.95: 2, 0.99: 2, 0.995: 3, 1: 4}
+    assert output_directions(c_MM, b_MO, max_rank=3, energy=1.0).shape == (20, 3)
+    assert largest_sine(output_directions(c_MM, b_MO, max_rank=2, energy=1.0), q_OK[:, :2]) < 1e-7
+    assert output_directions(torch.zeros(4, 4), b_MO, max_rank=8, energy=0.99).shape == (20, 0)
+    assert output_directions(c_MM, torch.zeros(4, 20), max_rank=8, energy=0.99).shape == (20, 0)
+
+
+def test_more_rank_rows_than_output_features():
+    torch.manual_seed(0)
+    z_TM, b_MO = torch.randn(200, 24, dtype=torch.float64), torch.randn(24, 10, dtype=torch.float64)
+    found = output_directions(z_TM.t() @ z_TM, b_MO, max_rank=4, energy=1.0)
+    assert largest_sine(found, leading(z_TM @ b_MO, 4)) < 1e-6
+
+
+@pytest.mark.parametrize("inputs", [64, 200])
+@pytest.mark.parametrize("columns", [24, 64])
+def test_the_input_sketch_finds_the_leading_directions(inputs: int, columns: int):
+    """A decaying spectrum, as activations have; with as many columns as inputs the sketch is exact."""
+    torch.manual_seed(1)
+    spectrum_I = 0.8 ** torch.arange(inputs)
+    x_TI = torch.randn(2000, inputs) * spectrum_I @ orthonormal(inputs, inputs, 3, torch.float32).t()
+    omega_IQ = torch.randn(inputs, columns)
+    sketch_IQ = torch.zeros(inputs, columns)
+    for part in x_TI.split(100):
+        sketch_IQ += part.t() @ (part @ omega_IQ)
+    found = input_directions(sketch_IQ, omega_IQ, max_rank=8, energy=1.0)
+    assert largest_sine(found, leading(x_TI, 8)) < 1e-2
+
+
+@given(
+    width=st.sampled_from([8, 64, 200]),
+    true_rank=st.integers(1, 64),
+    loud=st.sampled_from([1.0, 1e3, 1e5]),
+    batches=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_input_sketch_survives_few_directions_and_massive_activations(width, true_rank, loud, batches, seed):
+    """Fewer directions than columns and one channel far louder than the rest, as in real models' hidden states:
+    the sum in fp32 is then not positive definite to working precision."""
+    generator = torch.Generator().manual_seed(seed)
+    columns = min(80, width)
+    span_KI = torch.randn(min(true_rank, width), width, generator=generator)
+    omega_IQ = torch.randn(width, columns, generator=generator)
+    sketch_IQ = torch.zeros(width, columns)
+    for _ in range(batches):
+        x_TI = torch.randn(30, span_KI.shape[0], generator=generator) @ span_KI
+        x_TI[:, 0] *= loud
+        sketch_IQ += x_TI.t() @ (x_TI @ omega_IQ)
+    found = input_directions(sketch_IQ, omega_IQ, max_rank=64, energy=0.99)
+    assert 1 <= found.shape[1] <= min(64, width)
+    torch.testing.assert_close(found.t() @ found, torch.eye(found.shape[1]), rtol=1e-4, atol=1e-4)
+
+
+def test_an_input_that_never_came_claims_nothing():
+    assert input_directions(torch.zeros(10, 4), torch.randn(10, 4), max_rank=4, energy=0.99).shape == (10, 0)
+
+
+@given(widths=st.lists(st.integers(0, 6), min_size=1, max_size=4), seed=st.integers(0, 1000))
+@settings(max_examples=50, deadline=None)
+def test_combined_bases_are_orthonormal_and_span_every_claim(widths: list[int], seed: int):
+    claims = [orthonormal(16, width, seed + i, torch.float32) for i, width in enumerate(widths)]
+    combined_OK = combine(claims)
+    assert combined_OK.shape == (16, min(16, sum(widths)))
+    torch.testing.assert_close(combined_OK.t() @ combined_OK, torch.eye(combined_OK.shape[1]), rtol=1e-5, atol=1e-5)
+    for claim_OK in claims:
+        torch.testing.assert_close(combined_OK @ (combined_OK.t() @ claim_OK), claim_OK, rtol=1e-3, atol=1e-3)
+
+
+def test_a_direction_claimed_twice_counts_once():
+    basis_OK = orthonormal(12, 3, 0, torch.float32)
+    combined = combine([basis_OK, basis_OK[:, :2], -basis_OK[:, 2:]])
+    assert combined.shape == (12, 3)
+    assert largest_sine(combined, basis_OK) < 1e-6
+
+
+def test_overlap_of_spaces_made_by_hand():
+    axes = torch.eye(6)
+    assert overlap(axes[:, :2], axes[:, 2:4]) == 0.0
+    assert overlap(axes[:, :2], axes[:, :4]) == pytest.approx(1.0)
+    assert overlap(axes[:, :2], axes[:, 1:3]) == pytest.approx(0.5)
+    assert overlap(axes[:, :0], axes) == 0.0
+    tilted = torch.stack([torch.cos(torch.tensor(0.3)), torch.sin(torch.tensor(0.3))])[:, None]
+    assert overlap(torch.eye(2)[:, :1], tilted) == pytest.approx(torch.cos(torch.tensor(0.3)).item() ** 2)
+
+
+def test_capacity_is_the_fullest_site_of_each_width():
+    bases = {"a": torch.zeros(10, 2), "b": torch.zeros(10, 5), "c": torch.zeros(4, 1), "d": torch.zeros(8, 0)}
+    assert capacity(bases) == {"10": 0.5, "4": 0.25, "8": 0.0}
+    assert capacity({}) == {}
+
+
+def test_the_papers_sampling_can_miss_what_the_exact_way_finds():
+    """Token means hide a direction that half of the tokens write with one sign and half with the other."""
+    z_TM = torch.zeros(400, 2, dtype=torch.float64)
+    z_TM[:, 0] = torch.where(torch.arange(400) % 2 == 0, 5.0, -5.0)
+    z_TM[:, 1] = 0.1
+    b_MO = torch.eye(6, dtype=torch.float64)[:2]
+    exact = output_directions(z_TM.t() @ z_TM, b_MO, max_rank=1, energy=0.99)
+    means_NM = z_TM.view(10, 40, 2).mean(1)
+    sampled = sampled_directions(means_NM, b_MO, max_rank=1)
+    truth = leading(z_TM @ b_MO, 1)
+    assert largest_sine(exact, truth) < 1e-7
+    assert largest_sine(sampled, truth) > 0.99
+
+
+def test_sampled_directions_are_orthonormal_and_find_a_clear_subspace():
+    torch.manual_seed(0)
+    means_NM = torch.randn(50, 3, dtype=torch.float64)
+    b_MO = torch.randn(3, 12, dtype=torch.float64)
+    sampled = sampled_directions(means_NM, b_MO, max_rank=3)
+    assert largest_sine(sampled, leading(means_NM @ b_MO, 3)) < 1e-3
+    torch.testing.assert_close(sampled.t() @ sampled, torch.eye(3), rtol=1e-4, atol=1e-4)
+    assert sampled_directions(torch.zeros(5, 3), b_MO, max_rank=3).shape == (12, 0)

@@ -1,0 +1,96 @@
+"""The null-space constraint is part of the parametrisation: it holds while AdamW steps and in what is stored."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from stack_kit import orthonormal, random_ids, stacked_model, tuner
+from torch.nn import functional as F
+
+from bs_cluster.stacks.files import folded_tensors, write_stack
+from bs_cluster.stacks.layer import PARTS
+
+LEARNING = "code_r1"
+
+
+def trained(space: str, steps: int = 6):
+    """A model whose learning stack took AdamW steps under random bases; returns it with the bases of both sides."""
+    peft = stacked_model("gemma3", ["chat_r1", LEARNING])
+    stacks = tuner(peft)
+    stacks.fire(["chat_r1"], train=LEARNING)
+    output, inputs = {}, {}
+    for path, site in zip(stacks.site_names(), stacks.sites, strict=True):
+        if space in ("output", "both"):
+            output[path] = orthonormal(site.out_features, 9, 1, torch.float32)
+        if space in ("input", "both"):
+            inputs[path] = orthonormal(site.in_features, 7, 2, torch.float32)
+    stacks.set_bases(output, inputs)
+    optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.01)
+    ids_BT = random_ids(4, 12)
+    losses = []
+    for _ in range(steps):
+        logits_BTV = peft.train()(input_ids=ids_BT).logits
+        loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 0.1
+    return peft.eval(), output, inputs
+
+
+@pytest.mark.parametrize("space", ["output", "input", "both"])
+def test_stored_stacks_do_not_touch_the_bases_after_training(tmp_path, space: str):
+    peft, output, inputs = trained(space)
+    write_stack(tmp_path, tuner(peft).peft_config[LEARNING], folded_tensors(tuner(peft), LEARNING))
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    for part, bases in (("stack_B", output), ("stack_A", inputs)):
+        for path, basis_XK in bases.items():
+            tensor = stored[f"base_model.model.{path}.{part}"]
+            assert (tensor @ basis_XK).norm() <= 1e-5 * tensor.norm()
+            free = tuner(peft).sites[tuner(peft).site_names().index(path)]
+            assert (getattr(free, part)[LEARNING] @ basis_XK).norm() > 1e-2  # the parameter itself is not confined
+
+
+def test_the_function_trained_is_the_function_stored():
+    """Published flaw 4: a projection that acts in training and is dropped at inference."""
+    peft, output, _ = trained("both")
+    stacks, ids_BT = tuner(peft), random_ids(2, 10, seed=5)
+    with torch.no_grad():
+        in_training = peft(input_ids=ids_BT).logits
+        tensors = folded_tensors(stacks, LEARNING)
+        unconfined = stacks.sites[0].stack_B[LEARNING].clone()
+        stacks.set_bases({}, {})
+        dropped = peft(input_ids=ids_BT).logits
+        for path, site in zip(stacks.site_names(), stacks.sites, strict=True):
+            for part in PARTS:
+                getattr(site, part)[LEARNING].copy_(tensors[f"base_model.model.{path}.{part}"])
+        stored = peft(input_ids=ids_BT).logits
+        stacks.fire(["chat_r1", LEARNING])
+        frozen = peft(input_ids=ids_BT).logits
+    assert not torch.equal(stacks.sites[0].stack_B[LEARNING], unconfined)
+    torch.testing.assert_close(stored, in_training, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(frozen, in_training, rtol=1e-5, atol=1e-5)
+    assert (dropped - in_training).abs().max() > 1e-3
+
+
+def test_what_is_written_lies_outside_the_claimed_directions():
+    """On activations, not weights: a confined stack's delta has no part along the basis at any token."""
+    peft, output, _ = trained("output", steps=3)
+    stacks = tuner(peft)
+    for path, site in zip(stacks.site_names(), stacks.sites, strict=True):
+        x_TI = torch.randn(20, site.in_features)
+        delta_TO = site._learning_delta(x_TI, LEARNING)
+        assert (delta_TO @ output[path]).abs().max() < 1e-5 * delta_TO.abs().max()
+
+
+def test_a_basis_without_columns_and_no_basis_confine_nothing():
+    peft = stacked_model("llama", [LEARNING])
+    stacks = tuner(peft)
+    path = stacks.site_names()[0]
+    stacks.set_bases({path: torch.zeros(stacks.sites[0].out_features, 0)}, {})
+    assert stacks.sites[0].basis_OK is None
+    a_MI, b_MO = stacks.sites[0].effective(LEARNING)
+    assert torch.equal(b_MO, stacks.sites[0].stack_B[LEARNING].flatten(0, 1))
+    assert torch.equal(a_MI, stacks.sites[0].stack_A[LEARNING].flatten(0, 1))

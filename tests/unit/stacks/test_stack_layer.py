@@ -1,0 +1,229 @@
+"""One site against the equations: outputs and every gradient, for any shape, precision, mixture and batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import balance_loss
+from stack_kit import add_stacks, leaves, orthonormal, plain_site, plain_stack, tuner
+from torch import nn
+
+from bs_cluster.stacks.balance import LoadBalance
+from bs_cluster.stacks.composition import Training
+from bs_cluster.stacks.gating import router_logits
+from bs_cluster.stacks.layer import PARTS
+from bs_cluster.stacks.lowrank import gated_low_rank
+
+FROZEN = ["chat_r1", "chat_r2", "code_r1"]
+DOMAINS = ["chat", "code", "math"]
+LEARNING = "math_r1"
+
+
+class OneProjection(nn.Module):
+    def __init__(self, inputs: int, outputs: int, bias: bool):
+        super().__init__()
+        self.proj = nn.Linear(inputs, outputs, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj(x)
+
+
+@dataclass(frozen=True)
+class Case:
+    rows: int
+    tokens: int
+    inputs: int
+    outputs: int
+    experts: int
+    top_k: int
+    rank: int
+    frozen: int
+    learns: bool
+    bias: bool
+    noise: bool
+    balance: bool
+    space: str
+    gates: tuple[tuple[float, ...], ...] | None
+    seed: int
+
+
+@st.composite
+def cases(draw) -> Case:
+    rows, experts = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    weight = st.sampled_from([0.0, 0.0, 0.25, 1.0])
+    gates = st.tuples(*[st.tuples(weight, weight, weight)] * rows)
+    frozen = draw(st.sampled_from([0, 1, 3]))
+    return Case(
+        rows=rows,
+        tokens=draw(st.integers(1, 4)),
+        inputs=draw(st.integers(2, 7)),
+        outputs=draw(st.integers(2, 7)),
+        experts=experts,
+        top_k=draw(st.integers(1, experts)),
+        rank=draw(st.integers(1, 3)),
+        frozen=frozen,
+        learns=draw(st.booleans()) or frozen == 0,
+        bias=draw(st.booleans()),
+        noise=draw(st.booleans()),
+        balance=draw(st.booleans()),
+        space=draw(st.sampled_from(["none", "output", "input", "both"])),
+        gates=draw(st.none() | gates),
+        seed=draw(st.integers(0, 2**16)),
+    )
+
+
+def site_of(case: Case, dtype: torch.dtype):
+    torch.manual_seed(case.seed)
+    names = [*FROZEN[: case.frozen], LEARNING]
+    sizes = {"rank": case.rank, "experts": case.experts, "top_k": case.top_k, "alpha": 2.0}
+    model = OneProjection(case.inputs, case.outputs, case.bias)
+    peft = add_stacks(model, names, spread=0.5, target_modules=["proj"], task_type=None, **sizes).to(dtype)
+    stacks = tuner(peft)
+    stacks.fire(names[:-1], train=LEARNING if case.learns else None)
+    return peft, stacks, stacks.sites[0]
+
+
+@given(case=cases())
+@settings(max_examples=200, deadline=None)
+def test_outputs_and_all_gradients_equal_the_reference(case: Case):
+    peft, stacks, site = site_of(case, torch.float64)
+    output_K = orthonormal(case.outputs, 1, case.seed) if case.space in ("output", "both") else None
+    input_K = orthonormal(case.inputs, 1, case.seed + 1) if case.space in ("input", "both") else None
+    sides = [{"proj": basis} if basis is not None else {} for basis in (output_K, input_K)]
+    stacks.set_bases(*sides)
+    x = torch.randn(case.rows, case.tokens, case.inputs, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(case.rows, case.tokens, case.outputs, dtype=torch.float64)
+    flat = case.rows * case.tokens
+    noise_PTE = torch.randn(1, flat, case.experts, dtype=torch.float64) if case.noise else None
+    mask_T = (torch.rand(flat) < 0.7).double()
+    load = LoadBalance(case.experts, case.top_k, 0.5, 1, torch.device("cpu")) if case.balance else None
+    if load is not None:
+        load.fraction_PE = torch.rand(1, case.experts)
+
+    peft.train()
+    gates_BD = torch.ones(case.rows, 3) if case.gates is None else torch.tensor(case.gates)
+    with stacks.training_step(Training(noise_PTE, mask_T, 10.0, load)), stacks.gates(gates_BD, DOMAINS):
+        out = peft(x)
+        (out * upstream).sum().backward()
+
+    plain = []
+    for name in FROZEN[: case.frozen]:
+        frozen = plain_stack(site, name)
+        frozen.row_weights_B = gates_BD[:, DOMAINS.index(name.split("_")[0])].double()
+        plain.append(frozen)
+    learning = plain_stack(site, LEARNING, learns=True)
+    learning.noise_TE = noise_PTE[0] if noise_PTE is not None else None
+    learning.basis_OK, learning.basis_IK = output_K, input_K
+    x_ref = x.detach().clone().requires_grad_(True)
+    out_ref = plain_site(site, [*plain, learning] if case.learns else [*plain, _silent(learning)])(x_ref)
+    loss = (out_ref * upstream).sum()
+    if case.learns and load is not None:
+        logits_TE = learning.logits_TE(x_ref.reshape(flat, -1))
+        loss = loss + 0.5 / 10.0 * balance_loss(logits_TE, load.fraction_PE[0].double(), case.top_k, mask_T)
+    loss.backward()
+
+    near = {"rtol": 1e-6, "atol": 1e-7}  # balance gradients pass through the fp32 of its counters
+    torch.testing.assert_close(out, out_ref)
+    torch.testing.assert_close(x.grad, x_ref.grad, **near)
+    for part, leaf in leaves(learning).items():
+        ours, theirs = getattr(site, part)[LEARNING].grad, leaf.grad
+        if not case.learns:
+            assert ours is None
+        elif ours is None:
+            assert part == "stack_noise"
+            assert not case.noise
+        else:
+            torch.testing.assert_close(ours, torch.zeros_like(ours) if theirs is None else theirs, **near)
+    for name in FROZEN[: case.frozen]:
+        assert all(getattr(site, part)[name].grad is None for part in PARTS)
+
+
+def _silent(stack):
+    for leaf in leaves(stack).values():
+        leaf.requires_grad_(False)
+    stack.b_ERO = torch.zeros_like(stack.b_ERO)
+    return stack
+
+
+@given(case=cases(), dtype=st.sampled_from([(torch.float32, 2e-5), (torch.bfloat16, 3e-2)]))
+@settings(max_examples=60, deadline=None)
+def test_working_precision_stays_near_float64(case: Case, dtype: tuple[torch.dtype, float]):
+    """A stack in fp32 on a bf16 or fp32 base; gates come from fp32 logits, so the same experts fire."""
+    precision, tolerance = dtype
+    peft, stacks, site = site_of(case, torch.float32)
+    site.base_layer.to(precision)
+    for name in FROZEN[: case.frozen]:  # what a frozen stack is, is what its block holds
+        for part in ("stack_A", "stack_B"):
+            getattr(site, part)[name].data = getattr(site, part)[name].data.to(precision)
+    x = torch.randn(case.rows, case.tokens, case.inputs).to(precision).requires_grad_(True)
+    upstream = torch.randn(case.rows, case.tokens, case.outputs).to(precision)
+    out = peft(x)
+    assert out.dtype == precision
+    out.backward(upstream)
+
+    learning = plain_stack(site, LEARNING, learns=True)
+    plain = [plain_stack(site, name) for name in FROZEN[: case.frozen]]
+    reference = plain_site(site, [*plain, learning if case.learns else _silent(learning)])
+    reference.linear = nn.Linear(case.inputs, case.outputs, bias=case.bias).double()
+    reference.linear.load_state_dict(site.base_layer.state_dict())
+    x_ref = x.detach().double().requires_grad_(True)
+    out_ref = reference(x_ref)
+    out_ref.backward(upstream.double())
+    assert error(out, out_ref) < tolerance
+    assert error(x.grad, x_ref.grad) < 3 * tolerance
+    if case.learns:
+        for part in ("stack_A", "stack_B"):
+            gradient = getattr(site, part)[LEARNING].grad
+            assert gradient.dtype == torch.float32
+            assert error(gradient, leaves(learning)[part].grad) < 5 * tolerance
+
+
+def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Largest difference, relative to the largest entry or one."""
+    ours, theirs = ours.detach().double(), theirs.detach()
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1.0))
+
+
+@pytest.mark.parametrize("wanted", ["xgab", "x", "g", "a", "b", "gb", "xa"])
+def test_the_gated_product_passes_gradcheck_whatever_asks_for_a_gradient(wanted: str):
+    torch.manual_seed(0)
+    shapes = {"x": (5, 4), "g": (5, 3), "a": (6, 4), "b": (6, 7)}
+    tensors = [torch.randn(s, dtype=torch.float64, requires_grad=key in wanted) for key, s in shapes.items()]
+    assert torch.autograd.gradcheck(gated_low_rank, tensors)
+
+
+@pytest.mark.parametrize("wanted", ["xw", "x", "w"])
+def test_router_logits_pass_gradcheck(wanted: str):
+    torch.manual_seed(0)
+    x_TI = torch.randn(5, 4, dtype=torch.float64, requires_grad="x" in wanted)
+    w_GI = torch.randn(3, 4, dtype=torch.float64, requires_grad="w" in wanted)
+    assert torch.autograd.gradcheck(router_logits, (x_TI, w_GI))
+
+
+def test_router_logits_of_a_bf16_input_have_fp32_accuracy():
+    x_TI, w_GI = torch.randn(64, 256).bfloat16(), torch.randn(4, 256)
+    exact = x_TI.double() @ w_GI.double().t()
+    assert router_logits(x_TI, w_GI).dtype == torch.float32
+    assert (router_logits(x_TI, w_GI) - exact).abs().max() < 1e-4
+
+
+def test_frozen_stacks_and_eval_mode_are_without_noise():
+    case = Case(1, 4, 6, 6, 4, 2, 2, 3, True, False, True, False, "none", None, 0)
+    peft, stacks, _ = site_of(case, torch.float64)
+    x = torch.randn(1, 4, 6, dtype=torch.float64)
+    loud = Training(torch.full((1, 4, 4), 50.0, dtype=torch.float64).cumsum(-1), None, 4.0, None)
+    for fire in (lambda: stacks.fire(FROZEN), lambda: stacks.fire(FROZEN, train=LEARNING)):
+        fire()
+        quiet = peft.eval()(x)
+        with stacks.training_step(loud):
+            assert torch.equal(peft(x), quiet)
+    stacks.fire(FROZEN)
+    with stacks.training_step(loud):
+        assert torch.equal(peft.train()(x), peft.eval()(x))
+    stacks.fire(FROZEN, train=LEARNING)
+    with stacks.training_step(loud):
+        assert not torch.equal(peft.train()(x), quiet)
