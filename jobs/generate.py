@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bs_cluster.campaign.console import fail
-from bs_cluster.errors import BrainstacksError, ConfigError, NotInStoreError
+from bs_cluster.campaign.console import fail  # noqa: E402  # after the path is set, here and below
+from bs_cluster.errors import BrainstacksError, ConfigError, NotInStoreError  # noqa: E402
 
 
 def main() -> int:

@@ -1,9 +1,15 @@
-"""The driver's line to MLflow, its only writer. Being without MLflow costs a campaign nothing but the view."""
+"""The driver's line to MLflow, its only writer. Being slow or away, MLflow costs a campaign nothing but the view.
+
+Everything runs in order on one thread of its own. What is committed is never lost here: the store has it, and
+``sync`` mirrors whatever MLflow lacks, so the store itself is the outbox.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +20,9 @@ from bs_cluster.store.store import Store
 
 if TYPE_CHECKING:
     from bs_cluster.registry import Registry
+
+LIVE = {"loss", "val_loss", "load_balance", "imbalance", "grad_norm", "learning_rate"}
+FLUSH_TIMEOUT_S = 300.0
 
 
 def tracking_uri(config: CampaignConfig) -> str:
@@ -32,65 +41,69 @@ def tracking_uri(config: CampaignConfig) -> str:
 
 
 class Recorder:
-    """Shows events as they come and mirrors the store whenever it changed. Retries at the next change after a loss."""
+    """Shows events as they come and mirrors the store whenever it changed; tries again at the next change."""
 
     def __init__(self, config: CampaignConfig, store: Store, say: Callable[[str], None]):
         self.uri = tracking_uri(config)
         self.config, self.store, self.say = config, store, say
-        self.registry: Registry | None = None
-        self.away = False
-
-    def open(self) -> None:
-        if "sqlite:///" in self.uri:
-            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        self._try(self._open)
-
-    def _open(self) -> None:
-        from bs_cluster.registry import Registry  # noqa: PLC0415  # MLflow takes seconds to import
-
-        registry = Registry(self.uri, self.config.campaign, self.config.registry.experiment)
-        registry.open_campaign(self.config.model_dump(mode="json"))
-        registry.sync(self.store)
-        self.registry = registry
+        self._registry: Registry | None = None
+        self._away = False
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
+        self._pending: list[Future[None]] = []
 
     def record(self, event: dict[str, Any]) -> None:
         """Live metrics of a step, a run for a new round, a sync when something was committed."""
         kind = event.get("kind")
         if kind in ("outcome", "closed"):
             self.sync()
-        elif self.registry is not None and kind in ("round", "step"):
-            registry, stack = self.registry, _stack_id(event["stack"])
-            if kind == "round":
-                self._try(lambda: registry.round_started(stack, {"domain": stack.domain, "round": stack.round}))
-            else:
-                numbers = {k: v for k, v in event.items() if k in LIVE and isinstance(v, float)}
-                self._try(lambda: registry.log_metrics(stack, int(event["step"]), numbers))
+        elif kind == "round":
+            stack = _stack_id(event["stack"])
+            parameters = {"domain": stack.domain, "round": stack.round}
+            self._later(lambda registry: registry.round_started(stack, parameters))
+        elif kind == "step":
+            stack, step = _stack_id(event["stack"]), int(event["step"])
+            numbers = {key: value for key, value in event.items() if key in LIVE and isinstance(value, float)}
+            self._later(lambda registry: registry.log_metrics(stack, step, numbers))
 
     def sync(self) -> None:
-        if self.registry is None:
-            self._try(self._open)
-        else:
-            registry = self.registry
-            self._try(lambda: registry.sync(self.store))
+        self._later(lambda registry: registry.sync(self.store))
 
-    def log_report(self, directory: Path) -> None:
-        if self.registry is not None:
-            registry = self.registry
-            self._try(lambda: registry.log_report(directory))
+    def finish(self, report: Path | None = None) -> None:
+        """Logs the report, mirrors what is missing and waits until MLflow has it all, or is given up for now."""
+        self.sync()
+        if report is not None:
+            self._later(lambda registry: registry.log_report(report))
+        for future in self._pending:
+            future.result(timeout=FLUSH_TIMEOUT_S)
+        self._pending.clear()
 
-    def _try(self, action: Callable[[], Any]) -> None:
+    def _later(self, action: Callable[[Registry], Any]) -> None:
+        self._pending = [future for future in self._pending if not future.done() or future.exception()]
+        self._pending.append(self._thread.submit(self._act, action))
+
+    def _act(self, action: Callable[[Registry], Any]) -> None:
         try:
-            action()
-            if self.away:
-                self.say("MLflow is back; it has been brought up to the store")
-            self.away = False
+            if self._registry is None:
+                self._registry = self._open()
+            action(self._registry)
+            if self._away:
+                self.say("MLflow is back and has been brought up to the store")
+            self._away = False
         except RegistryUnavailable as error:
-            if not self.away:
-                self.say(f"MLflow is away, training goes on and it is brought up to the store later: {error}")
-            self.away = True
+            if not self._away:
+                self.say(f"MLflow is away; training goes on, the next run brings it up to the store ({error})")
+            self._away = True
 
+    def _open(self) -> Registry:
+        from bs_cluster.registry import Registry  # noqa: PLC0415  # MLflow takes seconds to import
 
-LIVE = {"loss", "val_loss", "load_balance", "imbalance", "grad_norm", "learning_rate"}
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        if self.uri.startswith("sqlite:///"):
+            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        registry = Registry(self.uri, self.config.campaign, self.config.registry.experiment)
+        registry.open_campaign(self.config.model_dump(mode="json"))
+        return registry
 
 
 def _stack_id(name: str) -> StackId:

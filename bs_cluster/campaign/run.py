@@ -40,7 +40,7 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
     done = finished_bundle(config, store, domains)
     if done is not None:
         console.say(f"campaign {config.campaign} is complete: bundle {done.number}, nothing left to do")
-        recorder.open()
+        recorder.finish()
         show_report(json.loads(store.get_bytes(_file(done, "report.json"))), config, recorder)
         return 0
 
@@ -50,7 +50,6 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
         coordinator = start_coordinator(config)
         train_stacks(config, plan, handles, coordinator, run_storage(config), _on_event(console, recorder))
         ray.kill(coordinator)
-    recorder.sync()
     timing = {"train": console.seconds}
     if not store.stacks():
         raise StoreError("no round of any domain beat its parent; nothing to serve. Raise training.steps or the rate")
@@ -69,8 +68,7 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
     report = write_report(report_inputs(config, store, rows, domains, routing, isolated, timing), directory)
     number, _ = commit_bundle(config, store, domains, routing, directory)
     console.say(f"{'bundle':<14} {number} committed")
-    recorder.sync()
-    recorder.log_report(directory)
+    recorder.finish(directory)
     show_report(report, config, recorder)
     return 0
 
@@ -120,22 +118,20 @@ def _file(bundle: BundleManifest, name: str) -> str:
 
 
 def _on_event(console: Console, recorder: Recorder) -> Callable[[dict[str, Any]], None]:
-    """Shows an event and records it. MLflow is opened once training steps: importing it would slow the start."""
-    waiting: list[dict[str, Any]] = []
-    opened = False
+    """Shows an event and records it. MLflow waits for the first step: importing it would slow the workers' start."""
+    waiting: list[dict[str, Any]] | None = []
 
     def on_event(event: dict[str, Any]) -> None:
-        nonlocal opened
+        nonlocal waiting
         console.show(event)
-        waiting.append(event)
-        if not opened and event.get("kind") != "step":
-            return
-        if not opened:
-            recorder.open()
-            opened = True
-        for earlier in waiting:
-            recorder.record(earlier)
-        waiting.clear()
+        if waiting is not None:
+            waiting.append(event)
+            if event.get("kind") == "step":
+                ready, waiting = waiting, None
+                for earlier in ready:
+                    recorder.record(earlier)
+        else:
+            recorder.record(event)
 
     return on_event
 

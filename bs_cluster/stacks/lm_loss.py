@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.autograd import Function
 
-CHUNK_ELEMENTS = 1 << 25  # logits of one chunk, N·V: 128 MiB in fp32
+CHUNK_ELEMENTS = 1 << 24  # logits of one chunk, N·V: 64 MiB in fp32
 
 
 class _HeadLoss(Function):

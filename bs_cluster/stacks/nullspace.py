@@ -89,15 +89,13 @@ def sampled_directions(means_NM: torch.Tensor, b_MO: torch.Tensor, *, max_rank: 
 def input_directions(sketch_IQ: torch.Tensor, omega_IQ: torch.Tensor, *, max_rank: int, energy: float) -> torch.Tensor:
     """Principal input directions (I, K) from a Nyström sketch of the input second moment (arXiv 1706.05736)."""
     y_IQ, omega_IQ = sketch_IQ.double(), omega_IQ.double()
-    shift = torch.finfo(torch.float32).eps * y_IQ.norm()
-    if not shift > 0:
-        return y_IQ.new_zeros((y_IQ.shape[0], 0), dtype=torch.float32)
-    y_IQ = y_IQ + shift * omega_IQ
     core_QQ = omega_IQ.t() @ y_IQ
-    factor_QQ = torch.linalg.cholesky((core_QQ + core_QQ.t()) / 2)
-    root_IQ = torch.linalg.solve_triangular(factor_QQ, y_IQ.t(), upper=False).t()
+    values_Q, vectors_QQ = torch.linalg.eigh((core_QQ + core_QQ.t()) / 2)
+    # Below this lies the rounding of a sum in fp32, which leaves the core indefinite: a Cholesky factor may not exist.
+    keep = values_Q > values_Q[-1].clamp_min(0) * torch.finfo(torch.float32).eps * len(values_Q)
+    root_IQ = y_IQ @ (vectors_QQ[:, keep] / values_Q[keep].sqrt())
     u_IQ, s_Q, _ = torch.linalg.svd(root_IQ, full_matrices=False)
-    return _leading(u_IQ, torch.diag((s_Q**2 - shift).clamp_min(0)), max_rank, energy)
+    return _leading(u_IQ, torch.diag(s_Q**2), max_rank, energy)
 
 
 def combine(bases: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -6,13 +6,15 @@ import gc
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset
+from torch import nn
 
 from bs_cluster import __version__
 from bs_cluster.config.identity import domain_digest, effective_domain
@@ -150,7 +152,7 @@ def _optimise(
     AcceleratorState._reset_state(reset_partial_state=True)
     peft = session.stacked.peft
     assert peft is not None
-    with tempfile.TemporaryDirectory(prefix="bs-trainer-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="bs-trainer-") as scratch, _own_hooks_only(peft):
         trainer = StackTrainer(
             peft,
             session.stacked.base.tokenizer,
@@ -170,6 +172,20 @@ def _optimise(
     gc.collect()
     peft.eval()
     return callback
+
+
+@contextmanager
+def _own_hooks_only(module: nn.Module) -> Iterator[None]:
+    """Takes away the forward hooks that were added meanwhile: a DeepSpeed engine leaves its own on the model, which
+    would keep every round's engine, with its copies of the weights, alive and busy."""
+    held = [module._forward_pre_hooks, module._forward_hooks]
+    before = [set(hooks) for hooks in held]
+    try:
+        yield
+    finally:
+        for hooks, known in zip(held, before, strict=True):
+            for key in set(hooks) - known:
+                del hooks[key]
 
 
 def collate_units(rows: list[EncodedRow]) -> dict[str, torch.Tensor]:

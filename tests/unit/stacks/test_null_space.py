@@ -97,7 +97,7 @@ def test_energy_and_max_rank_bound_the_claim():
     assert ranks == {0.5: 1, 0.9: 1, 0.95: 2, 0.99: 2, 0.995: 3, 1: 4}
     assert output_directions(c_MM, b_MO, max_rank=3, energy=1.0).shape == (20, 3)
     assert largest_sine(output_directions(c_MM, b_MO, max_rank=2, energy=1.0), q_OK[:, :2]) < 1e-7
-    assert output_directions(torch.zeros(4, 4), b_MO, max_rank=8, energy=0.99).shape == (20, 0)
+    assert output_directions(torch.zeros_like(c_MM), b_MO, max_rank=8, energy=0.99).shape == (20, 0)
     assert output_directions(c_MM, torch.zeros(4, 20), max_rank=8, energy=0.99).shape == (20, 0)
 
 

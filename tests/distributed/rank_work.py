@@ -1,0 +1,163 @@
+"""What ranks do in these tests: the worker's own steps on a session, without Ray around them.
+
+Everything here returns plain values and CPU tensors, so that the test process can compare them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bs_cluster.campaign.rows import encode_domains
+from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.coordinator.coordinator import Coordinator
+from bs_cluster.inference.stacked import StackedBase
+from bs_cluster.records import CloseDomain, DomainRecord, RoundOutcome, TrainRound
+from bs_cluster.stacks.files import load_basis
+from bs_cluster.store import Store
+from bs_cluster.training.closing import close_domain
+from bs_cluster.training.round import train_round
+from bs_cluster.training.session import Session, quant_storage
+from bs_cluster.training.trainer import StackTrainer
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class Round:
+    """One round's outcome, its curve and the stack as stored (both empty if it was not committed)."""
+
+    outcome: RoundOutcome
+    history: list[dict[str, float]]
+    stack: Tensors
+
+
+class Campaign:
+    """A campaign driven by hand on every rank; rank 0 writes, as the coordinator would."""
+
+    def __init__(self, config: CampaignConfig):
+        self.config = config
+        self.events: list[dict[str, Any]] = []
+        rows = encode_domains(config)
+        self.store = Store(config.store.uri, config.campaign)
+        stacked = StackedBase.load(config.base, "cpu", quant_storage(config))
+        self.session = Session(config, stacked, self.store, rows.__getitem__, self.events.append)
+        self.coordinator = Coordinator(config, lambda data: data) if dist.get_rank() == 0 else None
+        self.group = self.coordinator.register() if self.coordinator else 0
+
+    def step(self) -> Round | DomainRecord | None:
+        """The next step of the curriculum, done and committed; None when all is done."""
+        given = _from_rank_0(self.coordinator.next_step(self.group) if self.coordinator else None)
+        step, basis = given["step"], given["basis"]
+        if isinstance(step, TrainRound):
+            outcome, manifest = train_round(self.session, step, basis and (basis[0], load_basis(basis[1])))
+            if self.coordinator and manifest:
+                self.coordinator.commit(self.group, manifest, outcome)
+            elif self.coordinator:
+                self.coordinator.reject(self.group, outcome)
+            dist.barrier()
+            if manifest is None:
+                return Round(outcome, [], {})
+            files = {entry.name: self.store.get_bytes(entry.sha256) for entry in manifest.files}
+            lines = files["history.jsonl"].decode().splitlines()
+            return Round(outcome, [json.loads(line) for line in lines], load_basis(files["adapter_model.safetensors"]))
+        if isinstance(step, CloseDomain):
+            outcomes = self.coordinator.outcomes_of(step.domain) if self.coordinator else None
+            record = close_domain(self.session, step, _from_rank_0(outcomes))
+            if self.coordinator:
+                self.coordinator.close(self.group, record)
+            dist.barrier()
+            return record
+        return None
+
+    def all_steps(self) -> list[Round | DomainRecord]:
+        done = []
+        while (result := self.step()) is not None:
+            done.append(result)
+        return done
+
+    def claim(self, record: DomainRecord) -> Tensors:
+        return load_basis(self.store.get_bytes(record.basis)) if record.basis else {}
+
+    def validation_losses(self, domain: str) -> list[tuple[float, int]]:
+        rows = self.session.rows(domain).validation
+        return [(loss.nll, loss.tokens) for loss in self.session.score(rows)]
+
+
+def first_round(config: CampaignConfig) -> Round:
+    result = Campaign(config).step()
+    assert isinstance(result, Round)
+    return result
+
+
+def whole_campaign(config: CampaignConfig) -> dict[str, Any]:
+    """Every step of it: rounds by name, records and claims by domain."""
+    campaign = Campaign(config)
+    results = campaign.all_steps()
+    records = {result.domain: result for result in results if isinstance(result, DomainRecord)}
+    return {
+        "rounds": {result.outcome.stack.name: result for result in results if isinstance(result, Round)},
+        "records": records,
+        "claims": {domain: campaign.claim(record) for domain, record in records.items()},
+        "base_losses": {domain: [(x.nll, x.tokens) for x in got] for domain, got in campaign.session.base_losses.items()},
+        "verify": campaign.store.verify(),
+    }
+
+
+def poisoned_round(config: CampaignConfig, steps: list[int], what: str) -> Round:
+    """The first round, with a loss or only a gradient that is NaN on the last rank at these steps (from 1)."""
+    micro_batch = 0
+    clean = StackTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        nonlocal micro_batch
+        micro_batch += 1
+        loss = clean(self, model, inputs, return_outputs, num_items_in_batch)
+        step = (micro_batch - 1) // config.training.grad_accum + 1
+        if step in steps and dist.get_rank() == dist.get_world_size() - 1:
+            if what == "loss":
+                self.step_nll = float("nan")
+            return loss * float("nan")
+        return loss
+
+    StackTrainer.compute_loss = compute_loss
+    try:
+        return first_round(config)
+    finally:
+        StackTrainer.compute_loss = clean
+
+
+def rejected_round(good: CampaignConfig, bad: CampaignConfig) -> dict[str, Any]:
+    """A good first round, then a second one under the bad config: what the session's model is before and after."""
+    campaign = Campaign(good)
+    first = campaign.step()
+    session = campaign.session
+
+    def state() -> dict[str, Any]:
+        session.stacked.fire(session.stacked.names)
+        tensors = {key: value.clone() for key, value in session.stacked.tuner.state_dict().items() if "stack_" in key}
+        return {"losses": campaign.validation_losses("aa"), "stacks": tensors, "names": session.stacked.names}
+
+    before = state()
+    session.config = bad
+    second = campaign.step()
+    after = state()
+    session.config = good
+    return {"first": first, "before": before, "second": second, "after": after, "then": campaign.step()}
+
+
+def several(jobs: dict[str, tuple[Callable[..., Any], tuple]]) -> dict[str, Any]:
+    """Many of the above in one process, by name: processes that import DeepSpeed and TRL cost more than rounds."""
+    return {name: function(*copy.deepcopy(arguments)) for name, (function, arguments) in jobs.items()}
+
+
+def _from_rank_0(value: Any) -> Any:
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

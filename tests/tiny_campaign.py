@@ -1,0 +1,85 @@
+"""A whole campaign in miniature: a tiny random Gemma 3 in NF4, domains of a hundred rows each, steps by the handful.
+
+    folder = write_inputs(tmp_path)                               # base/ and a jsonl file per domain
+    config = campaign(folder, tmp_path / "store", ("aa", "bb"), training={"steps": 4})
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tiny import save_tiny_base
+
+from bs_cluster.config.schema import CampaignConfig
+
+WORDS = "alpha beta gamma delta epsilon zeta eta theta".split()
+TASKS: dict[str, Callable[[str], str]] = {
+    "aa": lambda word: word.upper(),
+    "bb": lambda word: word[::-1],
+    "cc": lambda word: word + word,
+}
+SETTINGS: dict[str, Any] = {
+    "campaign": "tiny",
+    "base": {"quantization": "nf4", "cache_dequantized": True},
+    "data": {
+        "template": "plain",
+        "max_length": 96,
+        "max_prompt_length": 60,
+        "train_rows": 80,
+        "validation_rows": 8,
+        "sweep_rows": 10,
+        "decontaminate": False,
+    },
+    "stack": {"rank": 4},
+    "training": {
+        "num_workers": 2,
+        "use_gpu": False,
+        "cpus_per_worker": 1,
+        "threads_per_worker": 1,
+        "steps": 6,
+        "max_rounds": 2,
+        "per_device_batch": 4,
+        "grad_accum": 1,
+        "learning_rate": 5e-3,
+        "warmup_steps": 1,
+        "eval_every": 3,
+        "eval_batch_tokens": 256,
+    },
+    "null_space": {"max_rank": 4},
+    "sweep": {"evaluators": 2, "cpus_per_evaluator": 1, "gpus_per_evaluator": 0, "threads_per_evaluator": 1},
+}
+
+
+def write_inputs(folder: Path) -> Path:
+    """The base and a jsonl file per task, the same bytes every time."""
+    save_tiny_base(folder / "base", "gemma3")
+    draw = random.Random(0)
+    for name, task in TASKS.items():
+        words = [f"{draw.choice(WORDS)}{draw.randint(0, 9999)}" for _ in range(120)]
+        rows = [json.dumps({"prompt": f"{name} {word}", "completion": task(word)}) for word in words]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def settings(inputs: Path, store: Path, domains: Sequence[str], **changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config file would hold. ``changes`` are sections, merged into ``SETTINGS`` key by key."""
+    sources = {name: [{"kind": "jsonl", "path": str(inputs / f"{name}.jsonl")}] for name in domains}
+    given: dict[str, Any] = {
+        "base": {"model": str(inputs / "base")},
+        "domains": [{"name": name, "sources": sources[name]} for name in domains],
+        "store": {"uri": str(store)},
+    }
+    return _merged(_merged(SETTINGS, given), changes)
+
+
+def campaign(inputs: Path, store: Path, domains: Sequence[str], **changes: Mapping[str, Any]) -> CampaignConfig:
+    return CampaignConfig.model_validate(settings(inputs, store, domains, **changes))
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    both = {key: {**old[key], **value} for key, value in new.items() if isinstance(old.get(key), Mapping)}
+    return {**old, **new, **both}
