@@ -16,12 +16,14 @@ sys.path.insert(0, str(ROOT))
 
 from bs_cluster.campaign.console import fail  # noqa: E402  # after the path is set, here and below
 from bs_cluster.errors import BrainstacksError, ConfigError, NotInStoreError  # noqa: E402
+from bs_cluster.quiet import quieten  # noqa: E402
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--campaign", required=True)
     parser.add_argument("--store", default=str(ROOT / "stacks_store"), help="store URI (default: this checkout's)")
+    parser.add_argument("--registry", metavar="URI", help="take the champion that this MLflow names, and its store")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--max-new-tokens", type=int, default=48)
     way = parser.add_mutually_exclusive_group()
@@ -30,6 +32,7 @@ def main() -> int:
     way.add_argument("--base", action="store_true", help="the base model alone")
     way.add_argument("--compare", action="store_true", help="routed, each domain alone, ungated and base")
     parser.add_argument("prompts", nargs="+")
+    quieten()
     try:
         return answer(parser.parse_args())
     except ConfigError as error:
@@ -42,14 +45,22 @@ def answer(arguments: argparse.Namespace) -> int:
     from bs_cluster.serving.runtime import BundleRuntime  # noqa: PLC0415  # seconds to import; wrong usage is told first
     from bs_cluster.store.store import Store  # noqa: PLC0415
 
-    store = Store(arguments.store, arguments.campaign)
-    bundles = store.bundles()
-    if not bundles:
-        raise NotInStoreError(
-            f"campaign {arguments.campaign!r} has no bundle in {store.uri}; train it first (make run) or name --store"
-        )
+    if arguments.registry:
+        from bs_cluster.registry import champion_bundle  # noqa: PLC0415  # MLflow, only where it is asked
+
+        uri, digest = champion_bundle(arguments.registry, arguments.campaign)
+        store = Store(uri, arguments.campaign)
+        bundle = store.bundle(digest)
+    else:
+        store = Store(arguments.store, arguments.campaign)
+        bundles = store.bundles()
+        if not bundles:
+            raise NotInStoreError(
+                f"campaign {arguments.campaign!r} has no bundle in {store.uri}; train it (make run) or name --store"
+            )
+        bundle = bundles[-1][2]
     with tempfile.TemporaryDirectory() as folder:
-        runtime = BundleRuntime(store, bundles[-1][2], Path(folder), arguments.device)
+        runtime = BundleRuntime(store, bundle, Path(folder), arguments.device)
     rows = len(arguments.prompts)
     ways = {
         "base": runtime.fixed_gates([], rows),

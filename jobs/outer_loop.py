@@ -15,6 +15,7 @@ from bs_cluster.campaign.connect import connect
 from bs_cluster.campaign.console import Console, fail
 from bs_cluster.config.load import load_config
 from bs_cluster.errors import BrainstacksError, ConfigError
+from bs_cluster.quiet import quieten
 
 
 def main() -> int:
@@ -23,6 +24,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the config")
     arguments = parser.parse_args()
     console = Console()
+    quieten()
     try:
         config = load_config(arguments.config, arguments.overrides)
         connect(config)

@@ -16,8 +16,9 @@ from bs_cluster import __version__
 from bs_cluster.campaign.routing import Routing
 from bs_cluster.config.load import to_yaml
 from bs_cluster.config.schema import CampaignConfig
-from bs_cluster.records import SCHEMA_VERSION, BundleManifest, StackManifest, canonical_json, sha256_hex
+from bs_cluster.records import SCHEMA_VERSION, BundleManifest, StackId, StackManifest, canonical_json, sha256_hex
 from bs_cluster.report.inputs import ReportInputs
+from bs_cluster.report.stack_figure import draw_stack
 from bs_cluster.router.io import RouterCard, save_router
 from bs_cluster.stacks.files import load_basis
 from bs_cluster.stacks.nullspace import overlap
@@ -74,6 +75,16 @@ def claimed_overlap(store: Store) -> dict[str, dict[str, float]]:
 def _history(store: Store, manifest: StackManifest) -> list[dict[str, Any]]:
     entry = next(entry for entry in manifest.files if entry.name == "history.jsonl")
     return [json.loads(line) for line in store.get_bytes(entry.sha256).decode().splitlines()]
+
+
+def stack_figures(store: Store, histories: Mapping[str, list[dict[str, Any]]], directory: Path) -> dict[StackId, Path]:
+    """Draws each committed stack's figure; the folder to log per stack."""
+    folders = {}
+    for ref, _ in store.stacks():
+        folder = directory / ref.stack.name
+        draw_stack(ref.stack.name, histories[ref.stack.name], folder / "learning.png")
+        folders[ref.stack] = folder
+    return folders
 
 
 def environment() -> dict[str, str]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +69,11 @@ class Recorder:
     def sync(self) -> None:
         self._later(lambda registry: registry.sync(self.store))
 
-    def finish(self, report: Path | None = None) -> None:
-        """Logs the report, mirrors what is missing and waits until MLflow has it all, or is given up for now."""
+    def finish(self, report: Path | None = None, figures: Mapping[StackId, Path] | None = None) -> None:
+        """Logs report and stack figures, mirrors what is missing and waits until MLflow has it, or is given up."""
         self.sync()
+        for stack, folder in (figures or {}).items():
+            self._later(partial(_log_figures, stack=stack, folder=folder))
         if report is not None:
             self._later(lambda registry: registry.log_report(report))
         for future in self._pending:
@@ -104,6 +107,10 @@ class Recorder:
         registry = Registry(self.uri, self.config.campaign, self.config.registry.experiment)
         registry.open_campaign(self.config.model_dump(mode="json"))
         return registry
+
+
+def _log_figures(registry: Registry, stack: StackId, folder: Path) -> None:
+    registry.log_figures(stack, folder)
 
 
 def _stack_id(name: str) -> StackId:

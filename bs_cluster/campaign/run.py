@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from bs_cluster.campaign.bundle import commit_bundle, config_digest, report_inputs
+from bs_cluster.campaign.bundle import commit_bundle, config_digest, report_inputs, stack_figures
 from bs_cluster.campaign.console import Console
 from bs_cluster.campaign.recorder import Recorder
 from bs_cluster.campaign.routing import isolated_rows, start_evaluators, stop_evaluators, sweep_and_route
@@ -65,10 +65,11 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
     timing |= {**routing.timing, "total": console.seconds}
 
     directory = run_folder(config)
-    report = write_report(report_inputs(config, store, rows, domains, routing, isolated, timing), directory)
+    inputs = report_inputs(config, store, rows, domains, routing, isolated, timing)
+    report = write_report(inputs, directory)
     number, _ = commit_bundle(config, store, domains, routing, directory)
     console.say(f"{'bundle':<14} {number} committed")
-    recorder.finish(directory)
+    recorder.finish(directory, stack_figures(store, inputs.histories, directory / "stacks"))
     show_report(report, config, recorder)
     return 0
 
@@ -110,7 +111,11 @@ def run_storage(config: CampaignConfig) -> str:
 
 def autoscales() -> bool:
     """Whether nodes can be added, so that resources not there yet may come."""
-    return os.path.exists(os.path.expanduser("~/ray_bootstrap_config.yaml")) or "RAY_FAKE_CLUSTER" in os.environ
+    return (
+        Path("~/ray_bootstrap_config.yaml").expanduser().exists()  # the cluster launcher's head
+        or "KUBERNETES_SERVICE_HOST" in os.environ
+        or "RAY_FAKE_CLUSTER" in os.environ
+    )
 
 
 def _file(bundle: BundleManifest, name: str) -> str:

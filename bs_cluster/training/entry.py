@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from bs_cluster.quiet import quieten
+
 
 def work(settings: dict[str, Any]) -> None:
+    quieten()
     from bs_cluster.training.worker import work as run  # noqa: PLC0415  # heavy, and only of use on a worker
 
     run(settings)

@@ -6,9 +6,7 @@ Train starts the group anew; it registers, which fences off the old group, and i
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from typing import Any
 
 import ray
@@ -32,7 +30,6 @@ def work(settings: dict[str, Any]) -> None:
     """The per-worker loop. ``settings``: ``config`` (a dict), ``coordinator`` handle, ``rows`` (a reference
     per domain)."""
     config = CampaignConfig.model_validate(settings["config"])
-    quieten()
     if config.training.threads_per_worker:
         torch.set_num_threads(config.training.threads_per_worker)
     if not config.training.use_gpu:
@@ -100,11 +97,3 @@ def _same_on_all_ranks(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def quieten() -> None:
-    """Libraries' chatter goes to the worker's log at warning level; people read the coordinator's events."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)
-    for name in ("deepspeed", "DeepSpeed", "transformers", "accelerate", "torch.distributed", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)

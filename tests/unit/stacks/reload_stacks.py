@@ -1,6 +1,6 @@
 """Run as a program: loads stacks in several orders in a process that has never seen them, and keeps the logits.
 
-    python reload_stacks.py <settings.json>      {"base", "ids", "orders": [[[name, folder], ...], ...], "out"}
+python reload_stacks.py <settings.json>      {"base", "ids", "orders": [[[name, folder], ...], ...], "out"}
 """
 
 from __future__ import annotations

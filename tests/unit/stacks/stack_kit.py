@@ -1,7 +1,7 @@
 """Tiny models with several trained-looking stacks on them, for the tests of this folder and of inference.
 
-    peft = stacked_model("llama", ["chat_r1", "code_r1"])       # every tensor of every stack is random, B included
-    tuner(peft).fire(["chat_r1"], train="code_r1")
+peft = stacked_model("llama", ["chat_r1", "code_r1"])       # every tensor of every stack is random, B included
+tuner(peft).fire(["chat_r1"], train="code_r1")
 """
 
 from __future__ import annotations

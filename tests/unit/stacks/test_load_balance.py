@@ -38,8 +38,10 @@ def router_gradients(stacks: StackModel) -> list[torch.Tensor]:
 
 
 def test_the_routers_gradient_is_that_of_the_written_out_loss():
-    """At the last site, down_proj of the last layer, whose input no other router's balance gradient passes through."""
+    """With B at zero, as a stack starts, no site's balance gradient passes through another site's router."""
     peft, stacks = learner()
+    for site in stacks.sites:
+        site.stack_B[LEARNING].data.zero_()
     load = balance_of(stacks)
     load.fraction_PE = torch.rand(load.fraction_PE.shape)
     ids_BT = random_ids(2, 8)
@@ -55,10 +57,9 @@ def test_the_routers_gradient_is_that_of_the_written_out_loss():
         logits_TE = inputs[site.site].detach().flatten(0, 1) @ router_EI.t()
         loss = balance_loss(logits_TE, load.fraction_PE[site.site].double(), site.top_k, mask_BT.flatten())
         (COEFFICIENT / len(stacks.sites) / 13.0 * loss).backward()
-        direct = site.stack_router[LEARNING].grad
-        if site is stacks.sites[-1]:
-            torch.testing.assert_close(direct, router_EI.grad, rtol=1e-6, atol=1e-9)
-        assert direct.abs().max() > 0  # published flaw 2: no gradient at all
+        ours = site.stack_router[LEARNING].grad
+        torch.testing.assert_close(ours, router_EI.grad, rtol=1e-6, atol=1e-9)
+        assert ours.abs().max() > 0  # published flaw 2: no gradient at all
 
 
 def test_the_first_step_with_balanced_fractions_has_no_gradient():
@@ -145,7 +146,7 @@ def test_it_evens_out_a_skewed_start():
         losses.append(loss)
         spread.append(float(load.fraction_PE.std(dim=1).mean()))
         optimizer.step()
-    assert losses[0] > 1.15
+    assert losses[0] > 1.1
     assert losses[-1] < 1 + 0.4 * (losses[0] - 1)
     assert spread[-1] < 0.6 * spread[0]
 

@@ -55,7 +55,7 @@ def test_stored_stacks_do_not_touch_the_bases_after_training(tmp_path, space: st
 
 def test_the_function_trained_is_the_function_stored():
     """Published flaw 4: a projection that acts in training and is dropped at inference."""
-    peft, output, _ = trained("both")
+    peft, _, _ = trained("both")
     stacks, ids_BT = tuner(peft), random_ids(2, 10, seed=5)
     with torch.no_grad():
         in_training = peft(input_ids=ids_BT).logits

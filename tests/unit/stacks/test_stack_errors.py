@@ -36,8 +36,9 @@ def test_firing_a_stack_that_is_not_loaded():
 
 def test_gate_weights_of_the_wrong_width():
     stacks = tuner(stacked_model("llama", ["chat_r1"]))
-    with pytest.raises(ValueError, match="3 gate weights per row for the 2 domains"), stacks.gates(
-        torch.ones(1, 3), ["chat", "code"]
+    with (
+        pytest.raises(ValueError, match="3 gate weights per row for the 2 domains"),
+        stacks.gates(torch.ones(1, 3), ["chat", "code"]),
     ):
         pass
 
@@ -51,7 +52,7 @@ def test_bases_for_sites_that_are_not_there():
 @pytest.mark.parametrize("other", [{"rank": 8}, {"experts": 4}, {"top_k": 1}, {"alpha": 8.0}])
 def test_stacks_of_another_shape_on_the_same_base(other: dict):
     peft = stacked_model("llama", ["chat_r1"])
-    with pytest.raises(ValueError, match="code round 1 has .*fused and must agree"):
+    with pytest.raises(ValueError, match=r"code round 1 has .*fused and must agree"):
         peft.add_adapter("code_r1", config("code_r1", **other))
 
 

@@ -116,9 +116,7 @@ def test_what_peft_loads_is_frozen_and_what_it_adds_learns(tmp_path):
     assert not any(p.requires_grad for p in loaded.parameters())
     assert tuner(loaded).composition.firing == ("chat_r1",)
 
-    trainable = PeftModel.from_pretrained(
-        FACTORIES["llama"](), folder, adapter_name="chat_r1", is_trainable=True
-    )
+    trainable = PeftModel.from_pretrained(FACTORIES["llama"](), folder, adapter_name="chat_r1", is_trainable=True)
     assert tuner(trainable).composition.train == "chat_r1"
     assert learning_names(trainable) == {"chat_r1"}
 

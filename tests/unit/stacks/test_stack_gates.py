@@ -80,7 +80,7 @@ def test_gating_equals_firing_only_those_domains(pair, mask: tuple[float, ...]):
 
 
 def test_a_domain_at_zero_for_the_whole_batch_is_left_out_of_the_product(pair):
-    peft, _, ids_BT = pair
+    peft, _, _ = pair
     composition = tuner(peft).composition
     with tuner(peft).gates(torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.0, 1.0]]), DOMAINS):
         assert composition.active == ("chat_r1", "chat_r2", "math_r1")

@@ -88,7 +88,7 @@ def site_of(case: Case, dtype: torch.dtype):
 
 
 @given(case=cases())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_outputs_and_all_gradients_equal_the_reference(case: Case):
     peft, stacks, site = site_of(case, torch.float64)
     output_K = orthonormal(case.outputs, 1, case.seed) if case.space in ("output", "both") else None
@@ -150,11 +150,11 @@ def _silent(stack):
 
 
 @given(case=cases(), dtype=st.sampled_from([(torch.float32, 2e-5), (torch.bfloat16, 3e-2)]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_working_precision_stays_near_float64(case: Case, dtype: tuple[torch.dtype, float]):
     """A stack in fp32 on a bf16 or fp32 base; gates come from fp32 logits, so the same experts fire."""
     precision, tolerance = dtype
-    peft, stacks, site = site_of(case, torch.float32)
+    peft, _, site = site_of(case, torch.float32)
     site.base_layer.to(precision)
     for name in FROZEN[: case.frozen]:  # what a frozen stack is, is what its block holds
         for part in ("stack_A", "stack_B"):

@@ -1,0 +1,228 @@
+"""The coordinator on a real store, without Ray: order, fencing, restart, basis hand-out, identity."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from tiny_history import domain_record, stack_manifest, write_files
+
+from bs_cluster.config import CampaignConfig
+from bs_cluster.coordinator.coordinator import EVENTS_KEPT, Coordinator, claim
+from bs_cluster.errors import ConfigError, FencedError, OutOfOrderError
+from bs_cluster.records import CloseDomain, Finished, RoundOutcome, StackId, TrainRound
+from bs_cluster.stacks.files import basis_bytes, load_basis
+from bs_cluster.stacks.nullspace import combine
+from bs_cluster.store import Store
+
+
+def campaign(tmp_path, **sections) -> CampaignConfig:
+    domains = [{"name": name, "sources": [{"kind": "embedded", "name": name}]} for name in ("chat", "code", "math")]
+    settings = {
+        "campaign": "demo",
+        "domains": domains,
+        "store": {"uri": str(tmp_path / "store")},
+        "training": {"max_rounds": 2},
+    }
+    return CampaignConfig.model_validate(settings | sections)
+
+
+class Driver:
+    """Plays the worker group: stages files and speaks to the coordinator as ``training.worker`` does."""
+
+    def __init__(self, config: CampaignConfig, tmp_path):
+        self.shared: list[bytes] = []
+        self.coordinator = Coordinator(config, share=self._share)
+        self.tmp_path, self.config = tmp_path, config
+        self.group = self.coordinator.register()
+        self.store = Store(config.store.uri, config.campaign)
+
+    def _share(self, data: bytes) -> bytes:
+        self.shared.append(data)
+        return data
+
+    @property
+    def step(self):
+        return self.coordinator.next_step(self.group)["step"]
+
+    @property
+    def basis(self):
+        return self.coordinator.next_step(self.group)["basis"]
+
+    def manifest(self, stack: StackId):
+        folder = write_files(self.tmp_path / "staged" / stack.name, seed=stack.round)
+        self.store.upload_stack(folder)
+        position = [domain.name for domain in self.config.domains].index(stack.domain)
+        return stack_manifest(self.store, folder, stack.domain, stack.round, position)
+
+    def outcome(self, stack: StackId, committed: bool) -> RoundOutcome:
+        return RoundOutcome(stack, 3.0, 2.5 if committed else 3.1, committed, None, 3, 0, 1.0, "measured")
+
+    def train(self, stack: StackId, group: int | None = None):
+        group = self.group if group is None else group
+        return self.coordinator.commit(group, self.manifest(stack), self.outcome(stack, True))
+
+    def reject(self, stack: StackId) -> None:
+        self.coordinator.reject(self.group, self.outcome(stack, False))
+
+    def close(self, domain: str, position: int, claims: dict[str, torch.Tensor] | None = None) -> None:
+        basis = self.store.put_bytes("claim.safetensors", basis_bytes(claims)).sha256 if claims else None
+        record = dataclasses.replace(domain_record(self.store, domain, position), basis=basis)
+        self.coordinator.close(self.group, record)
+
+
+@pytest.fixture
+def driver(tmp_path) -> Driver:
+    return Driver(campaign(tmp_path), tmp_path)
+
+
+def test_a_whole_curriculum(driver):
+    driver.train(StackId("chat", 1))
+    assert driver.step.val_before == 2.5  # the parent's loss, from its manifest
+    driver.train(StackId("chat", 2))
+    assert isinstance(driver.step, CloseDomain)
+    driver.close("chat", 0)
+    driver.reject(StackId("code", 1))
+    assert driver.step == CloseDomain("code", 1, (), (StackId("chat", 1), StackId("chat", 2)))
+    driver.close("code", 1)
+    driver.train(StackId("math", 1))
+    driver.reject(StackId("math", 2))
+    driver.close("math", 2)
+    assert driver.step == Finished()
+    assert driver.coordinator.finished()
+    assert [ref.stack.name for ref, _ in driver.store.stacks()] == ["chat_r1", "chat_r2", "math_r1"]
+    assert [outcome.committed for outcome in driver.coordinator.outcomes_of("math")] == [True, False]
+    assert driver.store.verify() == []
+
+
+def test_work_that_is_not_the_next_step_is_refused(driver):
+    with pytest.raises(OutOfOrderError, match="chat_r2 was offered"):
+        driver.train(StackId("chat", 2))
+    with pytest.raises(OutOfOrderError, match="code_r1 was offered"):
+        driver.train(StackId("code", 1))
+    with pytest.raises(OutOfOrderError, match="a rejection of code_r1"):
+        driver.reject(StackId("code", 1))
+    with pytest.raises(OutOfOrderError, match="a closing of chat"):
+        driver.close("chat", 0)
+    driver.train(StackId("chat", 1))
+    with pytest.raises(OutOfOrderError, match="chat_r1 was offered"):
+        driver.train(StackId("chat", 1))
+    driver.reject(StackId("chat", 2))
+    with pytest.raises(OutOfOrderError, match="a closing of code"):
+        driver.close("code", 1)
+    assert [ref.stack.name for ref, _ in driver.store.stacks()] == ["chat_r1"]
+
+
+def test_other_parents_than_the_committed_ones_are_refused(driver):
+    driver.train(StackId("chat", 1))
+    manifest = dataclasses.replace(driver.manifest(StackId("chat", 2)), parents=())
+    with pytest.raises(OutOfOrderError):
+        driver.coordinator.commit(driver.group, manifest, driver.outcome(StackId("chat", 2), True))
+
+
+def test_a_group_that_was_replaced_can_do_nothing_any_more(driver):
+    old, driver.group = driver.group, driver.coordinator.register()
+    for attempt in (
+        lambda: driver.coordinator.next_step(old),
+        lambda: driver.train(StackId("chat", 1), group=old),
+        lambda: driver.coordinator.reject(old, driver.outcome(StackId("chat", 1), False)),
+        lambda: driver.coordinator.close(old, domain_record(driver.store, "chat")),
+    ):
+        with pytest.raises(FencedError, match="group 1 was replaced by group 2"):
+            attempt()
+    assert driver.store.stacks() == []
+    driver.train(StackId("chat", 1))
+
+
+def test_a_coordinator_on_the_same_store_carries_on(driver, tmp_path):
+    driver.train(StackId("chat", 1))
+    driver.reject(StackId("chat", 2))
+    again = Driver(driver.config, tmp_path)
+    assert again.step == TrainRound(
+        StackId("chat", 2), 0, tuple(ref for ref, _ in driver.store.stacks()), (StackId("chat", 1),), 2.5
+    )  # a rejection is the one thing that may be lost
+    again.reject(StackId("chat", 2))
+    again.close("chat", 0)
+    third = Driver(driver.config, tmp_path)
+    assert third.step.stack == StackId("code", 1)
+    assert third.step.context == (StackId("chat", 1),)
+
+
+def claims(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    bases = {}
+    for site in ("output:a", "output:b", "input:a")[: 3 if seed else 2]:
+        bases[site] = torch.linalg.qr(torch.randn(10, 2 + seed, generator=generator))[0]
+    return bases
+
+
+def test_the_basis_is_all_claims_combined_once_for_each_set_of_closed_domains(driver):
+    assert driver.basis is None  # nothing is claimed yet
+    driver.train(StackId("chat", 1))
+    driver.reject(StackId("chat", 2))
+    assert driver.basis is None  # a closing is not confined
+    driver.close("chat", 0, claims(0))
+    digest, handle = driver.basis
+    assert load_basis(handle).keys() == claims(0).keys()
+    driver.train(StackId("code", 1))
+    assert driver.basis == (digest, handle)
+    assert len(driver.shared) == 1
+    driver.train(StackId("code", 2))
+    driver.close("code", 1, claims(1))
+
+    both, handle = driver.basis
+    assert both != digest
+    assert len(driver.shared) == 2
+    assert driver.store.get_bytes(both) == handle
+    combined = load_basis(handle)
+    assert combined.keys() == {"output:a", "output:b", "input:a"}
+    for site, basis_XK in combined.items():
+        parts = [claim[site] for claim in (claims(0), claims(1)) if site in claim]
+        assert torch.equal(basis_XK, combine(parts))
+        assert basis_XK.shape[1] == sum(part.shape[1] for part in parts)
+
+
+def test_a_restarted_coordinator_hands_out_the_same_basis(driver, tmp_path):
+    driver.train(StackId("chat", 1))
+    driver.train(StackId("chat", 2))
+    driver.close("chat", 0, claims(1))
+    digest, _ = driver.basis
+    assert Driver(driver.config, tmp_path).basis[0] == digest
+
+
+def test_without_a_null_space_nobody_is_confined(tmp_path):
+    driver = Driver(campaign(tmp_path, null_space={"enabled": False}), tmp_path)
+    driver.train(StackId("chat", 1))
+    driver.train(StackId("chat", 2))
+    driver.close("chat", 0, claims(1))
+    assert driver.basis is None
+
+
+@pytest.mark.parametrize(
+    ("section", "named"),
+    [
+        ({"stack": {"rank": 8}}, r"stack\.rank = 8.*begun with 16"),
+        ({"base": {"quantization": "none"}}, r"base\.quantization"),
+        ({"null_space": {"space": "both"}}, r"null_space\.space"),
+    ],
+)
+def test_a_campaign_begun_otherwise_is_not_taken_over(driver, tmp_path, section: dict, named: str):
+    other = campaign(tmp_path, **section)
+    with pytest.raises(ConfigError, match=named):
+        claim(driver.store, other)
+    with pytest.raises(ConfigError):
+        Coordinator(other, share=lambda data: data)
+    claim(driver.store, driver.config)
+    claim(driver.store, campaign(tmp_path, training={"max_rounds": 5}, seed=7))  # how to train may change
+
+
+def test_events_are_numbered_and_old_ones_are_dropped(driver):
+    for number in range(EVENTS_KEPT + 10):
+        driver.coordinator.report({"kind": "step", "value": number})
+    everything = driver.coordinator.events_since(0)
+    assert [number for number, _ in everything] == list(range(11, EVENTS_KEPT + 11))
+    assert [event["value"] for _, event in driver.coordinator.events_since(EVENTS_KEPT + 8)] == [
+        EVENTS_KEPT + 8,
+        EVENTS_KEPT + 9,
+    ]

@@ -1,0 +1,33 @@
+"""A tiny base in fp32 with trained-looking stacks on it, as ``StackedBase`` holds it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tiny import Kind, save_tiny_base
+
+from bs_cluster.base import load_base
+from bs_cluster.config.schema import BaseSection, StackSection
+from bs_cluster.inference.stacked import StackedBase, stack_config
+from bs_cluster.records import StackId
+
+SETTINGS = StackSection(rank=4)
+
+
+def tiny_stacked_base(folder: Path, kind: Kind, stacks: Sequence[StackId], spread: float = 0.1) -> StackedBase:
+    """``stacks`` in curriculum order, all firing; what a stack holds follows from its name."""
+    path = save_tiny_base(folder, kind)
+    base = load_base(BaseSection(model=path, quantization="none", compute_dtype="float32"), device="cpu")
+    stacked = StackedBase(base, cache_dequantized=False)
+    for position, stack in enumerate(stacks):
+        seed = zlib.crc32(stack.name.encode())
+        name = stacked.begin(stack_config(SETTINGS, stack, position), seed)
+        generator = torch.Generator().manual_seed(seed)
+        for site in stacked.tuner.sites:
+            b_ERO = site.stack_B[name].data
+            b_ERO.copy_(torch.randn(b_ERO.shape, generator=generator) * spread)
+    stacked.fire(stacked.names)
+    return stacked

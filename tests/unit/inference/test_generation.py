@@ -1,0 +1,80 @@
+"""Generation under gates: the cache changes nothing, and a batch of rows with different gates is each row alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from stacked_bases import tiny_stacked_base
+from tiny import PAD
+
+from bs_cluster.inference.stacked import StackedBase
+from bs_cluster.records import StackId
+
+STACKS = [StackId("chat", 1), StackId("chat", 2), StackId("code", 1), StackId("math", 1)]
+DOMAINS = ["chat", "code", "math"]
+WEIGHTS_BD = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.2, 1.0, 0.6]])
+LENGTHS = (5, 9, 3)
+NEW = 12
+
+
+@pytest.fixture(scope="module", params=["gemma3", "llama"])
+def stacked(request, tmp_path_factory) -> StackedBase:
+    return tiny_stacked_base(tmp_path_factory.mktemp("base"), request.param, STACKS, spread=0.3)
+
+
+def prompts() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(4, 258, (length,), generator=generator) for length in LENGTHS]
+
+
+@torch.no_grad()
+def generate(stacked, rows: list[torch.Tensor], weights_BD: torch.Tensor, **settings) -> list[list[int]]:
+    """Greedy continuations of prompts padded on the left."""
+    longest = max(map(len, rows))
+    ids = torch.stack([torch.cat([torch.full((longest - len(row),), PAD), row]) for row in rows])
+    mask = torch.stack([(torch.arange(longest) >= longest - len(row)).long() for row in rows])
+    with stacked.tuner.gates(weights_BD, DOMAINS):
+        out = stacked.base.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=NEW,
+            min_new_tokens=NEW,
+            do_sample=False,
+            pad_token_id=PAD,
+            **settings,
+        )
+    return out[:, longest:].tolist()
+
+
+@torch.no_grad()
+def without_cache(stacked, row: torch.Tensor, weights_1D: torch.Tensor) -> list[int]:
+    """Arg max of a full forward for each new token; the end token is forbidden as ``min_new_tokens`` forbids it."""
+    ids = row.tolist()
+    for _ in range(NEW):
+        with stacked.tuner.gates(weights_1D, DOMAINS):
+            logits_V = stacked.base.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+        logits_V[stacked.base.model.config.eos_token_id] = -torch.inf
+        ids.append(int(logits_V.argmax()))
+    return ids[len(row) :]
+
+
+@pytest.mark.parametrize("row", range(3))
+def test_the_key_value_cache_gives_the_uncached_tokens(stacked, row: int):
+    weights_1D = WEIGHTS_BD[row : row + 1]
+    assert generate(stacked, [prompts()[row]], weights_1D)[0] == without_cache(stacked, prompts()[row], weights_1D)
+
+
+def test_a_batch_with_different_gates_is_each_row_alone(stacked):
+    together = generate(stacked, prompts(), WEIGHTS_BD)
+    for row, prompt in enumerate(prompts()):
+        assert generate(stacked, [prompt], WEIGHTS_BD[row : row + 1])[0] == together[row]
+    same_gates = generate(stacked, prompts(), WEIGHTS_BD[2:].expand(3, -1))
+    assert same_gates[:2] != together[:2]
+
+
+def test_several_sequences_a_prompt_keep_their_prompts_gates(stacked):
+    """transformers repeats each prompt for its beams; their gate weights follow."""
+    plain = generate(stacked, prompts(), WEIGHTS_BD, num_beams=2, num_return_sequences=1)
+    for row, prompt in enumerate(prompts()):
+        alone = generate(stacked, [prompt], WEIGHTS_BD[row : row + 1], num_beams=2, num_return_sequences=1)
+        assert alone[0] == plain[row]
