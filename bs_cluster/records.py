@@ -203,6 +203,7 @@ class DomainRecord(Record):
     stack or the null space is off). ``isolated`` is its loss with only its own stacks; ``row_losses`` the
     same per validation row, kept so that "nothing moved" can be shown row by row. ``matrix`` maps each
     domain closed so far to its losses ``{base, isolated, ungated}`` measured right after this one closed.
+    ``rows`` is the digest of the blob with its encoded rows, which stay its rows from now on.
     ``capacity`` maps output width to the largest share of directions claimed at any site of that width.
     """
 
@@ -219,6 +220,7 @@ class DomainRecord(Record):
     capacity: dict[str, float]
     data_fingerprint: str
     data_counts: dict[str, int]
+    rows: str
     seconds: float
 
 

@@ -92,6 +92,7 @@ def domain_record(store: Store, domain: str, position: int = 0, rejected: int = 
         matrix={domain: {"base": 3.0, "isolated": 2.5, "ungated": 2.5}},
         capacity={"5": 0.4},
         data_fingerprint="d" * 64,
+        rows=store.put_bytes("rows.parquet", b"the rows of " + domain.encode()).sha256,
         data_counts={"train": 30, "validation": 10},
         seconds=12.0,
     )

@@ -16,6 +16,7 @@ from bs_cluster import __version__
 from bs_cluster.campaign.routing import Routing
 from bs_cluster.config.load import to_yaml
 from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.data.frozen import DomainRows
 from bs_cluster.records import SCHEMA_VERSION, BundleManifest, StackId, StackManifest, canonical_json, sha256_hex
 from bs_cluster.report.inputs import ReportInputs
 from bs_cluster.report.stack_figure import draw_stack
@@ -23,7 +24,6 @@ from bs_cluster.router.io import RouterCard, save_router
 from bs_cluster.stacks.files import load_basis
 from bs_cluster.stacks.nullspace import overlap
 from bs_cluster.store.store import Store
-from bs_cluster.training.session import DomainRows
 
 HELD_OUT_NOTE = "held-out sweep rows, which neither stacks nor meta-router were trained or selected on"
 

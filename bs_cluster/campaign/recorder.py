@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bs_cluster.config.schema import CampaignConfig
-from bs_cluster.errors import ConfigError, RegistryUnavailable
+from bs_cluster.errors import ConfigError, RegistryError, RegistryUnavailable
 from bs_cluster.records import StackId
 from bs_cluster.store.store import Store
 
@@ -76,8 +76,11 @@ class Recorder:
             self._later(partial(_log_figures, stack=stack, folder=folder))
         if report is not None:
             self._later(lambda registry: registry.log_report(report))
-        for future in self._pending:
-            future.result(timeout=FLUSH_TIMEOUT_S)
+        _, late = wait(self._pending, timeout=FLUSH_TIMEOUT_S)
+        if late:
+            self.say(f"MLflow has not taken {len(late)} updates in {FLUSH_TIMEOUT_S:.0f} s; the next run goes on")
+        for future in set(self._pending) - late:
+            future.result()
         self._pending.clear()
 
     def _later(self, action: Callable[[Registry], Any]) -> None:
@@ -96,6 +99,8 @@ class Recorder:
             if not self._away:
                 self.say(f"MLflow is away; training goes on, the next run brings it up to the store ({error})")
             self._away = True
+        except RegistryError as error:  # the store has everything: not a reason to fail a campaign
+            self.say(str(error))
 
     def _open(self) -> Registry:
         from bs_cluster.registry import Registry  # noqa: PLC0415  # MLflow takes seconds to import

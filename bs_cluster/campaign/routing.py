@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.batch import plan_batches
-from bs_cluster.data.encode import EncodedRow
+from bs_cluster.data.frozen import DomainRows
 from bs_cluster.inference.evaluator import Evaluator
 from bs_cluster.records import StackManifest, canonical_json, sha256_hex
 from bs_cluster.router.gates import serve_weights
@@ -26,11 +26,8 @@ from bs_cluster.router.train import TrainedRouter, route, train_router
 from bs_cluster.store.store import Store
 from bs_cluster.sweep.combinations import full_mask
 from bs_cluster.sweep.outcomes import OutcomeTable
-from bs_cluster.sweep.run import encode_prompts, run_sweep, score_rows
+from bs_cluster.sweep.run import EvaluatorPool, encode_prompts, run_sweep, score_rows
 from bs_cluster.sweep.targets import targets_BD
-from bs_cluster.training.session import DomainRows
-
-CALL_TIMEOUT_S = 1800
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,8 @@ def sweep_and_route(
     swept = time.monotonic()
     measured = len(table) - (0 if held_before is None else held_before.num_rows)
 
-    states = encode_prompts(evaluators, [router_prompt(row, config) for row in sweep_rows], config.sweep)
+    prompts = [prompt for domain in domains for prompt in rows[domain].router_prompts]
+    states = encode_prompts(evaluators, prompts, config.sweep)
     train, holdout = split_holdout(table.row_ids, table.row_domains, config.router.holdout)
     target_BD = targets_BD(table.subset(train), config.router.targets)
     say(f"{'meta-router':<14} training on {len(train)} rows, {len(holdout)} held out")
@@ -123,11 +121,6 @@ def sweep_and_route(
         },
         timing={"sweep": swept - started, "router": ended - swept},
     )
-
-
-def router_prompt(row: EncodedRow, config: CampaignConfig) -> list[int]:
-    """The prompt part of an encoded row, cut like a served prompt: the end is kept."""
-    return list(row.input_ids[: row.prompt_length][-config.router.max_prompt_length :])
 
 
 def _losses(
@@ -167,17 +160,18 @@ def isolated_rows(
     config: CampaignConfig, evaluators: Sequence[Any], rows: Mapping[str, DomainRows], domains: Sequence[str]
 ) -> dict[str, tuple[float, ...]]:
     """Every domain's loss per validation row with only its own stacks, batched exactly as at its closing."""
-    pending: list[tuple[str, list[int], Any]] = []
+    batches: list[list[tuple[int, int]]] = []
     for d, domain in enumerate(domains):
-        validation = rows[domain].validation
-        weights = [float(d == other) for other in range(len(domains))]
-        lengths = [len(row.input_ids) for row in validation]
-        for number, batch in enumerate(plan_batches(lengths, config.training.eval_batch_tokens)):
-            evaluator = evaluators[number % len(evaluators)]
-            call = evaluator.score.remote([validation[i] for i in batch], [weights] * len(batch))
-            pending.append((domain, batch, call))
+        lengths = [len(row.input_ids) for row in rows[domain].validation]
+        plan = plan_batches(lengths, config.training.eval_batch_tokens)
+        batches += [[(d, index) for index in batch] for batch in plan]
+
+    def score(evaluator: Any, items: Sequence[tuple[int, int]]) -> ray.ObjectRef:
+        own = [float(d == items[0][0]) for d in range(len(domains))]
+        return evaluator.score.remote([rows[domains[d]].validation[index] for d, index in items], [own] * len(items))
+
     found: dict[str, dict[int, float]] = {domain: {} for domain in domains}
-    for domain, batch, call in pending:
-        for index, loss in zip(batch, ray.get(call, timeout=CALL_TIMEOUT_S), strict=True):
-            found[domain][index] = loss.mean
+    for items, losses in EvaluatorPool(evaluators, config.sweep.max_retries).map(score, batches):
+        for (d, index), loss in zip(items, losses, strict=True):
+            found[domains[d]][index] = loss.mean
     return {domain: tuple(by_row[i] for i in range(len(by_row))) for domain, by_row in found.items()}

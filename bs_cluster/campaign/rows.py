@@ -8,14 +8,20 @@ from typing import Any
 import ray
 
 from bs_cluster.base import load_tokenizer
+from bs_cluster.config.identity import curriculum
 from bs_cluster.config.schema import CampaignConfig
-from bs_cluster.data.encode import encode_rows
+from bs_cluster.data.encode import encode_router_prompt, encode_rows
+from bs_cluster.data.frozen import DomainRows
 from bs_cluster.data.load import load_domains
-from bs_cluster.training.session import DomainRows
+from bs_cluster.data.rows import DomainData
+from bs_cluster.errors import DataError
+from bs_cluster.quiet import quieten
+from bs_cluster.store.store import Store
 
 
-def start_encoding(config: CampaignConfig, domains: tuple[str, ...]) -> dict[str, ray.ObjectRef]:
+def start_encoding(config: CampaignConfig) -> dict[str, ray.ObjectRef]:
     """A reference to each domain's rows at once; they are there when the task is done. The driver owns them."""
+    domains = curriculum(config)
     task = ray.remote(_encode).options(num_cpus=0, num_returns=len(domains), max_retries=2)
     found: Any = task.remote(config.model_dump(mode="json"))
     return dict(zip(domains, found if len(domains) > 1 else [found], strict=True))
@@ -25,21 +31,55 @@ def fetch(handles: Mapping[str, ray.ObjectRef]) -> dict[str, DomainRows]:
     return dict(zip(handles, ray.get(list(handles.values())), strict=True))
 
 
+def raise_early(handles: Mapping[str, ray.ObjectRef]) -> None:
+    """Raises the encoding task's own error (a DataError, mostly) as soon as there is one; returns at once."""
+    ready, _ = ray.wait(list(handles.values())[:1], timeout=0)
+    if ready:
+        ray.get(ready)
+
+
 def _encode(config: dict[str, Any]) -> Any:
-    encoded = list(encode_domains(CampaignConfig.model_validate(config)).values())
+    quieten()
+    checked = CampaignConfig.model_validate(config)
+    encoded = list(encode_domains(checked, Store(checked.store.uri, checked.campaign)).values())
     return encoded if len(encoded) > 1 else encoded[0]  # as many as ``num_returns`` said
 
 
-def encode_domains(config: CampaignConfig) -> dict[str, DomainRows]:
-    """Every domain's encoded splits, in curriculum order."""
+def encode_domains(config: CampaignConfig, store: Store) -> dict[str, DomainRows]:
+    """Every domain's encoded splits, in curriculum order.
+
+    A closed domain's rows are those of its record, whatever its sources give today; the rows of an open domain are
+    read anew, less any that a closed domain has trained or been judged on.
+    """
+    closed = {
+        record.domain: DomainRows.from_parquet(
+            store.get_bytes(record.rows), record.data_fingerprint, record.data_counts
+        )
+        for record in store.domains()
+    }
+    if set(closed) >= {domain.name for domain in config.domains}:
+        return {name: closed[name] for name in curriculum(config)}
     tokenizer = load_tokenizer(config.base)
-    return {
-        name: DomainRows(
+    taken = frozenset().union(*(rows.ids for rows in closed.values()))
+
+    def encode(data: DomainData) -> DomainRows:
+        limit = config.router.max_prompt_length
+        rows = DomainRows(
             train=tuple(encode_rows(data.train, tokenizer, config.data)),
             validation=tuple(encode_rows(data.validation, tokenizer, config.data)),
             sweep=tuple(encode_rows(data.sweep, tokenizer, config.data)),
+            router_prompts=tuple(
+                tuple(encode_router_prompt(row.prompt, tokenizer, config.data, limit)) for row in data.sweep
+            ),
             fingerprint=data.fingerprint,
             counts=data.counts,
-        )
-        for name, data in load_domains(config, tokenizer).items()
-    }
+        ).without(taken)
+        if not (rows.train and rows.validation and rows.sweep):
+            raise DataError(
+                f"domain {data.name}: every row of a split belongs to a domain that is closed already; "
+                "give it rows of its own"
+            )
+        return rows
+
+    loaded = load_domains(config, tokenizer)
+    return {name: closed[name] if name in closed else encode(loaded[name]) for name in curriculum(config)}

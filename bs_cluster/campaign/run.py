@@ -45,7 +45,7 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
         return 0
 
     console.say(f"campaign {config.campaign}: {' -> '.join(domains)}")
-    handles = start_encoding(config, domains)
+    handles = start_encoding(config)
     if {record.domain for record in store.domains()} != set(domains):
         coordinator = start_coordinator(config)
         train_stacks(config, plan, handles, coordinator, run_storage(config), _on_event(console, recorder))

@@ -8,8 +8,10 @@ from typing import Any
 
 import ray
 
+from bs_cluster.campaign.rows import raise_early
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.coordinator import Coordinator
+from bs_cluster.errors import ClusterResourceError
 from bs_cluster.training.launch import Plan, train_campaign
 
 LOOK_EVERY_S = 0.5
@@ -19,8 +21,15 @@ START_TIMEOUT_S = 120.0
 def start_coordinator(config: CampaignConfig) -> Any:
     """The campaign's coordinator as an actor on the head; Ray restarts it with the same arguments, the store has its
     state."""
-    actor = ray.remote(Coordinator).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-    return actor.remote(config, ray.put)
+    actor = ray.remote(Coordinator).options(
+        num_cpus=0, max_restarts=-1, max_task_retries=-1, name=f"coordinator-{config.campaign}", namespace="bs_cluster"
+    )
+    try:
+        return actor.remote(config, ray.put)
+    except ValueError as error:  # the name is taken
+        raise ClusterResourceError(
+            f"campaign {config.campaign} is being trained by another job of this cluster; follow that one, or stop it"
+        ) from error
 
 
 def train_stacks(
@@ -48,6 +57,7 @@ def train_stacks(
         for number, event in ray.get(coordinator.events_since.remote(seen), timeout=START_TIMEOUT_S):
             on_event(event)
             seen = number
+        raise_early(rows)
         if not alive:
             break
         thread.join(LOOK_EVERY_S)

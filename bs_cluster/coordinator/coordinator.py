@@ -8,6 +8,7 @@ with the same result.
 from __future__ import annotations
 
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,27 +53,28 @@ class Coordinator:
         self.order = curriculum(config)
         self.store = Store(config.store.uri, config.campaign)
         self.share = share
-        self.group = 0
+        self.group = ""
         self.outcomes: dict[StackId, RoundOutcome] = {}
         self.basis: Basis | None = None
         self.events: deque[tuple[int, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)
-        self.event_number = 0
+        self.event_number = time.time_ns()  # goes on growing over a restart, so that watchers miss nothing new
         claim(self.store, config)
 
     # --- worker groups ----------------------------------------------------------------------------------------
 
-    def register(self) -> int:
-        """A new worker group takes over; every earlier one is fenced off from now on."""
-        self.group += 1
+    def register(self) -> str:
+        """A new worker group takes over; every earlier one is fenced off from now on. So is every group of before a
+        restart of the coordinator, which does not know whose turn it was."""
+        self.group = uuid.uuid4().hex
         return self.group
 
-    def _check_group(self, group: int) -> None:
+    def _check_group(self, group: str) -> None:
         if group != self.group:
-            raise FencedError(f"worker group {group} was replaced by group {self.group}; its work is not committed")
+            raise FencedError(f"worker group {group[:8]} has been replaced; its work is not committed")
 
     # --- handing out work -------------------------------------------------------------------------------------
 
-    def next_step(self, group: int) -> dict[str, Any]:
+    def next_step(self, group: str) -> dict[str, Any]:
         """The step every rank of the group works on now: ``step`` and, for a round, ``basis`` (digest, reference).
 
         The answer changes only through ``commit``, ``reject`` and ``close``, so all ranks get the same one.
@@ -111,7 +113,7 @@ class Coordinator:
 
     # --- taking results ---------------------------------------------------------------------------------------
 
-    def commit(self, group: int, manifest: StackManifest, outcome: RoundOutcome) -> StackRef:
+    def commit(self, group: str, manifest: StackManifest, outcome: RoundOutcome) -> StackRef:
         """Publishes a stack whose files are in the store already. Raises OutOfOrderError, FencedError."""
         self._check_group(group)
         step = self._next()
@@ -121,7 +123,7 @@ class Coordinator:
         self.outcomes[outcome.stack] = outcome
         return ref
 
-    def reject(self, group: int, outcome: RoundOutcome) -> None:
+    def reject(self, group: str, outcome: RoundOutcome) -> None:
         """A round did not beat its parent; its domain closes next."""
         self._check_group(group)
         step = self._next()
@@ -129,7 +131,7 @@ class Coordinator:
             raise OutOfOrderError(f"a rejection of {outcome.stack.name} came, the next step is {step}")
         self.outcomes[outcome.stack] = outcome
 
-    def close(self, group: int, record: DomainRecord) -> None:
+    def close(self, group: str, record: DomainRecord) -> None:
         """Writes a domain's closing record."""
         self._check_group(group)
         step = self._next()

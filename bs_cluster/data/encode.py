@@ -76,6 +76,13 @@ def encode_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase, data: DataSec
     return _longest_fitting_end(prompt, tokenizer, data)
 
 
+def encode_router_prompt(
+    prompt: str, tokenizer: PreTrainedTokenizerBase, data: DataSection, max_prompt_length: int
+) -> list[int]:
+    """Token ids of a prompt as the meta-router sees it, in training and in serving: whole template, own limit."""
+    return encode_prompt(prompt, tokenizer, data.model_copy(update={"max_prompt_length": max_prompt_length}))
+
+
 def encode_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: DataSection) -> list[EncodedRow]:
     """Every row as token ids, at most ``max_length`` of them. A completion that is cut has no eos: it did not end."""
     if not rows:

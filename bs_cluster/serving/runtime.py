@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from bs_cluster.config.schema import CampaignConfig
-from bs_cluster.data.encode import encode_prompt
+from bs_cluster.data.encode import encode_prompt, encode_router_prompt
 from bs_cluster.errors import ConfigError, NotInStoreError
 from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.inference.stacked import StackedBase
@@ -51,8 +51,8 @@ class BundleRuntime:
 
     def gates(self, prompts: Sequence[str]) -> torch.Tensor:
         """Served gate weights (B, D) of these prompts."""
-        limit = self.config.data.model_copy(update={"max_prompt_length": self.card.max_prompt_length})
-        ids = [encode_prompt(prompt, self.stacked.base.tokenizer, limit) for prompt in prompts]
+        tokenizer, data, limit = self.stacked.base.tokenizer, self.config.data, self.card.max_prompt_length
+        ids = [encode_router_prompt(prompt, tokenizer, data, limit) for prompt in prompts]
         logits_BD = route(self.router, encode_states(self.stacked, ids, self.card.mid_weight))
         return serve_weights(logits_BD, self.domains, self.card.floors, self.card.threshold)
 

@@ -119,7 +119,8 @@ class Store:
         Raises as they do, and ``IntegrityError`` when the staged files are not those of ``manifest``. Committing the
         same manifest again is a no-op, even when the staged folder is gone.
         """
-        ref = StackRef(stack=manifest.stack, manifest=manifest.digest())
+        data = encode(manifest, f"the manifest of {manifest.stack.name}")
+        ref = StackRef(stack=manifest.stack, manifest=sha256_hex(data))
         if self._refs.has(stack_ref(ref), ref.to_dict()):
             return ref
         self._check_campaign(manifest.campaign, manifest.stack.name)
@@ -154,6 +155,8 @@ class Store:
             )
         if record.basis is not None and not self._blobs.exists(record.basis):
             raise NotInStoreError(f"basis {record.basis} of domain {record.domain} is not in the store; put_file it")
+        if not self._blobs.exists(record.rows):
+            raise NotInStoreError(f"the rows {record.rows} of domain {record.domain} are not in the store; put them")
         self._refs.create(name, content)
 
     def domains(self) -> list[DomainRecord]:

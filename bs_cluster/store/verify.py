@@ -53,6 +53,8 @@ class _Audit:
         yield from self._stacks(StackRef(outcome.stack, outcome.manifest or "") for outcome in committed)
         if record.basis is not None and isinstance(problem := self._blob(record.basis), str):
             yield f"basis: {problem}"
+        if isinstance(problem := self._blob(record.rows), str):
+            yield f"rows: {problem}"
 
     def bundle(self, name: str) -> Iterator[str]:
         manifest = self._manifest(self._refs.read(name)["manifest"], BundleManifest)

@@ -52,6 +52,7 @@ def close_domain(session: Session, step: CloseDomain, outcomes: Sequence[RoundOu
         capacity=_capacity(session, claimed),
         data_fingerprint=rows.fingerprint,
         data_counts=rows.counts,
+        rows=session.store.put_bytes("rows.parquet", rows.to_parquet()).sha256,
         seconds=time.monotonic() - started,
     )
 

@@ -6,18 +6,25 @@ config's base model if it is an embedded one.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.cpp_extension import _get_build_directory
 
 from bs_cluster.base import prepare_base
 from bs_cluster.config.load import load_config
 
 
 def compile_operations() -> None:
-    """Builds DeepSpeed's shared-memory all-reduce; nothing to do where there is a GPU."""
+    """Builds DeepSpeed's shared-memory all-reduce and loads it into this process; nothing to do where there is a GPU.
+
+    PyTorch guards the build with a file that outlives a killed process, and every later one waits for it without end.
+    Workers therefore take turns by a lock that dies with its holder, and whoever has it may clear that file away.
+    """
     if torch.cuda.is_available():
         return
     os.environ["DS_ACCELERATOR"] = "cpu"
@@ -25,7 +32,12 @@ def compile_operations() -> None:
 
     accelerator: Any = get_accelerator()
     builder = accelerator.create_op_builder("ShareMemCommBuilder")
-    if builder is not None:
+    if builder is None:
+        return
+    folder = Path(_get_build_directory(builder.name, verbose=False))
+    with (folder / "bs_cluster.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        (folder / "lock").unlink(missing_ok=True)
         builder.load(verbose=False)
 
 

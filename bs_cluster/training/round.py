@@ -21,6 +21,7 @@ from bs_cluster.config.identity import domain_digest, effective_domain
 from bs_cluster.config.schema import CampaignConfig, TrainingSection
 from bs_cluster.data.batch import collate_packed, train_batches
 from bs_cluster.data.encode import EncodedRow
+from bs_cluster.data.frozen import DomainRows
 from bs_cluster.inference.scoring import mean_loss
 from bs_cluster.inference.stacked import stack_config
 from bs_cluster.records import (
@@ -37,7 +38,7 @@ from bs_cluster.store.hashing import stage_entries
 from bs_cluster.training.callback import RoundCallback
 from bs_cluster.training.guard import SpikeGuard, improves
 from bs_cluster.training.packing import pack_rows
-from bs_cluster.training.session import DomainRows, Session
+from bs_cluster.training.session import Session
 from bs_cluster.training.trainer import StackTrainer, world_size
 
 OUTPUT, INPUT = "output:", "input:"  # which side of a site a basis entry belongs to, as a prefix of its path

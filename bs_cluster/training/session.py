@@ -16,22 +16,12 @@ import torch.distributed as dist
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.batch import plan_batches
 from bs_cluster.data.encode import EncodedRow
+from bs_cluster.data.frozen import DomainRows
 from bs_cluster.inference.scoring import score_batch
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import RowLoss
 from bs_cluster.store.store import Store
 from bs_cluster.training.trainer import sum_over_ranks, world_rank, world_size
-
-
-@dataclass(frozen=True)
-class DomainRows:
-    """A domain's encoded rows, as the driver puts them into the object store once."""
-
-    train: tuple[EncodedRow, ...]
-    validation: tuple[EncodedRow, ...]
-    sweep: tuple[EncodedRow, ...]
-    fingerprint: str
-    counts: dict[str, int]
 
 
 @dataclass

@@ -15,13 +15,15 @@ import torch
 import torch.distributed as dist
 
 from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.data.frozen import DomainRows
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import CloseDomain, Finished, TrainRound
 from bs_cluster.stacks.files import load_basis
 from bs_cluster.store.store import Store
 from bs_cluster.training.closing import close_domain
+from bs_cluster.training.prewarm import compile_operations
 from bs_cluster.training.round import train_round
-from bs_cluster.training.session import DomainRows, Session, device_of, quant_storage
+from bs_cluster.training.session import Session, device_of, quant_storage
 
 CALL_TIMEOUT_S = 600
 
@@ -34,6 +36,7 @@ def work(settings: dict[str, Any]) -> None:
         torch.set_num_threads(config.training.threads_per_worker)
     if not config.training.use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
+        compile_operations()
     coordinator = settings["coordinator"]
 
     def call(method: str, *args: Any) -> Any:
@@ -71,7 +74,7 @@ def work(settings: dict[str, Any]) -> None:
     ray.train.report({"stacks": len(stacked.names)})
 
 
-def _train(session: Session, step: TrainRound, basis: tuple[str, Any] | None, call: Any, group: int) -> None:
+def _train(session: Session, step: TrainRound, basis: tuple[str, Any] | None, call: Any, group: str) -> None:
     if session.rank == 0:
         session.report({"kind": "round", "stack": step.stack.name, "domain": step.stack.domain})
     fetched = (basis[0], load_basis(ray.get(basis[1], timeout=CALL_TIMEOUT_S))) if basis else None
@@ -85,7 +88,7 @@ def _train(session: Session, step: TrainRound, basis: tuple[str, Any] | None, ca
     dist.barrier()
 
 
-def _close(session: Session, step: CloseDomain, call: Any, group: int) -> None:
+def _close(session: Session, step: CloseDomain, call: Any, group: str) -> None:
     record = close_domain(session, step, call("outcomes_of", step.domain))
     if session.rank == 0:
         call("close", group, record)

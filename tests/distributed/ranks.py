@@ -31,7 +31,6 @@ def _rank(rank: int, world: int, port: int, folder: str, function: Callable[...,
     ours = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     os.environ |= {key: str(value) for key, value in ours.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    import faulthandler; faulthandler.dump_traceback_later(70)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
     try:

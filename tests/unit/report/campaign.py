@@ -44,6 +44,7 @@ def make_inputs(domains=DOMAINS, *, null_space=True, committed=True, seed=0, **c
                 },
                 capacity={"640": 0.065 * (position + 1), "2048": 0.02 * (position + 1)} if null_space else {},
                 data_fingerprint="f" * 64,
+                rows="d" * 64,
                 data_counts={"train": 900},
                 seconds=300.0,
             )

@@ -1,0 +1,93 @@
+"""A domain's encoded rows as bytes, kept with its record when it closes.
+
+From then on they are that domain's rows: the losses measured on them stay comparable, and adding a domain (which may
+claim rows by keyword or by duplicate) cannot change what an earlier one is judged on.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bs_cluster.data.encode import EncodedRow
+
+SCHEMA = pa.schema(
+    [
+        ("split", pa.string()),
+        ("id", pa.string()),
+        ("domain", pa.string()),
+        ("prompt_length", pa.int32()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("router_ids", pa.list_(pa.int32())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class DomainRows:
+    """A domain's encoded rows. ``router_prompts`` are the sweep rows' prompts as the meta-router will see them."""
+
+    train: tuple[EncodedRow, ...]
+    validation: tuple[EncodedRow, ...]
+    sweep: tuple[EncodedRow, ...]
+    router_prompts: tuple[tuple[int, ...], ...]
+    fingerprint: str
+    counts: dict[str, int]
+
+    def to_parquet(self) -> bytes:
+        """Rows in order, split by split; equal rows give equal bytes. Fingerprint and counts are the record's."""
+        splits: Mapping[str, Sequence[EncodedRow]] = {
+            "train": self.train,
+            "validation": self.validation,
+            "sweep": self.sweep,
+        }
+        prompts = dict(zip((row.id for row in self.sweep), self.router_prompts, strict=True))
+        lines = [
+            {
+                "split": split,
+                "id": row.id,
+                "domain": row.domain,
+                "prompt_length": row.prompt_length,
+                "input_ids": list(row.input_ids),
+                "router_ids": list(prompts[row.id]) if split == "sweep" else None,
+            }
+            for split, rows in splits.items()
+            for row in rows
+        ]
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(lines, schema=SCHEMA), sink)
+        return sink.getvalue()
+
+    @classmethod
+    def from_parquet(cls, data: bytes, fingerprint: str, counts: dict[str, int]) -> DomainRows:
+        lines = pq.read_table(io.BytesIO(data)).to_pylist()
+
+        def rows(split: str) -> tuple[EncodedRow, ...]:
+            return tuple(
+                EncodedRow(tuple(line["input_ids"]), line["prompt_length"], line["id"], line["domain"])
+                for line in lines
+                if line["split"] == split
+            )
+
+        prompts = tuple(tuple(line["router_ids"]) for line in lines if line["split"] == "sweep")
+        return cls(rows("train"), rows("validation"), rows("sweep"), prompts, fingerprint, counts)
+
+    def without(self, ids: frozenset[str]) -> DomainRows:
+        """The same rows without those of these ids."""
+        kept = [i for i, row in enumerate(self.sweep) if row.id not in ids]
+        return DomainRows(
+            train=tuple(row for row in self.train if row.id not in ids),
+            validation=tuple(row for row in self.validation if row.id not in ids),
+            sweep=tuple(self.sweep[i] for i in kept),
+            router_prompts=tuple(self.router_prompts[i] for i in kept),
+            fingerprint=self.fingerprint,
+            counts=self.counts,
+        )
+
+    @property
+    def ids(self) -> frozenset[str]:
+        return frozenset(row.id for rows in (self.train, self.validation, self.sweep) for row in rows)
