@@ -164,5 +164,5 @@ def claim(store: Store, config: CampaignConfig) -> None:
     differences = identity_differences(store.claim_campaign(mine), mine)
     if differences:
         raise ConfigError(
-            [f"{line}; campaign {config.campaign} was begun otherwise, choose another name" for line in differences]
+            [f"campaign {config.campaign} was begun otherwise: {line}" for line in differences]
         )

@@ -81,6 +81,7 @@ class StackedBase:
         """Gives the stack that learned its stored values (file keys), so that from now on it is what is stored."""
         tuner = self.tuner
         tuner.set_bases({}, {})
+        tuner.peft_config[name].inference_mode = True
         for path, site in zip(tuner.site_names(), tuner.sites, strict=True):
             for part in PARTS:
                 stored = tensors[f"base_model.model.{path}.{part}"]
