@@ -1,7 +1,7 @@
 """A whole campaign in miniature: a tiny random Gemma 3 in NF4, domains of a hundred rows each, steps by the handful.
 
-    folder = write_inputs(tmp_path)                               # base/ and a jsonl file per domain
-    config = campaign(folder, tmp_path / "store", ("aa", "bb"), training={"steps": 4})
+folder = write_inputs(tmp_path)                               # base/ and a jsonl file per domain
+config = campaign(folder, tmp_path / "store", ("aa", "bb"), training={"steps": 4})
 """
 
 from __future__ import annotations
@@ -12,11 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tiny import save_tiny_base
 
+from bs_cluster import __version__
 from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.inference.stacked import StackedBase, stack_config
+from bs_cluster.records import SCHEMA_VERSION, StackId, StackManifest
+from bs_cluster.stacks.files import folded_tensors, write_stack
+from bs_cluster.store import Store, stage_entries
 
-WORDS = "alpha beta gamma delta epsilon zeta eta theta".split()
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
 TASKS: dict[str, Callable[[str], str]] = {
     "aa": lambda word: word.upper(),
     "bb": lambda word: word[::-1],
@@ -78,6 +84,42 @@ def settings(inputs: Path, store: Path, domains: Sequence[str], **changes: Mappi
 
 def campaign(inputs: Path, store: Path, domains: Sequence[str], **changes: Mapping[str, Any]) -> CampaignConfig:
     return CampaignConfig.model_validate(settings(inputs, store, domains, **changes))
+
+
+def commit_random_stacks(config: CampaignConfig, store: Store, staging: Path) -> StackedBase:
+    """One stack per domain as if trained, its B drawn at random; the base with all of them on it."""
+    stacked = StackedBase.load(config.base, "cpu")
+    for position, domain in enumerate(domain.name for domain in config.domains):
+        stack = StackId(domain, 1)
+        settings = stack_config(config.stack, stack, position)
+        name = stacked.begin(settings, seed=position)
+        stacked.fire([], train=name)
+        draw = torch.Generator().manual_seed(position)
+        for site in stacked.tuner.sites:
+            b_ERO = site.stack_B[name].data
+            b_ERO.copy_(0.1 * torch.randn(b_ERO.shape, generator=draw))
+        tensors = folded_tensors(stacked.tuner, name)
+        write_stack(staging / name, settings, tensors)
+        parents = tuple(ref for ref, _ in store.stacks())
+        manifest = StackManifest(
+            schema_version=SCHEMA_VERSION,
+            campaign=config.campaign,
+            stack=stack,
+            position=position,
+            parents=parents,
+            context=(),
+            base=stacked.base.ref,
+            config_digest="c" * 64,
+            data_fingerprint="d" * 64,
+            basis=None,
+            files=stage_entries(staging / name),
+            metrics={"val_before": 3.0, "val_after": 2.0},
+            code_version=__version__,
+        )
+        store.commit_stack(manifest, staging / name)
+        stacked.freeze(name, tensors)
+    stacked.fire(stacked.names)
+    return stacked
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

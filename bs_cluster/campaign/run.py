@@ -28,6 +28,9 @@ from bs_cluster.sweep.targets import check_targets
 from bs_cluster.training.launch import resource_plan
 
 
+SWEEP_LINE_EVERY_S = 15.0
+
+
 def run_campaign(config: CampaignConfig, console: Console) -> int:
     """Trains what is missing, sweeps, routes, bundles, reports. Returns the exit code. Raises BrainstacksError."""
     domains = curriculum(config)
@@ -146,7 +149,7 @@ def _sweep_progress(console: Console) -> Callable[[int, int], None]:
 
     def progress(done: int, total: int) -> None:
         nonlocal last
-        if done == total or console.seconds - last >= console.every_s:
+        if done == total or console.seconds - last >= SWEEP_LINE_EVERY_S:
             last = console.seconds
             console.say(f"{'sweep':<14} {done}/{total} outcomes")
 

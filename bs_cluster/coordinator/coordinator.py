@@ -163,6 +163,4 @@ def claim(store: Store, config: CampaignConfig) -> None:
     mine = campaign_identity(config)
     differences = identity_differences(store.claim_campaign(mine), mine)
     if differences:
-        raise ConfigError(
-            [f"campaign {config.campaign} was begun otherwise: {line}" for line in differences]
-        )
+        raise ConfigError(differences)

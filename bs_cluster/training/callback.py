@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+from deepspeed.utils import safe_set_full_fp32_param
 from torch import nn
 from transformers import TrainerCallback
 
@@ -113,9 +113,11 @@ class RoundCallback(TrainerCallback):
 
     def _restore(self, snapshot: Snapshot) -> None:
         """Weights, ZeRO's master copies and the moments, which a bad step may have filled with NaN."""
+        assert self.trainer is not None
         self._write(snapshot)
         for parameter, saved in zip(self._parameters(), snapshot, strict=True):
-            saved = saved.to(parameter.device)
-            safe_set_full_fp32_param(parameter, saved)
-            for moment in ("exp_avg", "exp_avg_sq"):
-                safe_set_full_optimizer_state(parameter, torch.zeros_like(saved), moment)
+            safe_set_full_fp32_param(parameter, saved.to(parameter.device))
+        # Where ZeRO keeps them: its setter by parameter knows the moments of the first parameter group only.
+        for state in self.trainer.adam.state.values():
+            state["exp_avg"].zero_()
+            state["exp_avg_sq"].zero_()

@@ -28,6 +28,8 @@ def compile_operations() -> None:
     if torch.cuda.is_available():
         return
     os.environ["DS_ACCELERATOR"] = "cpu"
+    # The ninja that was installed with us, for every process: another version starts its builds over.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     from deepspeed.accelerator import get_accelerator  # noqa: PLC0415  # chooses its accelerator when imported
 
     accelerator: Any = get_accelerator()

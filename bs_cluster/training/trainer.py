@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from datasets import Dataset
 from peft import PeftModel
+from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
@@ -66,6 +67,7 @@ class StackTrainer(SFTTrainer):
         self.tokens_in_step = 0.0
         self.step_nll = 0.0
         self.step_labels = 0.0
+        self.clipped_norm = math.nan
         self.learning = [p for p in model.parameters() if p.requires_grad]
         in_fp32 = [p.data for p in self.learning]
         super().__init__(
@@ -136,8 +138,14 @@ class StackTrainer(SFTTrainer):
             {"params": [p for p in self.learning if id(p) in is_b], "lr": lr * self.training.b_lr_ratio},
         ]
         fused = self.args.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=self.training.weight_decay, fused=fused)
+        self.adam = torch.optim.AdamW(groups, weight_decay=self.training.weight_decay, fused=fused)
+        if self.training.zero_stage == 0:  # without ZeRO, DeepSpeed tells no gradient norm: take the clipped one
+            self.adam.register_step_pre_hook(self._note_gradient_norm)
+        self.optimizer = self.adam
         return self.optimizer
+
+    def _note_gradient_norm(self, *_: Any) -> None:
+        self.clipped_norm = float(nn.utils.get_total_norm([p.grad for p in self.learning if p.grad is not None]))
 
     # --- bookkeeping of a finished step -----------------------------------------------------------------------
 
@@ -148,7 +156,7 @@ class StackTrainer(SFTTrainer):
         self.step_nll = self.step_labels = 0.0
         balance, imbalance = self.balance.finish_step(sum_over_ranks(self.balance.totals()))
         engine: Any = self.model_wrapped
-        norm = engine.get_global_grad_norm()
+        norm = engine.get_global_grad_norm() if self.training.zero_stage else self.clipped_norm
         return {
             "loss": nll / max(labels, 1.0),
             "load_balance": balance,

@@ -18,10 +18,12 @@ from bs_cluster.campaign.rows import encode_domains
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.coordinator import Coordinator
 from bs_cluster.inference.stacked import StackedBase
+from bs_cluster.quiet import quieten
 from bs_cluster.records import CloseDomain, DomainRecord, RoundOutcome, TrainRound
 from bs_cluster.stacks.files import load_basis
 from bs_cluster.store import Store
 from bs_cluster.training.closing import close_domain
+from bs_cluster.training.prewarm import compile_operations
 from bs_cluster.training.round import train_round
 from bs_cluster.training.session import Session, quant_storage
 from bs_cluster.training.trainer import StackTrainer
@@ -44,12 +46,12 @@ class Campaign:
     def __init__(self, config: CampaignConfig):
         self.config = config
         self.events: list[dict[str, Any]] = []
-        rows = encode_domains(config)
         self.store = Store(config.store.uri, config.campaign)
+        rows = encode_domains(config, self.store)
         stacked = StackedBase.load(config.base, "cpu", quant_storage(config))
         self.session = Session(config, stacked, self.store, rows.__getitem__, self.events.append)
         self.coordinator = Coordinator(config, lambda data: data) if dist.get_rank() == 0 else None
-        self.group = self.coordinator.register() if self.coordinator else 0
+        self.group = self.coordinator.register() if self.coordinator else ""
 
     def step(self) -> Round | DomainRecord | None:
         """The next step of the curriculum, done and committed; None when all is done."""
@@ -105,7 +107,9 @@ def whole_campaign(config: CampaignConfig) -> dict[str, Any]:
         "rounds": {result.outcome.stack.name: result for result in results if isinstance(result, Round)},
         "records": records,
         "claims": {domain: campaign.claim(record) for domain, record in records.items()},
-        "base_losses": {domain: [(x.nll, x.tokens) for x in got] for domain, got in campaign.session.base_losses.items()},
+        "base_losses": {
+            domain: [(x.nll, x.tokens) for x in got] for domain, got in campaign.session.base_losses.items()
+        },
         "verify": campaign.store.verify(),
     }
 
@@ -154,6 +158,8 @@ def rejected_round(good: CampaignConfig, bad: CampaignConfig) -> dict[str, Any]:
 
 def several(jobs: dict[str, tuple[Callable[..., Any], tuple]]) -> dict[str, Any]:
     """Many of the above in one process, by name: processes that import DeepSpeed and TRL cost more than rounds."""
+    quieten()
+    compile_operations()
     return {name: function(*copy.deepcopy(arguments)) for name, (function, arguments) in jobs.items()}
 
 

@@ -1,6 +1,6 @@
 """Runs a function on real gloo ranks, a fresh process each, and brings back what every rank returned.
 
-    results = on_ranks(2, scenario, argument)        # results[rank]
+results = on_ranks(2, scenario, argument)        # results[rank]
 """
 
 from __future__ import annotations

@@ -1,0 +1,110 @@
+"""A sweep on the real evaluators, a tiny NF4 base with stacks in each, one of which is killed on the way."""
+
+import os
+import signal
+
+import pytest
+import ray
+from tiny_campaign import campaign, commit_random_stacks, write_inputs
+
+from bs_cluster.campaign.routing import isolated_rows, start_evaluators, stop_evaluators
+from bs_cluster.campaign.rows import encode_domains
+from bs_cluster.inference.scoring import score_routed
+from bs_cluster.store import Store
+from bs_cluster.sweep.combinations import all_masks, mask_weights
+from bs_cluster.sweep.run import run_sweep
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+DOMAINS = ("aa", "bb")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
+    return campaign(folder, folder / "store", DOMAINS, sweep={"batch_tokens": 128})
+
+
+@pytest.fixture(scope="module")
+def store(config):
+    return Store(config.store.uri, config.campaign)
+
+
+@pytest.fixture(scope="module")
+def here(config, store, tmp_path_factory):
+    """The same stacks in this process."""
+    return commit_random_stacks(config, store, tmp_path_factory.mktemp("staged"))
+
+
+@pytest.fixture(scope="module")
+def rows(config, store):
+    return encode_domains(config, store)
+
+
+@pytest.fixture(scope="module")
+def evaluators(config, here):
+    started = start_evaluators(config, DOMAINS)
+    yield started
+    stop_evaluators(started)
+
+
+@pytest.fixture(scope="module")
+def sweep(config, store, evaluators, rows):
+    """Runs a sweep into its own area; ``disturb(done)`` is called whenever outcomes came in."""
+    sweep_rows = [row for domain in DOMAINS for row in rows[domain].sweep]
+
+    def sweep(name: str, disturb=lambda done: None):
+        area = store.sweep_area(name * 8)
+        return run_sweep(evaluators, sweep_rows, DOMAINS, config.sweep, area, lambda done, total: disturb(done))
+
+    return sweep
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sweep):
+    return sweep("undisturbed")
+
+
+def test_every_row_is_measured_under_every_combination(undisturbed, rows):
+    count = sum(len(rows[domain].sweep) for domain in DOMAINS)
+    assert len(undisturbed) == 4 * count
+    assert sorted(undisturbed.masks()) == sorted(all_masks(2))
+
+
+def test_outcomes_are_those_of_the_same_stacks_here(undisturbed, here, rows):
+    row = rows["aa"].sweep[0]
+    index = undisturbed.row_ids.index(row.id)
+    for mask, loss in undisturbed.losses(index).items():
+        alone = score_routed(here, [row], [mask_weights(mask, 2)], DOMAINS)[0]
+        assert loss == pytest.approx(alone.mean, rel=2e-2)  # bf16, and padded beside other rows
+    assert len(set(undisturbed.losses(index).values())) == 4
+
+
+def test_killing_an_evaluator_mid_sweep_changes_nothing(sweep, undisturbed, evaluators):
+    pids = ray.get([evaluator.pid.remote() for evaluator in evaluators], timeout=60)
+    killed = []
+
+    def kill_one(done: int):
+        if done and not killed:
+            killed.append(pids[0])
+            os.kill(pids[0], signal.SIGKILL)
+
+    table = sweep("disturbed", kill_one)
+    assert killed
+    assert table.to_arrow().equals(undisturbed.to_arrow())
+    now = ray.get([evaluator.pid.remote() for evaluator in evaluators], timeout=60)
+    assert now[0] != pids[0]
+    assert now[1] == pids[1]
+
+
+def test_isolated_losses_survive_a_death_too(config, evaluators, rows):
+    before = isolated_rows(config, evaluators, rows, DOMAINS)
+    os.kill(ray.get(evaluators[1].pid.remote(), timeout=60), signal.SIGKILL)
+    assert isolated_rows(config, evaluators, rows, DOMAINS) == before
