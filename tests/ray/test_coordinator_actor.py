@@ -6,7 +6,7 @@ import time
 import pytest
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 from tiny_campaign import campaign
 from tiny_history import domain_record, stack_manifest, write_files
 
@@ -131,10 +131,6 @@ def test_a_basis_handed_out_before_the_death_can_be_had_again_after_it(coordinat
     after = ask(coordinator, "next_step", ask(coordinator, "register"))["basis"]
     assert after[0] == before[0]
     assert ray.get(after[1], timeout=CALL_TIMEOUT_S) == store.get_bytes(before[0])
-
-
-def fenced(error: RayTaskError, kind: type[Exception]) -> bool:
-    return isinstance(error.as_instanceof_cause(), kind)
 
 
 def test_a_replaced_group_commits_nothing(coordinator, store, tmp_path):

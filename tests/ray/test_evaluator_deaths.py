@@ -2,9 +2,11 @@
 
 import os
 import signal
+import time
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 from tiny_campaign import campaign, commit_random_stacks, write_inputs
 
 from bs_cluster.campaign.routing import isolated_rows, start_evaluators, stop_evaluators
@@ -72,6 +74,18 @@ def undisturbed(sweep):
     return sweep("undisturbed")
 
 
+def pid_of(evaluator, timeout_s: float = 60.0) -> int:
+    """Waits for an evaluator that is being restarted."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return ray.get(evaluator.pid.remote(), timeout=timeout_s)
+        except RayActorError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
 def test_every_row_is_measured_under_every_combination(undisturbed, rows):
     count = sum(len(rows[domain].sweep) for domain in DOMAINS)
     assert len(undisturbed) == 4 * count
@@ -88,7 +102,7 @@ def test_outcomes_are_those_of_the_same_stacks_here(undisturbed, here, rows):
 
 
 def test_killing_an_evaluator_mid_sweep_changes_nothing(sweep, undisturbed, evaluators):
-    pids = ray.get([evaluator.pid.remote() for evaluator in evaluators], timeout=60)
+    pids = [pid_of(evaluator) for evaluator in evaluators]
     killed = []
 
     def kill_one(done: int):
@@ -99,12 +113,11 @@ def test_killing_an_evaluator_mid_sweep_changes_nothing(sweep, undisturbed, eval
     table = sweep("disturbed", kill_one)
     assert killed
     assert table.to_arrow().equals(undisturbed.to_arrow())
-    now = ray.get([evaluator.pid.remote() for evaluator in evaluators], timeout=60)
-    assert now[0] != pids[0]
-    assert now[1] == pids[1]
+    assert pid_of(evaluators[0]) != pids[0]
+    assert pid_of(evaluators[1]) == pids[1]
 
 
 def test_isolated_losses_survive_a_death_too(config, evaluators, rows):
     before = isolated_rows(config, evaluators, rows, DOMAINS)
-    os.kill(ray.get(evaluators[1].pid.remote(), timeout=60), signal.SIGKILL)
+    os.kill(pid_of(evaluators[1]), signal.SIGKILL)
     assert isolated_rows(config, evaluators, rows, DOMAINS) == before

@@ -1,0 +1,30 @@
+from pathlib import Path
+from typing import Any
+
+import job
+import pytest
+from campaigns import DOMAINS, outcome
+from tiny_campaign import settings, write_inputs
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(inputs):
+    """Builds the config of every campaign here: two domains of at most two rounds of six steps."""
+
+    def build(store: Path, domains=DOMAINS) -> dict[str, Any]:
+        return settings(inputs, store, domains)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_settings, tmp_path_factory):
+    """The campaign that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = job.write_config(folder / "tiny.yaml", tiny_settings(folder / "store"))
+    return outcome(job.run(config), config, folder / "store")

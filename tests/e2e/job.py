@@ -1,0 +1,94 @@
+"""Runs the campaign's job as a user does, as a process of its own with its own local Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB_TIMEOUT_S = 400
+WAIT_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Never another's cluster or MLflow: ``RAY_ADDRESS=local`` starts one that ends with the job."""
+    kept = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    return {**kept, "RAY_ADDRESS": "local", **more}
+
+
+def write_config(path: Path, settings: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return path
+
+
+def command(config: Path, *overrides: str) -> list[str]:
+    return [sys.executable, str(ROOT / "jobs/outer_loop.py"), "--config", str(config), *overrides]
+
+
+def run(config: Path, *overrides: str, **more: str) -> Done:
+    """The job from start to end."""
+    started = time.monotonic()
+    found = subprocess.run(
+        command(config, *overrides),
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=JOB_TIMEOUT_S,
+        check=False,
+    )
+    return Done(found.returncode, found.stdout, found.stderr, time.monotonic() - started)
+
+
+class Running:
+    """A job under way, to be disturbed. Its output goes to ``log``."""
+
+    def __init__(self, config: Path, log: Path):
+        self.log = log
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(command(config), env=environment(), stdout=out, stderr=subprocess.STDOUT)
+
+    def wait_until(self, what: str, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WAIT_TIMEOUT_S
+        while not true():
+            assert self.process.poll() is None, f"the job ended before {what}:\n{self.log.read_text()}"
+            assert time.monotonic() < deadline, f"no {what} within {WAIT_TIMEOUT_S} s:\n{self.log.read_text()}"
+            time.sleep(0.05)
+
+    def children(self, title: str = "") -> list[psutil.Process]:
+        """Processes that the job started, itself or through Ray, whose title begins so."""
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in found if _title(child).startswith(title)]
+
+    def kill(self) -> None:
+        """SIGKILL to the driver alone; waits until the Ray that it started is gone too."""
+        started = self.children()
+        self.process.kill()
+        self.process.wait()
+        _, alive = psutil.wait_procs(started, timeout=60)
+        for child in alive:
+            child.kill()
+        assert not alive, f"outlived their driver: {[_title(child) for child in alive]}"
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it ended meanwhile
+        return ""

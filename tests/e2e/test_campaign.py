@@ -1,0 +1,227 @@
+"""A tiny campaign through ``jobs/outer_loop.py``: what it leaves behind, running it again, adding a domain to it."""
+
+import math
+
+import job
+import mlflow
+import pytest
+import yaml
+from campaigns import outcome, refs
+from mlflow import MlflowClient
+from tiny_campaign import TASKS
+
+from bs_cluster.records import StackId
+from bs_cluster.store import Store
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+KEYS = {
+    *("campaign", "domains", "base", "stacks", "loss", "isolated_at_commit", "isolated_drift_max", "overlap"),
+    *("capacity", "router", "sweep", "timing"),
+}
+MODES = ("base", "isolated", "parents", "ungated", "routed", "oracle")
+
+
+def tracking_uri(store: Store) -> str:
+    return f"sqlite:///{store.uri}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def client(finished):
+    return MlflowClient(tracking_uri(finished.store), tracking_uri(finished.store))
+
+
+class TestStore:
+    def test_is_sound(self, finished):
+        assert finished.store.verify() == []
+
+    def test_every_domain_is_closed_with_improving_rounds(self, finished):
+        records = finished.store.domains()
+        assert [record.domain for record in records] == ["aa", "bb"]
+        for record in records:
+            assert record.rounds[0].committed
+            assert record.isolated < record.base_loss
+            committed = [r for r in record.rounds if r.committed]
+            assert all(r.val_before - r.val_after >= 0.002 for r in committed)
+
+    def test_the_second_domain_knows_its_parents_and_its_basis(self, finished):
+        manifests = {ref.stack: manifest for ref, manifest in finished.store.stacks()}
+        later = manifests[StackId("bb", 1)]
+        aa = [ref for ref, _ in finished.store.stacks() if ref.stack.domain == "aa"]
+        assert list(later.parents) == aa
+        assert list(later.context) == [ref.stack for ref in aa]
+        assert later.basis is not None
+        assert manifests[StackId("aa", 1)].basis is None
+
+    def test_the_bundle_holds_all_of_it(self, finished):
+        ((number, _, bundle),) = finished.store.bundles()
+        assert number == 1
+        assert list(bundle.stacks) == [ref for ref, _ in finished.store.stacks()]
+        names = {entry.name for entry in bundle.files}
+        assert names >= {"router.safetensors", "router.json", "campaign.yaml", "outcomes.parquet", "report.json"}
+
+
+class TestReport:
+    def test_has_every_key(self, finished):
+        report = finished.report
+        assert report.keys() >= KEYS
+        assert report["campaign"] == "tiny"
+        assert report["domains"] == ["aa", "bb"]
+        assert {mode: set(report["loss"][mode]) for mode in MODES} == {mode: {"aa", "bb"} for mode in MODES}
+        assert report["router"].keys() >= {"regret", "label_regret", "all_on_regret", "accuracy"}
+        assert report["sweep"].keys() >= {"rows", "combinations", "rows_per_s"}
+        wanted = {"domain", "round", "manifest", "val_before", "val_after", "committed"}
+        assert all(row.keys() >= wanted for row in report["stacks"])
+
+    def test_nothing_moved_to_the_bit(self, finished):
+        assert finished.report["isolated_drift_max"] == 0
+        assert finished.report["isolated_drift_rows"] == 16
+
+    def test_losses_hang_together(self, finished):
+        loss = finished.report["loss"]
+        for domain in ("aa", "bb"):
+            assert all(math.isfinite(loss[mode][domain]) for mode in MODES)
+            floor = min(loss[mode][domain] for mode in ("base", "isolated", "parents", "ungated"))
+            assert loss["oracle"][domain] <= floor + 1e-9
+            assert loss["isolated"][domain] < loss["base"][domain]
+
+    def test_domains_claim_other_directions(self, finished):
+        overlap = finished.report["overlap"]
+        assert overlap["aa"]["aa"] == pytest.approx(1, abs=1e-4)
+        assert overlap["aa"]["bb"] < 1e-6
+
+    def test_sweep_counts_every_row_and_combination(self, finished):
+        assert finished.report["sweep"]["rows"] == 20
+        assert finished.report["sweep"]["combinations"] == 4
+
+    def test_is_beside_the_store_in_words_and_figures(self, finished):
+        folder = finished.config.parent / "store" / "tiny" / "report"
+        assert (folder / "report.md").read_text()
+        assert list(folder.rglob("*.png"))
+
+    def test_a_person_saw_it_happen(self, finished):
+        out = finished.job.out
+        for words in ("aa -> bb", "2 workers load", "aa_r1", "committed", "closed", "2 evaluators load", "bundle"):
+            assert words in out
+        assert "Traceback" not in out + finished.job.err
+
+
+class TestMlflow:
+    def test_a_campaign_run_and_a_child_run_with_curves_per_round(self, finished, client):
+        experiment = client.get_experiment_by_name("brainstacks")
+        runs = client.search_runs([experiment.experiment_id])
+        (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+        assert parent.info.status == "FINISHED"
+        children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        rounds = {r.stack.name for record in finished.store.domains() for r in record.rounds}
+        names = {run.info.run_name for run in children}
+        assert {name for name in rounds if any(name in label for label in names)} == rounds
+        for run in children:
+            assert run.info.status == "FINISHED"
+            assert len(client.get_metric_history(run.info.run_id, "loss")) == 6
+            assert client.get_metric_history(run.info.run_id, "val_loss")
+
+    def test_a_version_per_stack_with_the_newest_as_champion(self, finished, client):
+        for domain in ("aa", "bb"):
+            held = {ref.manifest for ref, _ in finished.store.stacks() if ref.stack.domain == domain}
+            versions = client.search_model_versions(f"name='tiny-{domain}'")
+            assert sorted(version.tags["manifest"] for version in versions) == sorted(held)
+            champion = client.get_model_version_by_alias(f"tiny-{domain}", "champion")
+            assert int(champion.tags["round"]) == max(int(version.tags["round"]) for version in versions)
+
+    def test_the_champion_answers(self, finished, client):
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(tracking_uri(finished.store))
+        try:
+            model = mlflow.pyfunc.load_model("models:/tiny@champion")
+            (answer, other) = model.predict(["aa alpha1", "bb beta2"])
+        finally:
+            mlflow.set_tracking_uri(before)
+        assert isinstance(answer["completion"], str)
+        assert set(answer["gates"]) >= {"aa", "bb"}
+        assert all(0 <= weight <= 1 for found in (answer, other) for weight in found["gates"].values())
+
+    def test_the_report_is_there_too(self, finished, client):
+        experiment = client.get_experiment_by_name("brainstacks")
+        (parent,) = client.search_runs([experiment.experiment_id], "tags.`mlflow.runName` = 'tiny'")
+        assert {file.path for file in client.list_artifacts(parent.info.run_id, "report")} >= {"report/report.json"}
+
+
+@pytest.fixture(scope="module")
+def again(finished):
+    """The same command once more."""
+    done = job.run(finished.config)
+    return done, refs(finished.config.parent / "store")
+
+
+class TestAgain:
+    def test_nothing_is_left_to_do(self, again):
+        done, _ = again
+        assert done.code == 0
+        assert "nothing left to do" in done.out
+        assert "training begins" not in done.out
+
+    def test_it_is_quick(self, again, finished):
+        done, _ = again
+        assert done.seconds < finished.job.seconds / 2
+
+    def test_nothing_was_committed(self, again, finished):
+        _, refs_after = again
+        assert refs_after == finished.refs
+
+
+class TestRefused:
+    def test_a_config_with_typos_before_anything_starts(self, finished, tmp_path):
+        settings = yaml.safe_load(finished.config.read_text())
+        settings["training"]["step"] = settings["training"].pop("steps")
+        settings["domains"][0]["nam"] = settings["domains"][0].pop("name")
+        done = job.run(job.write_config(tmp_path / "typos.yaml", settings), RAY_TMPDIR=str(tmp_path))
+        assert done.code == 2
+        assert "training.step" in done.err
+        assert "steps" in done.err
+        assert "Traceback" not in done.err
+        assert done.out == ""
+        assert [path.name for path in tmp_path.iterdir()] == ["typos.yaml"]  # where Ray would have left its session
+
+    def test_another_base_for_a_campaign_begun(self, again, finished):
+        done = job.run(finished.config, "base.quantization=none", "base.cache_dequantized=false")
+        assert done.code == 2
+        assert "base.quantization" in done.err
+        assert "was begun" in done.err
+        assert "Traceback" not in done.err
+
+
+@pytest.fixture(scope="module")
+def grown(again, finished, tiny_settings, tmp_path_factory):
+    """The same campaign, its config now with a third domain."""
+    config = tmp_path_factory.mktemp("grown") / "tiny.yaml"
+    uri = finished.config.parent / "store"
+    job.write_config(config, tiny_settings(uri, tuple(TASKS)))
+    return outcome(job.run(config), config, uri)
+
+
+class TestGrown:
+    def test_only_the_new_domain_is_trained(self, grown):
+        assert "cc_r1" in grown.job.out
+        assert "aa_r1" not in grown.job.out
+        assert "bb_r1" not in grown.job.out
+
+    def test_what_was_committed_is_as_it_was_byte_for_byte(self, grown, finished):
+        assert {name: grown.refs[name] for name in finished.refs} == finished.refs
+        added = {name.partition("/")[0] for name in grown.refs.keys() - finished.refs.keys()}
+        assert added == {"stacks", "domains", "bundles"}
+        assert grown.store.verify() == []
+
+    def test_nothing_moved_to_the_bit(self, grown, finished):
+        assert grown.report["isolated_drift_max"] == 0
+        assert grown.report["isolated_drift_rows"] == 24
+        for domain in ("aa", "bb"):
+            assert grown.report["isolated_at_commit"][domain] == finished.report["isolated_at_commit"][domain]
+            assert grown.report["loss"]["base"][domain] == pytest.approx(finished.report["loss"]["base"][domain])
+
+    def test_the_new_bundle_serves_all_three(self, grown, client):
+        number, digest, bundle = grown.store.bundles()[-1]
+        assert number == 2
+        assert bundle.domains == ("aa", "bb", "cc")
+        champion = client.get_model_version_by_alias("tiny", "champion")
+        assert champion.tags["manifest"] == digest
