@@ -217,7 +217,9 @@ class TestGrown:
         assert grown.report["isolated_drift_rows"] == 24
         for domain in ("aa", "bb"):
             assert grown.report["isolated_at_commit"][domain] == finished.report["isolated_at_commit"][domain]
-            assert grown.report["loss"]["base"][domain] == pytest.approx(finished.report["loss"]["base"][domain])
+            # The sweep pads rows beside others now, which bf16 can tell.
+            before, now = (found.report["loss"]["base"][domain] for found in (finished, grown))
+            assert now == pytest.approx(before, rel=1e-3)
 
     def test_the_new_bundle_serves_all_three(self, grown, client):
         number, digest, bundle = grown.store.bundles()[-1]

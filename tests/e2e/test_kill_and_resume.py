@@ -1,0 +1,80 @@
+"""Killed at the worst times, a campaign ends with the history it would have had: a worker by its node, the driver by
+whoever runs it.
+"""
+
+import time
+
+import job
+import pytest
+from campaigns import outcome, refs
+from mlflow import MlflowClient
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+
+@pytest.fixture(scope="module")
+def disturbed(finished, tiny_settings, tmp_path_factory):
+    """The first job loses a worker while it trains aa_r2 and is then killed itself; the second one finishes."""
+    folder = tmp_path_factory.mktemp("disturbed")
+    config, uri = job.write_config(folder / "tiny.yaml", tiny_settings(folder / "store")), folder / "store"
+    committed = uri / "tiny" / "refs" / "stacks"
+    first = job.Running(config, folder / "first.log")
+    try:
+        first.wait_until("commit of aa_r1", (committed / "aa" / "1.json").exists)
+        time.sleep(0.3)  # well into the next round
+        workers = first.children("ray::RayTrainWorker")
+        assert len(workers) == 2
+        workers[-1].kill()
+        first.wait_until("commit of aa_r2", (committed / "aa" / "2.json").exists)
+    finally:
+        first.kill()
+    before = refs(uri)
+    return first.log.read_text(), before, outcome(job.run(config), config, uri)
+
+
+def test_a_lost_worker_costs_its_round_only(disturbed):
+    log, _, _ = disturbed
+    assert log.count("2 workers load") == 2
+    assert log.count("aa_r1          training begins") == 1
+    assert log.count("aa_r2          training begins") == 2
+    assert "Traceback" not in log
+
+
+def test_the_second_job_goes_on_where_the_first_was_killed(disturbed):
+    _, before, done = disturbed
+    assert "bundles/1.json" not in before
+    assert {name: done.refs[name] for name in before} == before
+    assert "aa_r1" not in done.job.out
+    assert "bb_r1          training begins" in done.job.out
+
+
+def test_the_stacks_are_those_of_the_undisturbed_campaign(disturbed, finished):
+    _, _, done = disturbed
+    assert [ref for ref, _ in done.store.stacks()] == [ref for ref, _ in finished.store.stacks()]
+    assert done.store.verify() == []
+
+
+def test_so_are_claims_and_losses(disturbed, finished):
+    _, _, done = disturbed
+    for mine, theirs in zip(done.store.domains(), finished.store.domains(), strict=True):
+        assert (mine.domain, mine.basis, mine.rows) == (theirs.domain, theirs.basis, theirs.rows)
+        assert (mine.isolated, mine.row_losses, mine.matrix) == (theirs.isolated, theirs.row_losses, theirs.matrix)
+        assert [(r.stack, r.manifest, r.committed) for r in mine.rounds] == [
+            (r.stack, r.manifest, r.committed) for r in theirs.rounds
+        ]
+    assert done.report["isolated_drift_max"] == 0
+
+
+def test_mlflow_has_each_stack_and_each_round_once(disturbed):
+    _, _, done = disturbed
+    uri = f"sqlite:///{done.store.uri}/mlflow.db"
+    client = MlflowClient(uri, uri)
+    for domain in ("aa", "bb"):
+        held = sorted(ref.manifest for ref, _ in done.store.stacks() if ref.stack.domain == domain)
+        versions = client.search_model_versions(f"name='tiny-{domain}'")
+        assert sorted(version.tags["manifest"] for version in versions) == held
+    assert len(client.search_model_versions("name='tiny'")) == 1
+    runs = client.search_runs([client.get_experiment_by_name("brainstacks").experiment_id])
+    rounds = sum(len(record.rounds) for record in done.store.domains())
+    assert len(runs) == 1 + rounds
+    assert {run.info.status for run in runs} == {"FINISHED"}
