@@ -120,10 +120,15 @@ def submit(address: str, config: str, overrides: list[str]) -> str:
         *stored,
         *overrides,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"ray job submit failed:\n{done.stdout}{done.stderr}")
-    return job
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if not done.returncode:
+            return job
+        # A head that has just started answers before its node's agent can take jobs.
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            raise SystemExit(f"ray job submit failed:\n{done.stdout}{done.stderr}")
+        time.sleep(2)
 
 
 def stop() -> None:

@@ -17,6 +17,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 JOB_TIMEOUT_S = 400
 WAIT_TIMEOUT_S = 300
+END_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,21 @@ class Running:
         started = self.children()
         self.process.kill()
         self.process.wait()
-        _, alive = psutil.wait_procs(started, timeout=60)
+        deadline = time.monotonic() + END_TIMEOUT_S
+        while (alive := [child for child in started if _lives(child)]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        titles = [_title(child) for child in alive]
         for child in alive:
             child.kill()
-        assert not alive, f"outlived their driver: {[_title(child) for child in alive]}"
+        assert not alive, f"outlived their driver: {titles}"
+
+
+def _lives(process: psutil.Process) -> bool:
+    """A container's first process may never reap orphans: a zombie has ended."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _title(process: psutil.Process) -> str:
