@@ -62,12 +62,12 @@ def running_cluster() -> dict[str, Any] | None:
 def start_cluster() -> dict[str, Any]:
     """A head node with all CPUs of this machine (at least two), on 127.0.0.1."""
     STORE.mkdir(exist_ok=True)
-    port, dashboard = free_port(6379), free_port(8265)
+    port, dashboard, agent = free_port(6379), free_port(8265), free_port(52365)  # another Ray may be at home here
     command = [
         *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
         *("--node-ip-address=127.0.0.1", f"--port={port}", "--dashboard-host=127.0.0.1"),
         *(f"--dashboard-port={dashboard}", f"--num-cpus={max(2, os.cpu_count() or 2)}"),
-        f"--object-store-memory={1 << 30}",
+        *(f"--dashboard-agent-listen-port={agent}", f"--object-store-memory={1 << 30}"),
     ]
     log = (STORE / ".local-cluster.log").open("wb")
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd="/")
