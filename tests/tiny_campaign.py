@@ -71,7 +71,7 @@ def write_inputs(folder: Path) -> Path:
     return folder
 
 
-def settings(inputs: Path, store: Path, domains: Sequence[str], **changes: Mapping[str, Any]) -> dict[str, Any]:
+def settings(inputs: Path, store: Path, domains: Sequence[str], /, **changes: Mapping[str, Any]) -> dict[str, Any]:
     """What a config file would hold. ``changes`` are sections, merged into ``SETTINGS`` key by key."""
     sources = {name: [{"kind": "jsonl", "path": str(inputs / f"{name}.jsonl")}] for name in domains}
     given: dict[str, Any] = {
@@ -82,7 +82,7 @@ def settings(inputs: Path, store: Path, domains: Sequence[str], **changes: Mappi
     return _merged(_merged(SETTINGS, given), changes)
 
 
-def campaign(inputs: Path, store: Path, domains: Sequence[str], **changes: Mapping[str, Any]) -> CampaignConfig:
+def campaign(inputs: Path, store: Path, domains: Sequence[str], /, **changes: Mapping[str, Any]) -> CampaignConfig:
     return CampaignConfig.model_validate(settings(inputs, store, domains, **changes))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import tempfile
 import time
@@ -37,6 +36,7 @@ from bs_cluster.stacks.files import folded_tensors, write_stack
 from bs_cluster.store.hashing import stage_entries
 from bs_cluster.training.callback import RoundCallback
 from bs_cluster.training.guard import SpikeGuard, improves
+from bs_cluster.training.memory import release_memory
 from bs_cluster.training.packing import pack_rows
 from bs_cluster.training.session import Session
 from bs_cluster.training.trainer import StackTrainer, world_size
@@ -170,7 +170,7 @@ def _optimise(
         trainer.accelerator.free_memory()
     callback.trainer = None
     del trainer
-    gc.collect()
+    release_memory()
     peft.eval()
     return callback
 

@@ -1,0 +1,93 @@
+"""Where a campaign's parts find each other: store, MLflow, report folder, and what makes a bundle another one."""
+
+from pathlib import Path
+
+import pytest
+from tiny_campaign import campaign
+
+from bs_cluster.campaign.bundle import config_digest
+from bs_cluster.campaign.connect import KEEP_FREED_MEMORY, connect, environment
+from bs_cluster.campaign.recorder import tracking_uri
+from bs_cluster.campaign.run import run_folder, run_storage
+from bs_cluster.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A config with sections changed; the store is a folder unless said otherwise."""
+
+    def make(**changes):
+        return campaign(tmp_path, tmp_path / "store", ("aa", "bb"), **changes)
+
+    return make
+
+
+class TestTrackingUri:
+    def test_is_the_one_that_the_config_names(self, make, monkeypatch):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+        assert tracking_uri(make(registry={"tracking_uri": "http://named"})) == "http://named"
+
+    def test_else_the_environment_s(self, make, monkeypatch):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+        assert tracking_uri(make()) == "http://elsewhere"
+
+    def test_else_sqlite_beside_a_local_store(self, make, tmp_path):
+        assert tracking_uri(make()) == f"sqlite:///{tmp_path}/store/mlflow.db"
+
+    def test_of_a_relative_store_is_absolute_all_the_same(self, make, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert tracking_uri(make(store={"uri": "here"})) == f"sqlite:///{tmp_path}/here/mlflow.db"
+
+    def test_must_be_named_for_a_store_that_is_no_folder(self, make):
+        with pytest.raises(ConfigError, match=r"set registry\.tracking_uri or MLFLOW_TRACKING_URI"):
+            tracking_uri(make(store={"uri": "s3://bucket/stacks"}))
+
+
+class TestConnect:
+    def test_refuses_a_relative_store_in_a_submitted_job(self, make, monkeypatch):
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+        with pytest.raises(ConfigError, match=r"store\.uri = 'stacks' is relative") as raised:
+            connect(make(store={"uri": "stacks"}))
+        assert "store.uri=$PWD/stacks" in str(raised.value)
+
+    def test_workers_on_a_cpu_keep_the_memory_they_free(self, make):
+        on_cpu = environment(make(training={"use_gpu": False, "threads_per_worker": 3}))
+        assert on_cpu.items() >= KEEP_FREED_MEMORY.items()
+        assert (on_cpu["DS_ACCELERATOR"], on_cpu["OMP_NUM_THREADS"]) == ("cpu", "3")
+        on_gpu = environment(make(training={"use_gpu": True}))
+        assert not on_gpu.keys() & {"DS_ACCELERATOR", *KEEP_FREED_MEMORY}
+
+    def test_workers_may_take_as_long_to_start_as_the_config_allows(self, make):
+        given = environment(make(training={"start_timeout_s": 1234}))
+        assert given["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "1234"
+        assert all(isinstance(value, str) for value in given.values())
+
+
+class TestFolders:
+    def test_lie_beside_a_local_store(self, make, tmp_path):
+        assert run_folder(make()) == tmp_path / "store/tiny/report"
+        assert run_storage(make()) == str(tmp_path / "store/tiny/ray")
+
+    def test_of_a_remote_store(self, make, tmp_path):
+        remote = make(store={"uri": "s3://bucket/stacks/"}, base={"cache_dir": str(tmp_path / "cache")})
+        assert run_storage(remote) == "s3://bucket/stacks/tiny/ray"
+        assert run_folder(remote) == Path(tmp_path / "cache/runs/tiny/report")
+
+
+class TestConfigDigest:
+    def test_changes_with_what_a_bundle_depends_on(self, make):
+        before = config_digest(make())
+        assert config_digest(make()) == before
+        for changes in ({"router": {"epochs": 3}}, {"sweep": {"search": "beam"}}, {"training": {"steps": 7}}):
+            assert config_digest(make(**changes)) != before
+
+    def test_does_not_change_with_where_it_is_stored_and_shown(self, make, tmp_path):
+        before = config_digest(make())
+        assert config_digest(make(store={"uri": str(tmp_path / "moved")})) == before
+        assert config_digest(make(registry={"tracking_uri": "http://named"})) == before

@@ -1,0 +1,81 @@
+"""What a person reads: times, estimates and one line an event."""
+
+import pytest
+
+from bs_cluster.campaign.console import Console, clock, fail
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "00:00"), (9.99, "00:09"), (187, "03:07"), (3599.9, "59:59"), (3600, "1:00:00"), (8100, "2:15:00")],
+)
+def test_clock(seconds, shown):
+    assert clock(seconds) == shown
+
+
+def step(number: int, **more):
+    event = {"kind": "step", "stack": "aa_r1", "step": float(number), "steps": 40, "seconds": 2.0 * number}
+    return event | {"loss": 2.5, "verdict": "go on"} | more
+
+
+@pytest.fixture
+def told(capsys):
+    """Shows events on one console; the lines without their time."""
+
+    def told(*events, every_s: float = 0.0) -> list[str]:
+        console = Console(every_s)
+        for event in events:
+            console.show(event)
+        return [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines()]
+
+    return told
+
+
+def test_a_step_tells_how_long_the_round_will_take(told):
+    (line,) = told(step(10))
+    assert line.split() == ["aa_r1", "step", "10/40", "loss", "2.5000", "eta", "01:00"]
+
+
+def test_the_last_step_has_no_time_left(told):
+    (line,) = told(step(40, val_loss=2.25))
+    assert line.endswith("val 2.2500  eta 00:00")
+
+
+def test_steps_come_at_most_once_in_a_while_but_for_the_important_ones(told):
+    lines = told(
+        *(step(number) for number in range(1, 6)),
+        step(6, val_loss=2.4),
+        step(7, verdict="restore"),
+        step(8),
+        every_s=60,
+    )
+    assert [line.split()[2] for line in lines] == ["1/40", "6/40", "7/40"]
+    assert "bad step: restore" in lines[2]
+
+
+def test_a_rejected_round_says_why(told):
+    outcome = {"kind": "outcome", "stack": "aa_r2", "val_before": 2.0, "val_after": 2.1, "seconds": 61.0}
+    kept, turned_away = told(
+        outcome | {"committed": True, "reason": "better"}, outcome | {"committed": False, "reason": "no gain"}
+    )
+    assert "committed  val 2.0000 -> 2.1000  (01:01)" in kept
+    assert "better" not in kept
+    assert turned_away.endswith("no gain")
+
+
+def test_phases_rounds_and_closings_are_told_and_other_events_are_not(told):
+    lines = told(
+        {"kind": "phase", "text": "2 workers load base"},
+        {"kind": "round", "stack": "aa_r1"},
+        {"kind": "directions", "batch": 1, "batches": 2},
+        {"kind": "closed", "domain": "aa", "isolated": 2.0, "base": 3.0},
+    )
+    assert lines[0] == "2 workers load base"
+    assert "training begins" in lines[1]
+    assert "alone 2.0000, base 3.0000" in lines[2]
+    assert len(lines) == 3
+
+
+def test_fail_speaks_on_stderr_and_gives_the_code(capsys):
+    assert fail("no such thing", 2) == 2
+    assert capsys.readouterr().err == "no such thing\n"

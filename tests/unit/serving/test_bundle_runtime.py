@@ -1,0 +1,146 @@
+"""Serving a bundle: what it answers is what the base with those stacks, those gates and greedy decoding gives."""
+
+import dataclasses
+
+import pytest
+import torch
+from tiny_campaign import campaign, commit_random_stacks, write_inputs
+
+from bs_cluster.config.load import to_yaml
+from bs_cluster.data.encode import encode_prompt, encode_router_prompt
+from bs_cluster.errors import ConfigError, IntegrityError
+from bs_cluster.inference.evaluator import encode_states
+from bs_cluster.records import SCHEMA_VERSION, BundleManifest
+from bs_cluster.router.gates import serve_weights
+from bs_cluster.router.io import RouterCard, save_router
+from bs_cluster.router.net import MetaRouter
+from bs_cluster.router.train import route
+from bs_cluster.serving.runtime import BundleRuntime
+from bs_cluster.store import Store
+
+DOMAINS = ("aa", "bb")
+PROMPTS = ("aa alpha12", "bb a longer prompt than the other")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A store with a stack per domain and a bundle whose meta-router is untrained; the stacks in this process."""
+    folder = write_inputs(tmp_path_factory.mktemp("served"))
+    router_settings = {"hidden": 32, "floors": {"aa": 0.3}, "max_prompt_length": 24}
+    # In fp32: with bf16, a cache or a neighbour in the batch may decide between two tokens that are nearly as likely.
+    base = {"quantization": "none", "compute_dtype": "float32", "cache_dequantized": False}
+    config = campaign(folder, folder / "store", DOMAINS, base=base, router=router_settings)
+    store = Store(config.store.uri, config.campaign)
+    stacked = commit_random_stacks(config, store, folder / "staged")
+    torch.manual_seed(0)
+    router = MetaRouter(64, len(DOMAINS), config.router.hidden, dropout=0.0).eval()
+    card = RouterCard(
+        domains=DOMAINS,
+        input_size=64,
+        hidden=config.router.hidden,
+        floors=dict(config.router.floors),
+        threshold=config.router.gate_threshold,
+        mid_weight=config.router.mid_weight,
+        max_prompt_length=config.router.max_prompt_length,
+        base=stacked.base.ref.digest,
+    )
+    save_router(folder, router, card)
+    (folder / "campaign.yaml").write_text(to_yaml(config))
+    manifest = BundleManifest(
+        schema_version=SCHEMA_VERSION,
+        campaign=config.campaign,
+        number=1,
+        base=stacked.base.ref,
+        domains=DOMAINS,
+        stacks=tuple(ref for ref, _ in store.stacks()),
+        files=tuple(
+            store.put_file(folder / name, name) for name in ("router.safetensors", "router.json", "campaign.yaml")
+        ),
+    )
+    store.commit_bundle(manifest)
+    return config, store, stacked, router, manifest
+
+
+@pytest.fixture(scope="module")
+def runtime(made, tmp_path_factory):
+    _, store, _, _, manifest = made
+    return BundleRuntime(store, manifest, tmp_path_factory.mktemp("router"), "cpu")
+
+
+def greedy(stacked, ids: list[int], weights: list[float], steps: int) -> str:
+    """One token after another, the whole text anew each time: no cache, no padding, no generate()."""
+    tokenizer, model = stacked.base.tokenizer, stacked.base.model
+    text = list(ids)
+    with torch.no_grad(), stacked.tuner.gates(torch.tensor([weights]), DOMAINS):
+        for _ in range(steps):
+            logits = model(input_ids=torch.tensor([text])).logits[0, -1]
+            text.append(int(logits.argmax()))
+            if text[-1] == tokenizer.eos_token_id:
+                break
+    return tokenizer.decode(text[len(ids) :], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("on", [(), ("aa",), ("bb",), ("aa", "bb")])
+def test_answers_are_greedy_decoding_under_those_gates(made, runtime, on):
+    config, _, stacked, _, _ = made
+    weights = [float(domain in on) for domain in DOMAINS]
+    for prompt in PROMPTS:
+        (answer,) = runtime.answer([prompt], runtime.fixed_gates(on, 1), max_new_tokens=6)
+        ids = encode_prompt(prompt, stacked.base.tokenizer, config.data)
+        assert answer.text == greedy(stacked, ids, weights, 6)
+        assert answer.gates == dict(zip(DOMAINS, weights, strict=True))
+
+
+def test_prompts_answered_together_are_answered_as_alone(runtime):
+    weights_BD = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
+    together = runtime.answer(PROMPTS, weights_BD, max_new_tokens=6)
+    alone = [runtime.answer([p], w[None], max_new_tokens=6)[0] for p, w in zip(PROMPTS, weights_BD, strict=True)]
+    assert together == alone
+
+
+def test_the_ways_to_answer_differ(runtime):
+    """Else the test above would say little."""
+    texts = {on: runtime.answer(PROMPTS[:1], runtime.fixed_gates(on, 1), 6)[0].text for on in ((), ("aa",), ("bb",))}
+    assert len(set(texts.values())) == 3
+
+
+def test_gates_are_the_meta_router_s_on_the_prompt_as_it_was_trained(made, runtime):
+    config, _, stacked, router, _ = made
+    limit = config.router.max_prompt_length
+    ids = [encode_router_prompt(prompt, stacked.base.tokenizer, config.data, limit) for prompt in PROMPTS]
+    states = encode_states(stacked, ids, config.router.mid_weight)
+    wanted = serve_weights(route(router, states), DOMAINS, config.router.floors, config.router.gate_threshold)
+    torch.testing.assert_close(runtime.gates(PROMPTS), wanted)
+    assert (wanted[:, 0] >= 0.3).all()  # the floor of aa
+
+
+def test_a_routed_answer_is_the_one_under_its_own_gates(runtime):
+    routed = runtime.answer(PROMPTS, max_new_tokens=5)
+    weights_BD = runtime.gates(PROMPTS)
+    fixed = runtime.answer(PROMPTS, weights_BD, max_new_tokens=5)
+    assert routed == fixed
+    assert [list(answer.gates.values()) for answer in routed] == weights_BD.tolist()
+
+
+def test_routing_leaves_no_trace_on_the_base(runtime):
+    """Encoding prompts turns stacks off for itself alone."""
+    before = runtime.answer(PROMPTS[:1], runtime.fixed_gates(DOMAINS, 1), 5)
+    runtime.gates(PROMPTS)
+    assert runtime.answer(PROMPTS[:1], runtime.fixed_gates(DOMAINS, 1), 5) == before
+
+
+def test_fixed_gates(runtime):
+    assert runtime.fixed_gates(["bb"], 2).tolist() == [[0.0, 1.0], [0.0, 1.0]]
+    assert runtime.fixed_gates([], 1).tolist() == [[0.0, 0.0]]
+
+
+def test_a_domain_that_the_bundle_lacks_is_told_with_those_it_has(runtime):
+    with pytest.raises(ConfigError, match="domain 'cc' is not in the bundle; it has aa, bb"):
+        runtime.fixed_gates(["aa", "cc"], 1)
+
+
+def test_a_meta_router_of_other_domains_is_refused(made, tmp_path):
+    _, store, _, _, manifest = made
+    swapped = dataclasses.replace(manifest, domains=("bb", "aa"))
+    with pytest.raises(IntegrityError, match="was trained for domains"):
+        BundleRuntime(store, swapped, tmp_path, "cpu")
