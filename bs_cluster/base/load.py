@@ -36,18 +36,11 @@ class LoadedBase:
     ref: BaseRef
 
 
-def load_base(
-    base: BaseSection,
-    *,
-    device: str | torch.device,
-    quant_storage: torch.dtype = torch.uint8,
-) -> LoadedBase:
+def load_base(base: BaseSection, *, device: str | torch.device) -> LoadedBase:
     """The base on ``device``, frozen and in eval mode, with its tokenizer (pads on the right) and its reference.
 
-    ``quant_storage`` is how packed 4-bit weights are held: uint8 up to ZeRO-2, bfloat16 for ZeRO-3, which shards
-    floating parameters; it changes neither the function nor the digest. A multimodal checkpoint (Gemma 3 4B and up)
-    loads whole, vision side included. Raises BaseModelError when the model cannot be found, has no safetensors or
-    has no padding token.
+    A multimodal checkpoint (Gemma 3 4B and up) loads whole, vision side included. Raises BaseModelError when the
+    model cannot be found, has no safetensors or has no padding token.
     """
     path = _local_folder(prepare_base(base), base)
     settings: dict[str, Any] = {
@@ -61,7 +54,6 @@ def load_base(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=base.double_quant,
             bnb_4bit_compute_dtype=_DTYPES[base.compute_dtype],
-            bnb_4bit_quant_storage=quant_storage,
         )
     ref = BaseRef(model=base.model, digest=base_digest(path, base), quantization=base.quantization)
     # AutoModelForCausalLM also knows the multimodal Gemma 3: it gives Gemma3ForConditionalGeneration.

@@ -109,7 +109,7 @@ def _training(config: CampaignConfig) -> Iterator[Conflict]:
             words = f"the learning rate would still be warming up when {key} = {steps} ends; lower it or raise that"
             yield _conflict("training.warmup_steps", training.warmup_steps, words, key)
     if training.offload_optimizer and training.zero_stage == 0:
-        words = "ZeRO stage 0 shards no optimizer state to offload; take training.zero_stage 1, 2 or 3"
+        words = "ZeRO stage 0 shards no optimizer state to offload; take training.zero_stage 1 or 2"
         yield _conflict("training.offload_optimizer", True, words, "training.zero_stage")
 
 

@@ -96,7 +96,7 @@ class TrainingSection(Section):
     use_gpu: bool = True
     cpus_per_worker: Annotated[float, Field(gt=0)] = 4
     threads_per_worker: Positive | None = None
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Literal[0, 1, 2] = 2  # 3 would shard the base too, which scoring and freezing read whole
     offload_optimizer: bool = False
     steps: Positive = 400
     max_rounds: Positive = 3

@@ -28,11 +28,8 @@ class StackedBase:
         self._cache_dequantized = cache_dequantized
 
     @classmethod
-    def load(
-        cls, base: BaseSection, device: str | torch.device, quant_storage: torch.dtype = torch.uint8
-    ) -> StackedBase:
-        """``quant_storage``: see ``load_base``."""
-        return cls(load_base(base, device=device, quant_storage=quant_storage), base.cache_dequantized)
+    def load(cls, base: BaseSection, device: str | torch.device) -> StackedBase:
+        return cls(load_base(base, device=device), base.cache_dequantized)
 
     @property
     def tuner(self) -> StackModel:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.utils import safe_set_full_fp32_param
 from torch import nn
 from transformers import TrainerCallback
@@ -101,14 +100,11 @@ class RoundCallback(TrainerCallback):
         return self.trainer.learning
 
     def _snapshot(self) -> Snapshot:
-        parameters = self._parameters()
-        with GatheredParameters(parameters, enabled=self.training.zero_stage == 3):
-            return [p.detach().cpu().clone() for p in parameters]
+        return [parameter.detach().cpu().clone() for parameter in self._parameters()]
 
     def _write(self, snapshot: Snapshot) -> None:
-        parameters = self._parameters()
-        with torch.no_grad(), GatheredParameters(parameters, modifier_rank=0, enabled=self.training.zero_stage == 3):
-            for parameter, saved in zip(parameters, snapshot, strict=True):
+        with torch.no_grad():
+            for parameter, saved in zip(self._parameters(), snapshot, strict=True):
                 parameter.copy_(saved)
 
     def _restore(self, snapshot: Snapshot) -> None:

@@ -61,8 +61,3 @@ class Session:
 
 def device_of(config: CampaignConfig) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if config.training.use_gpu else torch.device("cpu")
-
-
-def quant_storage(config: CampaignConfig) -> torch.dtype:
-    """ZeRO-3 shards floating parameters only, so packed 4-bit weights must look like one."""
-    return torch.bfloat16 if config.training.zero_stage == 3 else torch.uint8

@@ -23,7 +23,7 @@ from bs_cluster.store.store import Store
 from bs_cluster.training.closing import close_domain
 from bs_cluster.training.prewarm import compile_operations
 from bs_cluster.training.round import train_round
-from bs_cluster.training.session import Session, device_of, quant_storage
+from bs_cluster.training.session import Session, device_of
 
 CALL_TIMEOUT_S = 600
 
@@ -50,7 +50,7 @@ def work(settings: dict[str, Any]) -> None:
     if dist.get_rank() == 0:
         say({"kind": "phase", "text": f"{dist.get_world_size()} workers load {config.base.model}"})
     store = Store(config.store.uri, config.campaign)
-    stacked = StackedBase.load(config.base, device_of(config), quant_storage(config))
+    stacked = StackedBase.load(config.base, device_of(config))
     opened: dict[str, DomainRows] = {}
 
     def rows(domain: str) -> DomainRows:

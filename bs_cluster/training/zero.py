@@ -13,9 +13,6 @@ def zero_config(training: TrainingSection) -> dict[str, Any]:
     the trainer from its arguments, so that nothing is said twice.
     """
     zero: dict[str, Any] = {"stage": training.zero_stage, "contiguous_gradients": True, "overlap_comm": False}
-    if training.zero_stage == 3:
-        # Frozen base (bf16, NF4) and stack (fp32) differ in dtype; persistent parameters are gathered as one dtype.
-        zero |= {"stage3_param_persistence_threshold": 0, "stage3_model_persistence_threshold": 0}
     if training.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": training.use_gpu}
     return {

@@ -25,7 +25,7 @@ from bs_cluster.store import Store
 from bs_cluster.training.closing import close_domain
 from bs_cluster.training.prewarm import compile_operations
 from bs_cluster.training.round import train_round
-from bs_cluster.training.session import Session, quant_storage
+from bs_cluster.training.session import Session
 from bs_cluster.training.trainer import StackTrainer
 
 Tensors = dict[str, torch.Tensor]
@@ -48,7 +48,7 @@ class Campaign:
         self.events: list[dict[str, Any]] = []
         self.store = Store(config.store.uri, config.campaign)
         rows = encode_domains(config, self.store)
-        stacked = StackedBase.load(config.base, "cpu", quant_storage(config))
+        stacked = StackedBase.load(config.base, "cpu")
         self.session = Session(config, stacked, self.store, rows.__getitem__, self.events.append)
         self.coordinator = Coordinator(config, lambda data: data) if dist.get_rank() == 0 else None
         self.group = self.coordinator.register() if self.coordinator else ""

@@ -80,13 +80,6 @@ def test_a_plain_linear_gives_its_own_weight():
         dequantized_weight(torch.nn.Embedding(2, 2))
 
 
-def test_quant_storage_changes_neither_function_nor_digest(folder: str, nf4: LoadedBase):
-    other = load_base(BaseSection(model=folder), device="cpu", quant_storage=torch.bfloat16)
-    ids_BT = torch.arange(4, 24).reshape(1, 20)
-    assert torch.equal(nf4.model(input_ids=ids_BT).logits, other.model(input_ids=ids_BT).logits)
-    assert nf4.ref == other.ref
-
-
 def test_without_quantization_the_weights_are_plain(folder: str):
     base = load_base(BaseSection(model=folder, quantization="none", compute_dtype="float32"), device="cpu")
     assert {parameter.dtype for parameter in base.model.parameters()} == {torch.float32}
