@@ -64,7 +64,7 @@ class FormulaEvaluator:
 def local_ray():
     # Workers cannot import a test module: send its classes along.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
