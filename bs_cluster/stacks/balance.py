@@ -42,21 +42,23 @@ class LoadBalance:
         self.probability_PE = torch.zeros(shape, device=self.device)
         self.tokens = torch.zeros(self.sites, device=self.device)
 
-    def gradient_E(self, site: int, tokens_in_step: float) -> torch.Tensor:
-        """dL/dp for one token at one site, shape (E,)."""
+    def gradient_ET(self, site: int, tokens_in_step: float, mask_T: torch.Tensor | None) -> torch.Tensor:
+        """dL/dp of every token at one site, (E, T) or, where no token is padding, (E, 1)."""
         scale = self.coefficient * self.experts / self.top_k / (self.sites * tokens_in_step)
-        return self.fraction_PE[site] * scale
+        gradient_E1 = self.fraction_PE[site, :, None] * scale
+        return gradient_E1 if mask_T is None else gradient_E1 * mask_T
 
     @torch.no_grad()
-    def count(self, site: int, probs_TE: torch.Tensor, gates_TE: torch.Tensor, mask_T: torch.Tensor | None) -> None:
-        """Adds a micro-batch's tokens; padding (mask 0) does not count."""
-        chosen_TE = gates_TE > 0
+    def count(self, site: int, softmax_ET: torch.Tensor, p_ET: torch.Tensor, mask_T: torch.Tensor | None) -> None:
+        """Adds a micro-batch's tokens: probabilities over all experts, and the top-k that they went to. Padding
+        (mask 0) does not count."""
+        chosen_ET = p_ET > 0
         if mask_T is not None:
-            probs_TE = probs_TE * mask_T[:, None]
-            chosen_TE = chosen_TE & mask_T[:, None].bool()
-        self.dispatched_PE[site] += chosen_TE.sum(0)
-        self.probability_PE[site] += probs_TE.sum(0)
-        self.tokens[site] += probs_TE.shape[0] if mask_T is None else mask_T.sum()
+            softmax_ET = softmax_ET * mask_T
+            chosen_ET = chosen_ET & mask_T.bool()
+        self.dispatched_PE[site] += chosen_ET.sum(1)
+        self.probability_PE[site] += softmax_ET.sum(1)
+        self.tokens[site] += softmax_ET.shape[1] if mask_T is None else mask_T.sum()
 
     def totals(self) -> torch.Tensor:
         """Counters since ``clear`` as one tensor (P, 2E + 1), to be summed over ranks in a single all-reduce."""

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Training:
-    """What one micro-batch of training brings: noise (P, T, E) or None, a token mask (T,) or None, the step's size."""
+    """What one micro-batch of training brings: noise (P, E, T) or None, a token mask (T,) or None, the step's size."""
 
-    noise_PTE: torch.Tensor | None
+    noise_PET: torch.Tensor | None
     token_mask_T: torch.Tensor | None
     tokens_in_step: float
     balance: LoadBalance | None

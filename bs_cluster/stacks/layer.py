@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -26,38 +27,23 @@ from torch.nn import functional as F
 
 from bs_cluster.stacks.composition import Composition
 from bs_cluster.stacks.config import StackConfig
-from bs_cluster.stacks.gating import add_balance_gradient, router_logits, top_k_gates
-from bs_cluster.stacks.lowrank import gated_low_rank, rank_activations
+from bs_cluster.stacks.fused import Block, Learning, add_stacks
 
 PARTS = ("stack_A", "stack_B", "stack_router", "stack_noise")
 
 
 @dataclass
-class FrozenBlock:
-    """All frozen stacks of a site, packed: ``a_MI`` and ``b_MO`` in compute dtype, ``router_GI`` in fp32."""
+class Packed:
+    """All resident stacks of a site in one allocation, and behind them room for one that learns."""
 
     names: tuple[str, ...]
     a_MI: torch.Tensor
     b_MO: torch.Tensor
     router_GI: torch.Tensor
 
-    def select(self, names: tuple[str, ...], rows: int, gates: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A, B and router of ``names`` (in packed order); a view where they are neighbours, else a copy."""
-        if names == self.names:
-            return self.a_MI, self.b_MO, self.router_GI
-        index = [self.names.index(name) for name in names]
-        if index == list(range(index[0], index[0] + len(index))):
-            first, last = index[0], index[-1] + 1
-            return (
-                self.a_MI[first * rows : last * rows],
-                self.b_MO[first * rows : last * rows],
-                self.router_GI[first * gates : last * gates],
-            )
-        pieces = [
-            [tensor.unflatten(0, (len(self.names), -1))[i] for i in index]
-            for tensor in (self.a_MI, self.b_MO, self.router_GI)
-        ]
-        return torch.cat(pieces[0]), torch.cat(pieces[1]), torch.cat(pieces[2])
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.a_MI, self.b_MO, self.router_GI
 
 
 class StackLinear(nn.Module, BaseTunerLayer):
@@ -80,7 +66,8 @@ class StackLinear(nn.Module, BaseTunerLayer):
         self.router_init_std = config.router_init_std
         for part in PARTS:
             setattr(self, part, nn.ParameterDict())
-        self.block: FrozenBlock | None = None
+        self.packed: Packed | None = None
+        self.chosen: Packed | None = None  # what fires, where it is no slice of ``packed``
         # Orthonormal directions that the learning stack must not write into (O, K) or read from (I, K).
         self.basis_OK: torch.Tensor | None = None
         self.basis_IK: torch.Tensor | None = None
@@ -118,24 +105,60 @@ class StackLinear(nn.Module, BaseTunerLayer):
 
     def unpack(self) -> None:
         """Forgets the block; the next forward that needs it packs anew. For whoever changed a frozen entry."""
-        self.block = None
+        self.packed = self.chosen = None
 
     @torch.no_grad()
-    def _packed(self, dtype: torch.dtype) -> FrozenBlock:
+    def _pack(self, dtype: torch.dtype) -> Packed:
         """The block of all resident stacks; made when a stack came or went, its entries becoming views of it."""
         names = self.composition.resident
-        if self.block is not None and self.block.names == names and self.block.a_MI.dtype == dtype:
-            return self.block
-        a_MI = torch.cat([self.stack_A[n].detach().flatten(0, 1).to(dtype) for n in names])
-        b_MO = torch.cat([self.stack_B[n].detach().flatten(0, 1).to(dtype) for n in names])
-        router_GI = torch.cat([self.stack_router[n].detach() for n in names])
-        block = self.block = FrozenBlock(names, a_MI, b_MO, router_GI)
+        packed = self.packed
+        if packed is not None and packed.names == names and packed.a_MI.dtype == dtype:
+            return packed
+        room = len(names) + 1
+        packed = self.packed = self._allocate(names, room, dtype)
+        self.chosen = None
         for i, name in enumerate(names):
-            shape = (self.experts, self.rank, -1)
-            self.stack_A[name].data = a_MI.unflatten(0, (len(names), -1))[i].view(shape)
-            self.stack_B[name].data = b_MO.unflatten(0, (len(names), -1))[i].view(shape)
-            self.stack_router[name].data = router_GI.unflatten(0, (len(names), -1))[i]
-        return block
+            for part, tensor in zip(PARTS, packed.tensors, strict=False):
+                entry = getattr(self, part)[name]
+                place = tensor.unflatten(0, (room, -1))[i].view(entry.shape)
+                entry.data = place.copy_(entry)
+        return packed
+
+    def _allocate(self, names: tuple[str, ...], stacks: int, dtype: torch.dtype) -> Packed:
+        m, device = self.experts * self.rank, self.device
+        router = next(iter(self.stack_router.values()))
+        return Packed(
+            names,
+            torch.empty(stacks * m, self.in_features, dtype=dtype, device=device),
+            torch.empty(stacks * m, self.out_features, dtype=dtype, device=device),
+            torch.empty(stacks * self.experts, self.in_features, dtype=router.dtype, device=device),
+        )
+
+    @torch.no_grad()
+    def _rows(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A, B and router of what fires, with room for the learning stack at their end if there is one.
+
+        A slice of the packed block where what fires stands side by side in it; else a copy, kept until something
+        else fires.
+        """
+        packed, names, learns = self._pack(dtype), self.composition.active, self.composition.train is not None
+        places = [packed.names.index(name) for name in names]
+        first = places[0] if places else len(packed.names)
+        stop = first + len(places)
+        side_by_side = places == list(range(first, stop)) and (stop == len(packed.names) or not learns)
+        if side_by_side:
+            return self._slice(packed, first, stop + learns)
+        if self.chosen is None or self.chosen.names != names or self.chosen.a_MI.dtype != dtype:
+            self.chosen = self._allocate(names, len(names) + 1, dtype)
+            for source, target in zip(packed.tensors, self.chosen.tensors, strict=True):
+                pieces = source.unflatten(0, (len(packed.names) + 1, -1))
+                target.unflatten(0, (len(names) + 1, -1))[:-1].copy_(pieces[places])
+        return self._slice(self.chosen, 0, len(names) + learns)
+
+    def _slice(self, packed: Packed, first: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        m, experts = self.experts * self.rank, self.experts
+        rows, gates = slice(first * m, stop * m), slice(first * experts, stop * experts)
+        return packed.a_MI[rows], packed.b_MO[rows], packed.router_GI[gates]
 
     def effective(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A (M, I) and B (M, O) of a learning stack, confined to what the bases leave free.
@@ -166,49 +189,47 @@ class StackLinear(nn.Module, BaseTunerLayer):
         state = self.composition
         if self._disable_adapters or (not state.active and state.train is None):
             return out
-        x_TI = x.reshape(-1, self.in_features)
-        if state.active:
-            out = out + self._frozen_delta(x_TI).view(out.shape)
-        if state.train is not None:
-            out = out + self._learning_delta(x_TI, state.train).view(out.shape)
-        return out
+        a_MI, b_MO, router_GI = self._rows(x.dtype)
+        moments = state.moments.get(self.site)
+        block = Block(
+            a_MI,
+            b_MO,
+            router_GI,
+            self.experts,
+            self.top_k,
+            self.scale,
+            weights_ST=self._weights(x),
+            watch=None if moments is None else partial(moments.add, active=state.active),
+        )
+        if state.train is None:
+            return add_stacks(out, x, block)
+        a_mI, b_mO = self.effective(state.train)
+        router_EI = self.stack_router[state.train]
+        with torch.no_grad():
+            a_MI[-len(a_mI) :].copy_(a_mI)
+            b_MO[-len(b_mO) :].copy_(b_mO)
+            router_GI[-self.experts :].copy_(router_EI)
+        return add_stacks(out, x, block, (a_mI, b_mO, router_EI), self._learning(state.train))
 
-    def _frozen_delta(self, x_TI: torch.Tensor) -> torch.Tensor:
-        """Frozen stacks run without noise, always; autograd stays on, their weights ask for no gradient."""
-        state = self.composition
-        a_MI, b_MO, router_GI = self._packed(x_TI.dtype).select(state.active, self.experts * self.rank, self.experts)
-        logits_TSE = router_logits(x_TI, router_GI).unflatten(1, (len(state.active), self.experts))
-        gates_TSE = top_k_gates(logits_TSE, self.top_k) * self.scale
-        if state.weights_BS is not None:
-            tokens_per_row = x_TI.shape[0] // state.weights_BS.shape[0]
-            weights_TS = state.weights_BS.to(gates_TSE.dtype).repeat_interleave(tokens_per_row, dim=0)
-            gates_TSE = gates_TSE * weights_TS[..., None]
-        gates_TG = gates_TSE.flatten(1)
-        if state.moments:
-            state.moments[self.site].add(x_TI, rank_activations(x_TI, gates_TG, a_MI), state.active)
-        return gated_low_rank(x_TI, gates_TG, a_MI, b_MO)
+    def _weights(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Gate weight of every stack that fires and every token, (S, T); the learning stack's is one."""
+        weights_BS = self.composition.weights_BS
+        if weights_BS is None:
+            return None
+        if self.composition.train is not None:
+            weights_BS = F.pad(weights_BS, (0, 1), value=1.0)
+        tokens_per_row = x.numel() // self.in_features // weights_BS.shape[0]
+        return weights_BS.t().repeat_interleave(tokens_per_row, dim=1)
 
-    def _learning_delta(self, x_TI: torch.Tensor, name: str) -> torch.Tensor:
-        gates_TE = self._learning_gates(x_TI, name) * self.scale
-        a_MI, b_MO = self.effective(name)
-        return gated_low_rank(x_TI, gates_TE, a_MI.to(x_TI.dtype), b_MO.to(x_TI.dtype))
-
-    def _learning_gates(self, x_TI: torch.Tensor, name: str) -> torch.Tensor:
-        """Noisy gates in training; the load-balance gradient enters through the probabilities (``balance.py``)."""
-        logits_TE = router_logits(x_TI, self.stack_router[name])
+    def _learning(self, name: str) -> Learning:
+        """Noise and load balance of the micro-batch in flight; nothing in eval mode."""
         step = self.composition.training
         if not self.training or step is None:
-            return top_k_gates(logits_TE, self.top_k)
-        if step.noise_PTE is not None:
-            spread_TE = F.softplus(router_logits(x_TI, self.stack_noise[name]))
-            logits_TE = logits_TE + spread_TE * step.noise_PTE[self.site].to(logits_TE.dtype)
-        gates_TE = top_k_gates(logits_TE, self.top_k)
+            return Learning()
+        noise_EI = noise_ET = dsoftmax_ET = count = None
+        if step.noise_PET is not None:
+            noise_EI, noise_ET = self.stack_noise[name], step.noise_PET[self.site]
         if step.balance is not None:
-            probs_TE = torch.softmax(logits_TE, dim=-1)
-            step.balance.count(self.site, probs_TE, gates_TE, step.token_mask_T)
-            gradient_E = step.balance.gradient_E(self.site, step.tokens_in_step)
-            dprobs_TE = gradient_E.to(probs_TE.dtype).expand_as(probs_TE)
-            if step.token_mask_T is not None:
-                dprobs_TE = dprobs_TE * step.token_mask_T[:, None].to(probs_TE.dtype)
-            gates_TE = add_balance_gradient(gates_TE, probs_TE, dprobs_TE)
-        return gates_TE
+            dsoftmax_ET = step.balance.gradient_ET(self.site, step.tokens_in_step, step.token_mask_T)
+            count = partial(step.balance.count, self.site, mask_T=step.token_mask_T)
+        return Learning(noise_EI, noise_ET, dsoftmax_ET, count)

@@ -13,30 +13,34 @@ import torch
 from torch import nn
 from torch.autograd import Function
 
-CHUNK_ELEMENTS = 1 << 24  # logits of one chunk, N·V: 64 MiB in fp32
+# Logits of a chunk, N·V: a product large enough to be worth its reading of the head's weight. Within it the softmax
+# goes by blocks of rows that, on a CPU, stay in cache: fresh memory for a chunk cost more than both products.
+CHUNK_ELEMENTS = {"cpu": 1 << 25, "cuda": 1 << 27}
+BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
 
 
 class _HeadLoss(Function):
     @staticmethod
     def forward(ctx, hidden_NH, weight_VH, labels_N, softcap):  # type: ignore[override]
         wants_gradient = ctx.needs_input_grad[0]
-        nll_N = torch.empty(hidden_NH.shape[0], dtype=torch.float32, device=hidden_NH.device)
+        precision, device = torch.promote_types(hidden_NH.dtype, torch.float32), hidden_NH.device
+        labels, words = hidden_NH.shape[0], weight_VH.shape[0]
+        chunk = min(labels, max(1, CHUNK_ELEMENTS.get(device.type, 1 << 25) // words))
+        block = min(chunk, max(1, BLOCK_ELEMENTS.get(device.type, 1 << 25) // words))
+        nll_N = torch.empty(labels, dtype=precision, device=device)
         dhidden_NH = torch.empty_like(hidden_NH) if wants_gradient else None
-        step = max(1, CHUNK_ELEMENTS // weight_VH.shape[0])
-        for start in range(0, hidden_NH.shape[0], step):
-            part = slice(start, start + step)
-            logits_nV = (hidden_NH[part] @ weight_VH.t()).to(torch.promote_types(hidden_NH.dtype, torch.float32))
-            if softcap is not None:
-                logits_nV = torch.tanh(logits_nV / softcap) * softcap
-            labels_n1 = labels_N[part, None]
-            log_total_n1 = torch.logsumexp(logits_nV, dim=1, keepdim=True)
-            nll_N[part] = (log_total_n1 - logits_nV.gather(1, labels_n1))[:, 0]
+        logits_nV = hidden_NH.new_empty(chunk, words)
+        rows_rV = torch.empty(block, words, dtype=precision, device=device)
+        for start in range(0, labels, chunk):
+            part = slice(start, min(start + chunk, labels))
+            part_nV = torch.mm(hidden_NH[part], weight_VH.t(), out=logits_nV[: part.stop - start])
+            for first in range(0, len(part_nV), block):
+                some_rV = part_nV[first : first + block]
+                place = slice(start + first, start + first + len(some_rV))
+                work_rV = rows_rV[: len(some_rV)]
+                nll_N[place] = _softmax_minus_label(some_rV, labels_N[place, None], softcap, work_rV, wants_gradient)
             if dhidden_NH is not None:
-                probs_nV = (logits_nV - log_total_n1).exp_()
-                probs_nV.scatter_add_(1, labels_n1, torch.full_like(labels_n1, -1.0, dtype=probs_nV.dtype))
-                if softcap is not None:
-                    probs_nV *= 1 - (logits_nV / softcap) ** 2
-                dhidden_NH[part] = probs_nV.to(hidden_NH.dtype) @ weight_VH
+                torch.mm(part_nV, weight_VH, out=dhidden_NH[part])
         ctx.save_for_backward(dhidden_NH)
         return nll_N
 
@@ -44,6 +48,25 @@ class _HeadLoss(Function):
     def backward(ctx, dnll_N):  # type: ignore[override]
         (dhidden_NH,) = ctx.saved_tensors
         return dhidden_NH * dnll_N[:, None].to(dhidden_NH.dtype), None, None, None
+
+
+def _softmax_minus_label(
+    logits_rV: torch.Tensor, labels_r1: torch.Tensor, softcap: float | None, work_rV: torch.Tensor, in_place: bool
+) -> torch.Tensor:
+    """Negative log-likelihood (r,) of each row's label; ``in_place`` leaves its gradient in ``logits_rV``."""
+    work_rV.copy_(logits_rV)
+    slope_rV = None
+    if softcap is not None:
+        work_rV.div_(softcap).tanh_()
+        slope_rV = 1 - work_rV**2 if in_place else None
+        work_rV.mul_(softcap)
+    label_r1, largest_r1 = work_rV.gather(1, labels_r1), work_rV.amax(1, keepdim=True)
+    total_r1 = work_rV.sub_(largest_r1).exp_().sum(1, keepdim=True)
+    if in_place:
+        work_rV.mul_(1 / total_r1)
+        work_rV.scatter_add_(1, labels_r1, torch.full_like(total_r1, -1.0))
+        logits_rV.copy_(work_rV if slope_rV is None else work_rV.mul_(slope_rV))
+    return (largest_r1 + total_r1.log() - label_r1)[:, 0]
 
 
 def completion_nll(model: nn.Module, labels_BT: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:

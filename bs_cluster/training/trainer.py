@@ -105,9 +105,9 @@ class StackTrainer(SFTTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):  # type: ignore[override]
         token_mask_T = inputs.pop("token_mask").to(self.args.device).flatten()
-        noise_PTE = self._noise(token_mask_T.shape[0]) if self.training.noise else None
+        noise_PET = self._noise(token_mask_T.shape[0]) if self.training.noise else None
         # Gradients are averaged over ranks, losses here are sums over the global batch: hence the world size.
-        step = Training(noise_PTE, token_mask_T, self.tokens_in_step / world_size(), self.balance)
+        step = Training(noise_PET, token_mask_T, self.tokens_in_step / world_size(), self.balance)
         with self.tuner.training_step(step):
             return super().training_step(model, inputs, num_items_in_batch)
 
@@ -116,7 +116,7 @@ class StackTrainer(SFTTrainer):
         self.micro_batches += 1
         generator = torch.Generator(device=self.args.device)
         generator.manual_seed((self.seed << 20) + number)
-        shape = (len(self.tuner.sites), tokens, self.tuner.sites[0].experts)
+        shape = (len(self.tuner.sites), self.tuner.sites[0].experts, tokens)
         return torch.randn(shape, generator=generator, device=self.args.device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[override]

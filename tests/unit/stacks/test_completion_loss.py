@@ -80,7 +80,8 @@ def test_the_size_of_a_chunk_changes_nothing(monkeypatch, positions: int):
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     whole = peft(**inputs, completion_labels=batch["labels"])
     whole_gradients = gradients(peft, whole.sum())
-    monkeypatch.setattr(lm_loss, "CHUNK_ELEMENTS", positions * 320)
+    monkeypatch.setitem(lm_loss.CHUNK_ELEMENTS, "cpu", positions * 320)
+    monkeypatch.setitem(lm_loss.BLOCK_ELEMENTS, "cpu", 2 * 320)
     chunked = peft(**inputs, completion_labels=batch["labels"])
     torch.testing.assert_close(chunked, whole)
     for a, b in zip(gradients(peft, chunked.sum()), whole_gradients, strict=True):

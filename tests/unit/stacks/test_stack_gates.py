@@ -11,7 +11,6 @@ from tiny import save_tiny_base, tiny_gemma3_multimodal
 
 from bs_cluster.base import load_base
 from bs_cluster.config.schema import BaseSection
-from bs_cluster.stacks.layer import FrozenBlock
 
 STACKS = ["chat_r1", "chat_r2", "code_r1", "math_r1"]
 DOMAINS = ["chat", "code", "math"]
@@ -89,15 +88,31 @@ def test_a_domain_at_zero_for_the_whole_batch_is_left_out_of_the_product(pair):
     assert composition.weights_BS is None
 
 
-def test_neighbours_in_the_block_are_views_and_cost_no_copy():
-    block = FrozenBlock(("a", "b", "c"), torch.randn(6, 4), torch.randn(6, 5), torch.randn(3, 4))
-    a_MI, b_MO, router_GI = block.select(("b", "c"), rows=2, gates=1)
-    assert a_MI.data_ptr() == block.a_MI[2:].data_ptr()
-    assert b_MO.data_ptr() == block.b_MO[2:].data_ptr()
-    assert router_GI.data_ptr() == block.router_GI[1:].data_ptr()
-    apart = block.select(("a", "c"), rows=2, gates=1)
-    expected = torch.cat([block.a_MI[:2], block.a_MI[4:]])
-    assert torch.equal(apart[0], expected)
+def test_what_fires_side_by_side_is_a_slice_of_the_block_and_else_one_copy_that_is_kept():
+    peft = stacked_model("llama", [*STACKS, "reasoning_r1"])
+    stacks = tuner(peft)
+    site, m = stacks.sites[0], stacks.sites[0].experts * stacks.sites[0].rank
+
+    def rows() -> torch.Tensor:
+        peft(input_ids=random_ids(1, 3))
+        a_MI, b_MO, router_GI = site._rows(torch.float32)
+        assert len(a_MI) == len(b_MO) == len(router_GI) * site.rank
+        return a_MI
+
+    def values(*names: str) -> torch.Tensor:
+        return torch.cat([site.stack_A[name].detach().flatten(0, 1) for name in names])
+
+    stacks.fire(["chat_r2", "code_r1"])
+    assert rows().data_ptr() == site.packed.a_MI[m:].data_ptr()
+    assert torch.equal(rows(), values("chat_r2", "code_r1"))
+    stacks.fire(["chat_r1", "code_r1"])
+    assert rows().data_ptr() == rows().data_ptr() == site.chosen.a_MI.data_ptr()
+    assert torch.equal(rows(), values("chat_r1", "code_r1"))
+    stacks.fire(["code_r1", "math_r1"], train="reasoning_r1")  # the last ones: the learner's room is right behind them
+    assert rows().untyped_storage().data_ptr() == site.packed.a_MI.untyped_storage().data_ptr()
+    assert torch.equal(rows(), values("code_r1", "math_r1", "reasoning_r1"))
+    stacks.fire(["chat_r1", "chat_r2"], train="reasoning_r1")  # others stand between them and that room
+    assert torch.equal(rows(), values("chat_r1", "chat_r2", "reasoning_r1"))
 
 
 def test_each_row_sees_its_own_weights():

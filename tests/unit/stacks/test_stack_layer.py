@@ -8,15 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import balance_loss
+from reference import balance_loss, softmax_over_largest
 from stack_kit import add_stacks, leaves, orthonormal, plain_site, plain_stack, tuner
 from torch import nn
 
 from bs_cluster.stacks.balance import LoadBalance
 from bs_cluster.stacks.composition import Training
-from bs_cluster.stacks.gating import router_logits
+from bs_cluster.stacks.fused import Block, Learning, top_k_softmax
+from bs_cluster.stacks.fused import add_stacks as add_fused
 from bs_cluster.stacks.layer import PARTS
-from bs_cluster.stacks.lowrank import gated_low_rank
 
 FROZEN = ["chat_r1", "chat_r2", "code_r1"]
 DOMAINS = ["chat", "code", "math"]
@@ -98,7 +98,7 @@ def test_outputs_and_all_gradients_equal_the_reference(case: Case):
     x = torch.randn(case.rows, case.tokens, case.inputs, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(case.rows, case.tokens, case.outputs, dtype=torch.float64)
     flat = case.rows * case.tokens
-    noise_PTE = torch.randn(1, flat, case.experts, dtype=torch.float64) if case.noise else None
+    noise_PET = torch.randn(1, case.experts, flat, dtype=torch.float64) if case.noise else None
     mask_T = (torch.rand(flat) < 0.7).double()
     load = LoadBalance(case.experts, case.top_k, 0.5, 1, torch.device("cpu")) if case.balance else None
     if load is not None:
@@ -106,7 +106,7 @@ def test_outputs_and_all_gradients_equal_the_reference(case: Case):
 
     peft.train()
     gates_BD = torch.ones(case.rows, 3) if case.gates is None else torch.tensor(case.gates)
-    with stacks.training_step(Training(noise_PTE, mask_T, 10.0, load)), stacks.gates(gates_BD, DOMAINS):
+    with stacks.training_step(Training(noise_PET, mask_T, 10.0, load)), stacks.gates(gates_BD, DOMAINS):
         out = peft(x)
         (out * upstream).sum().backward()
 
@@ -116,7 +116,7 @@ def test_outputs_and_all_gradients_equal_the_reference(case: Case):
         frozen.row_weights_B = gates_BD[:, DOMAINS.index(name.split("_")[0])].double()
         plain.append(frozen)
     learning = plain_stack(site, LEARNING, learns=True)
-    learning.noise_TE = noise_PTE[0] if noise_PTE is not None else None
+    learning.noise_TE = noise_PET[0].t() if noise_PET is not None else None
     learning.basis_OK, learning.basis_IK = output_K, input_K
     x_ref = x.detach().clone().requires_grad_(True)
     out_ref = plain_site(site, [*plain, learning] if case.learns else [*plain, _silent(learning)])(x_ref)
@@ -188,34 +188,59 @@ def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1.0))
 
 
-@pytest.mark.parametrize("wanted", ["xgab", "x", "g", "a", "b", "gb", "xa"])
-def test_the_gated_product_passes_gradcheck_whatever_asks_for_a_gradient(wanted: str):
+@pytest.mark.parametrize("wanted", ["oxabrn", "ox", "x", "abrn", "oxab", "rn"])
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_the_fused_operation_passes_gradcheck_whatever_asks_for_a_gradient(wanted: str, frozen: int):
     torch.manual_seed(0)
-    shapes = {"x": (5, 4), "g": (5, 3), "a": (6, 4), "b": (6, 7)}
+    tokens, inputs, outputs, experts, rank, stacks = 5, 4, 6, 3, 2, frozen + 1
+    shapes = {
+        "o": (tokens, outputs),
+        "x": (tokens, inputs),
+        "a": (experts * rank, inputs),
+        "b": (experts * rank, outputs),
+        "r": (experts, inputs),
+        "n": (experts, inputs),
+    }
     tensors = [torch.randn(s, dtype=torch.float64, requires_grad=key in wanted) for key, s in shapes.items()]
-    assert torch.autograd.gradcheck(gated_low_rank, tensors)
+    others = [torch.randn(frozen * n, w, dtype=torch.float64) for n, w in ((6, inputs), (6, outputs), (3, inputs))]
+    noise_ET, weights_ST = torch.rand(experts, tokens).double(), torch.rand(stacks, tokens).double()
+
+    def site(out, x, a, b, r, n):
+        packed = [torch.cat([other, own.detach()]) for other, own in zip(others, (a, b, r), strict=True)]
+        block = Block(*packed, experts, 2, 1.5, weights_ST)
+        return add_fused(out * 1.0, x, block, (a, b, r), Learning(n, noise_ET))
+
+    assert torch.autograd.gradcheck(site, tensors)
 
 
-@pytest.mark.parametrize("wanted", ["xw", "x", "w"])
-def test_router_logits_pass_gradcheck(wanted: str):
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_top_k_softmax_is_the_softmax_of_the_k_largest(k: int):
+    logits_SET = torch.randn(3, 4, 200, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+    p_SET = top_k_softmax(logits_SET, k)
+    for s in range(3):
+        torch.testing.assert_close(p_SET[s].t(), softmax_over_largest(logits_SET[s].t(), k))
+    assert ((p_SET > 0).sum(1) == k).all()
+
+
+def test_routing_of_a_bf16_input_has_fp32_accuracy():
+    """A token's gate is what its expert writes: with A and B of ones per expert, the output is the gates' sum."""
     torch.manual_seed(0)
-    x_TI = torch.randn(5, 4, dtype=torch.float64, requires_grad="x" in wanted)
-    w_GI = torch.randn(3, 4, dtype=torch.float64, requires_grad="w" in wanted)
-    assert torch.autograd.gradcheck(router_logits, (x_TI, w_GI))
-
-
-def test_router_logits_of_a_bf16_input_have_fp32_accuracy():
-    x_TI, w_GI = torch.randn(64, 256).bfloat16(), torch.randn(4, 256)
-    exact = x_TI.double() @ w_GI.double().t()
-    assert router_logits(x_TI, w_GI).dtype == torch.float32
-    assert (router_logits(x_TI, w_GI) - exact).abs().max() < 1e-4
+    x_TI, router_GI = torch.randn(64, 256).bfloat16(), torch.randn(4, 256)
+    exact_ET = torch.softmax(router_GI.double() @ x_TI.double().t(), dim=0)
+    seen = []
+    block = Block(torch.ones(4, 256).bfloat16(), torch.ones(4, 8).bfloat16(), router_GI, 4, 4, 1.0)
+    add_fused(
+        torch.zeros(64, 8).bfloat16(), x_TI, block, learning=Learning(count=lambda softmax_ET, p_ET: seen.append(p_ET))
+    )
+    assert seen[0].dtype == torch.float32
+    assert (seen[0] - exact_ET).abs().max() < 1e-4
 
 
 def test_frozen_stacks_and_eval_mode_are_without_noise():
     case = Case(1, 4, 6, 6, 4, 2, 2, 3, True, False, True, False, "none", None, 0)
     peft, stacks, _ = site_of(case, torch.float64)
     x = torch.randn(1, 4, 6, dtype=torch.float64)
-    loud = Training(torch.full((1, 4, 4), 50.0, dtype=torch.float64).cumsum(-1), None, 4.0, None)
+    loud = Training(torch.full((1, 4, 4), 50.0, dtype=torch.float64).cumsum(1), None, 4.0, None)
     for fire in (lambda: stacks.fire(FROZEN), lambda: stacks.fire(FROZEN, train=LEARNING)):
         fire()
         quiet = peft.eval()(x)
