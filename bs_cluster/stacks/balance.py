@@ -27,9 +27,7 @@ class LoadBalance:
     sites: int
     device: torch.device
     fraction_PE: torch.Tensor = field(init=False)
-    dispatched_PE: torch.Tensor = field(init=False)
-    probability_PE: torch.Tensor = field(init=False)
-    tokens: torch.Tensor = field(init=False)
+    counts_PX: torch.Tensor = field(init=False)  # since ``clear``: dispatched E, probability E, tokens 1
 
     def __post_init__(self) -> None:
         shape = (self.sites, self.experts)
@@ -37,10 +35,7 @@ class LoadBalance:
         self.clear()
 
     def clear(self) -> None:
-        shape = (self.sites, self.experts)
-        self.dispatched_PE = torch.zeros(shape, device=self.device)
-        self.probability_PE = torch.zeros(shape, device=self.device)
-        self.tokens = torch.zeros(self.sites, device=self.device)
+        self.counts_PX = torch.zeros(self.sites, 2 * self.experts + 1, device=self.device)
 
     def gradient_ET(self, site: int, tokens_in_step: float, mask_T: torch.Tensor | None) -> torch.Tensor:
         """dL/dp of every token at one site, (E, T) or, where no token is padding, (E, 1)."""
@@ -52,17 +47,12 @@ class LoadBalance:
     def count(self, site: int, softmax_ET: torch.Tensor, p_ET: torch.Tensor, mask_T: torch.Tensor | None) -> None:
         """Adds a micro-batch's tokens: probabilities over all experts, and the top-k that they went to. Padding
         (mask 0) does not count."""
-        chosen_ET = p_ET > 0
-        if mask_T is not None:
-            softmax_ET = softmax_ET * mask_T
-            chosen_ET = chosen_ET & mask_T.bool()
-        self.dispatched_PE[site] += chosen_ET.sum(1)
-        self.probability_PE[site] += softmax_ET.sum(1)
-        self.tokens[site] += softmax_ET.shape[1] if mask_T is None else mask_T.sum()
+        both_XT = torch.cat([(p_ET > 0).to(softmax_ET.dtype), softmax_ET, torch.ones_like(softmax_ET[:1])])
+        self.counts_PX[site] += both_XT.sum(1) if mask_T is None else both_XT @ mask_T.to(both_XT.dtype)
 
     def totals(self) -> torch.Tensor:
-        """Counters since ``clear`` as one tensor (P, 2E + 1), to be summed over ranks in a single all-reduce."""
-        return torch.cat([self.dispatched_PE, self.probability_PE, self.tokens[:, None]], dim=1)
+        """Counters since ``clear``, (P, 2E + 1), to be summed over ranks in a single all-reduce."""
+        return self.counts_PX.clone()
 
     def finish_step(self, totals: torch.Tensor) -> tuple[float, float]:
         """Takes the step's summed counters, remembers ``f`` for the next step and starts over.

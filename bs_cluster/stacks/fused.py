@@ -1,24 +1,28 @@
 """All stacks of one site as one operation, forward and backward in closed form.
 
-    l      = W xᵀ      (+ softplus(N xᵀ) ⊙ ε for the stack that learns)        S×E×T, fp32
-    p      = softmax over the k largest of each stack's E logits, else 0       S×E×T, fp32
+    [u, l] = x [A, W]ᵀ                                                        T×S×m, T×S×E
+    l     += softplus(x Nᵀ) ⊙ ε      for the stack that learns                 S×E×T, fp32 from here
+    p      = softmax over the k largest of each stack's E logits, else 0       S×E×T
     g      = s · w ⊙ p      s = alpha/sqrt(R), w the domain gate weights       T×G
-    u      = x Aᵀ                                                              T×M
     z      = (g ⊗ 1_R) ⊙ u      the gate acts in rank space                    T×M
     out   += z B                                                               T×O
 
-One autograd function, because a site's many small operations cost as much as its products: the sum goes into the
-base's own output, nothing of size T×O or T×G×O is made besides, and only ``u`` and ``p`` are kept for backward.
-A stack that learns is the last of the block, with noise (Shazeer et al., arXiv 1701.06538) and load balance of its
-own; frozen ones ask for no gradient and pass it on to ``x``. Gates are laid out with tokens last, where four experts
-are four contiguous rows and not ten thousand tiny ones.
+One autograd function, because a site's many small operations cost as much as its products: A and the expert router
+are one product, the sum goes into the base's own output, nothing of size T×O or T×G×O is made besides, and only
+``[u, l]`` and ``p`` are kept for backward. A stack that learns is the last of the block, with noise (Shazeer et al.,
+arXiv 1701.06538) and load balance of its own; frozen ones ask for no gradient and pass it on to ``x``.
+
+Logits are products of the compute dtype, gates are fp32: what bf16 activations are rounded by already moves a logit
+as much as rounding W and the product does, and an fp32 product of a few columns costs more than that of A.
+Gates are laid out with tokens last, where four experts are four contiguous rows and not ten thousand tiny ones.
 
 Shapes: T tokens, I in_features, O out_features, S stacks that fire, E experts, R rank, G = S·E, M = G·R,
-m = E·R rows of one stack.
+m = E·R rows of one stack, X = S·(m + E) rows of A and router, stack by stack, and E of N if its noise is trained.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,151 +36,183 @@ Watch = Callable[[torch.Tensor, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class Block:
-    """The stacks that fire at a site, packed: A and B in compute dtype, the expert routers in fp32 or better.
+    """The stacks that fire at a site, packed, in compute dtype.
 
     ``weights_ST`` are the domain gate weights of each stack and token, None where all are one. ``watch(x_TI, z_TM)``
     is called with every batch where a domain's directions are measured.
     """
 
-    a_MI: torch.Tensor
-    b_MO: torch.Tensor
-    router_GI: torch.Tensor
+    read_XI: torch.Tensor
+    write_MO: torch.Tensor
     experts: int
+    rank: int
     top_k: int
     scale: float
     weights_ST: torch.Tensor | None = None
     watch: Watch | None = None
 
+    @property
+    def stacks(self) -> int:
+        return self.write_MO.shape[0] // self.rows
+
+    @property
+    def rows(self) -> int:
+        """m, the rank directions of one stack."""
+        return self.experts * self.rank
+
+
+@dataclass(frozen=True)
+class Base:
+    """The frozen projection under the stacks. ``weight()`` gives (O, I) in compute dtype, perhaps dequantised for the
+    moment; it is asked once in forward and once in backward."""
+
+    weight: Callable[[], torch.Tensor]
+    bias_O: torch.Tensor | None = None
+
 
 @dataclass(frozen=True)
 class Learning:
-    """What the learning stack's gates have in training. ``noise_ET`` is ε and ``noise_EI`` its trained scale N;
-    ``dsoftmax_ET`` is the load-balance loss's gradient for the softmax over all experts, and ``count(softmax_ET,
-    p_ET)`` is told how tokens were routed."""
+    """What the learning stack's gates have in training. ``noise_ET`` is ε; ``dsoftmax_ET`` is the load-balance
+    loss's gradient for the softmax over all experts, and ``count(softmax_ET, p_ET)`` is told how tokens went."""
 
-    noise_EI: torch.Tensor | None = None
     noise_ET: torch.Tensor | None = None
     dsoftmax_ET: torch.Tensor | None = None
     count: Watch | None = None
 
 
 def top_k_softmax(logits_SET: torch.Tensor, k: int) -> torch.Tensor:
-    """Softmax over the k largest logits of each stack and token, exactly 0 elsewhere; whatever equals the k-th is in.
+    """Softmax over the k largest logits of each stack and token, exactly 0 elsewhere.
 
     k passes of a maximum, each over whole rows of tokens, are several times faster than sorting T·S tiny rows.
     """
-    largest_S1T = logits_SET.amax(1, keepdim=True)
-    powers_SET = (logits_SET - largest_S1T).exp_()
-    if k < logits_SET.shape[1]:
-        kth_S1T, rest_SET = largest_S1T, logits_SET
+    experts = logits_SET.shape[1]
+    powers_SET = (logits_SET - logits_SET.amax(1, keepdim=True)).exp_()
+    if k < experts:
+        keys_SET = logits_SET * _tie_breaker(experts, logits_SET.dtype, logits_SET.device)
+        rest_SET, kth_S1T = keys_SET, keys_SET.amax(1, keepdim=True)
         for _ in range(k - 1):
             rest_SET = rest_SET.masked_fill(rest_SET >= kth_S1T, -torch.inf)
             kth_S1T = rest_SET.amax(1, keepdim=True)
-        powers_SET.masked_fill_(logits_SET < kth_S1T, 0.0)
+        powers_SET.masked_fill_(keys_SET < kth_S1T, 0.0)
     return powers_SET.div_(powers_SET.sum(1, keepdim=True))
 
 
+@functools.cache
+def _tie_breaker(experts: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Factors (E, 1) a few ulp from one: products of bf16 do come out equal, and just k experts are to fire."""
+    return 1 + torch.arange(experts, dtype=dtype, device=device)[:, None] * 2.0**-20
+
+
 def add_stacks(
-    out: torch.Tensor,
+    base: torch.Tensor | Base,
     x: torch.Tensor,
     block: Block,
-    learned: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+    learned: tuple[torch.Tensor, ...] | None = None,
     learning: Learning | None = None,
 ) -> torch.Tensor:
-    """Adds every stack's delta to ``out`` (…, O) in place and returns it; ``x`` (…, I) is what the base was given.
+    """The base's output (…, O) plus every stack's delta; ``x`` (…, I) is what the base was given.
 
-    ``learned`` are the last stack's A (m, I), B (m, O) and router (E, I) as they take part in autograd; their values
-    must be in ``block`` already, so that a slice of the packed block serves as it is.
+    ``base`` is its output, which is changed in place, or the projection itself, which is then computed and
+    differentiated in the same operation. ``learned`` are the last stack's A (m, I), B (m, O), router (E, I) and noise
+    (E, I) as they take part in autograd; their values must be in ``block`` already, so that a slice of the packed
+    block serves as it is.
     """
-    a_mI, b_mO, router_EI = learned or (None, None, None)
-    noise_EI = learning.noise_EI if learning is not None else None
-    return _AddStacks.apply(out, x, a_mI, b_mO, router_EI, noise_EI, block, learning or Learning())  # type: ignore[return-value]
+    out, under = (None, base) if isinstance(base, Base) else (base, None)
+    return _AddStacks.apply(out, x, *(learned or (None,) * 4), under, block, learning or Learning())  # type: ignore[return-value]
 
 
 class _AddStacks(Function):
     @staticmethod
-    def forward(ctx, out, x, a_mI, b_mO, router_EI, noise_EI, block, learning):  # type: ignore[override]
+    def forward(ctx, out, x, a_mI, b_mO, router_EI, noise_EI, base, block, learning):  # type: ignore[override]
         x_TI = x.reshape(-1, x.shape[-1])
-        logits_SET, slope_ET = _logits(x_TI, block, learning)
+        if base is None:
+            ctx.mark_dirty(out)
+        else:
+            out = F.linear(x, base.weight(), base.bias_O)
+        ul_TX = x_TI @ block.read_XI.t()
+        logits_SET, slope_ET = _logits(ul_TX, block, learning)
         p_SET = top_k_softmax(logits_SET, block.top_k)
         softmax_ET = None
         if learning.count is not None:
             softmax_ET = torch.softmax(logits_SET[-1], dim=0)
             learning.count(softmax_ET, p_SET[-1])
-        u_TM = x_TI @ block.a_MI.t()
-        z_TM = u_TM * _gates(p_SET, block, x.dtype)
+        z_TM = (_by_stack(ul_TX, block)[..., : block.rows] * _gates(p_SET, block, x.dtype)).flatten(1)
         if block.watch is not None:
             block.watch(x_TI, z_TM)
-        out.view(-1, out.shape[-1]).addmm_(z_TM, block.b_MO)
-        ctx.mark_dirty(out)
-        ctx.save_for_backward(x, u_TM, p_SET, softmax_ET, slope_ET)
-        ctx.block, ctx.learning = block, learning
+        out.view(-1, out.shape[-1]).addmm_(z_TM, block.write_MO)
+        ctx.save_for_backward(x, ul_TX, p_SET, softmax_ET, slope_ET)
+        ctx.base, ctx.block, ctx.learning = base, block, learning
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout):  # type: ignore[override]
-        x, u_TM, p_SET, softmax_ET, slope_ET = ctx.saved_tensors
+        x, ul_TX, p_SET, softmax_ET, slope_ET = ctx.saved_tensors
+        base: Base | None = ctx.base
         block: Block = ctx.block
         learning: Learning = ctx.learning
+        _, needs_x, needs_a, needs_b, needs_router, needs_noise, *_ = ctx.needs_input_grad
         x_TI, dout_TO = x.reshape(-1, x.shape[-1]), dout.reshape(-1, dout.shape[-1])
-        gates_TM = _gates(p_SET, block, x.dtype)
-        dz_TM = dout_TO @ block.b_MO.t()
-        dlogits_SET = _through_softmax(_dp(dz_TM, u_TM, block), p_SET)
+        m, experts = block.rows, block.experts
+        u_TSm = _by_stack(ul_TX, block)[..., :m]
+        gates_TSm = _gates(p_SET, block, x.dtype)
+        dz_TSm = (dout_TO @ block.write_MO.t()).unflatten(1, (-1, m))
+        dlogits_SET = _through_softmax(_dp(dz_TSm, u_TSm, block), p_SET)
         if softmax_ET is not None and learning.dsoftmax_ET is not None:
             dlogits_SET[-1] += _through_softmax(learning.dsoftmax_ET, softmax_ET)
-        parts, rows = [dlogits_SET.flatten(0, 1)], [block.router_GI]
-        if slope_ET is not None and learning.noise_EI is not None:
-            parts.append(dlogits_SET[-1] * slope_ET)
-            rows.append(learning.noise_EI)
-        dlogits_TX, rows_XI = torch.cat(parts).t().to(x.dtype), torch.cat(rows).to(x.dtype)
 
-        _, needs_x, needs_a, needs_b, needs_router, needs_noise, _, _ = ctx.needs_input_grad
-        m = block.experts * (u_TM.shape[1] // block.router_GI.shape[0])
-        precision = block.router_GI.dtype
-        db_mO = da_mI = drouter_EI = dnoise_EI = dx = None
-        if needs_b:
-            z_Tm = u_TM[:, -m:] * gates_TM[:, -m:]
-            db_mO = (z_Tm.t() @ dout_TO).to(precision)
-        du_TM = dz_TM.mul_(gates_TM)
-        if needs_a:
-            da_mI = (du_TM[:, -m:].t() @ x_TI).to(precision)
-        if needs_router or needs_noise:
-            own_XI = (dlogits_TX[:, -block.experts * len(parts) :].t() @ x_TI).to(precision)
-            drouter_EI = own_XI[: block.experts]
-            dnoise_EI = own_XI[block.experts :] if needs_noise else None
+        dul_TX = torch.empty_like(ul_TX)
+        dul_TSx = _by_stack(dul_TX, block)
+        torch.mul(dz_TSm, gates_TSm, out=dul_TSx[..., :m])
+        dul_TSx[..., m:] = dlogits_SET.permute(2, 0, 1)
+        if slope_ET is not None:
+            dul_TX[:, -experts:] = (dlogits_SET[-1] * slope_ET).t()
+
+        dx = da_mI = db_mO = drouter_EI = dnoise_EI = None
         if needs_x:
-            dx = (du_TM @ block.a_MI).addmm_(dlogits_TX, rows_XI).view_as(x)
-        return dout, dx, da_mI, db_mO, drouter_EI, dnoise_EI, None, None
+            dx_TI = dul_TX @ block.read_XI if base is None else (dout_TO @ base.weight()).addmm_(dul_TX, block.read_XI)
+            dx = dx_TI.view_as(x)
+        if needs_b:
+            db_mO = (u_TSm[:, -1] * gates_TSm[:, -1]).t() @ dout_TO
+        if needs_a or needs_router or needs_noise:
+            own = m + experts * (1 if slope_ET is None else 2)
+            da_mI, drouter_EI, dnoise_EI = (dul_TX[:, -own:].t() @ x_TI).tensor_split((m, m + experts))
+        if slope_ET is None:
+            dnoise_EI = None
+        return dout if base is None else None, dx, da_mI, db_mO, drouter_EI, dnoise_EI, None, None, None
 
 
-def _logits(x_TI: torch.Tensor, block: Block, learning: Learning) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Logits (S, E, T) in the routers' own precision; with noise also their derivative for ``N x``, (E, T)."""
-    noisy = learning.noise_EI is not None and learning.noise_ET is not None
-    rows_XI = torch.cat([block.router_GI, learning.noise_EI]) if noisy else block.router_GI  # type: ignore[list-item]
-    logits_XT = F.linear(x_TI.to(rows_XI.dtype), rows_XI).t().contiguous()
-    groups = logits_XT.unflatten(0, (-1, block.experts))
-    if not noisy:
-        return groups, None
-    logits_SET, spread_ET = groups[:-1], groups[-1]
-    logits_SET[-1] += F.softplus(spread_ET).mul_(learning.noise_ET)  # type: ignore[arg-type]
-    return logits_SET, torch.sigmoid(spread_ET).mul_(learning.noise_ET)  # type: ignore[arg-type]
+def _by_stack(ul_TX: torch.Tensor, block: Block) -> torch.Tensor:
+    """(T, S, m + E), without the columns of N."""
+    width = block.rows + block.experts
+    return ul_TX[:, : block.stacks * width].unflatten(1, (-1, width))
+
+
+def _logits(ul_TX: torch.Tensor, block: Block, learning: Learning) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits (S, E, T) in fp32 or better; with noise also their derivative for ``N x``, (E, T)."""
+    precision = torch.promote_types(ul_TX.dtype, torch.float32)
+    clean_SET = _by_stack(ul_TX, block)[..., block.rows :].permute(1, 2, 0)
+    logits_SET = clean_SET.to(precision, memory_format=torch.contiguous_format)
+    if learning.noise_ET is None:
+        return logits_SET, None
+    spread_ET = ul_TX[:, -block.experts :].t().to(precision, memory_format=torch.contiguous_format)
+    logits_SET[-1] += F.softplus(spread_ET).mul_(learning.noise_ET)
+    return logits_SET, spread_ET.sigmoid_().mul_(learning.noise_ET)
 
 
 def _gates(p_SET: torch.Tensor, block: Block, dtype: torch.dtype) -> torch.Tensor:
-    """g, once for each rank direction: (T, M)."""
+    """g, once for each rank direction: (T, S, m)."""
     gates_SET = p_SET * block.scale
     if block.weights_ST is not None:
         gates_SET.mul_(block.weights_ST[:, None])
-    gates_TG = gates_SET.flatten(0, 1).t().to(dtype)
-    return gates_TG.repeat_interleave(block.a_MI.shape[0] // block.router_GI.shape[0], dim=1)
+    return gates_SET.permute(2, 0, 1).to(dtype, memory_format=torch.contiguous_format).repeat_interleave(block.rank, -1)
 
 
-def _dp(dz_TM: torch.Tensor, u_TM: torch.Tensor, block: Block) -> torch.Tensor:
+def _dp(dz_TSm: torch.Tensor, u_TSm: torch.Tensor, block: Block) -> torch.Tensor:
     """Gradient of p (S, E, T): what each expert's directions contribute, times scale and gate weight."""
-    gates = block.router_GI.shape[0]
-    dg_TG = (dz_TM * u_TM).unflatten(1, (gates, -1)).sum(-1, dtype=block.router_GI.dtype)
-    dp_SET = dg_TG.t().contiguous().unflatten(0, (-1, block.experts)).mul_(block.scale)
+    precision = torch.promote_types(u_TSm.dtype, torch.float32)
+    dg_TSE = (dz_TSm * u_TSm).unflatten(-1, (block.experts, -1)).sum(-1, dtype=precision)
+    dp_SET = dg_TSE.permute(1, 2, 0).contiguous().mul_(block.scale)
     return dp_SET if block.weights_ST is None else dp_SET.mul_(block.weights_ST[:, None])
 
 

@@ -4,8 +4,8 @@
                                              base_layer: Linear4bit           frozen
                                              stack_A      {name: (E, R, I)}   one entry a stack
                                              stack_B      {name: (E, R, O)}
-                                             stack_router {name: (E, I)}      fp32
-                                             stack_noise  {name: (E, I)}      fp32, used in training only
+                                             stack_router {name: (E, I)}
+                                             stack_noise  {name: (E, I)}      used in training only
 
 The entries of frozen stacks are views into one contiguous block, so that ten of them cost two thin products and
 no second copy. A stack's place in the block follows (curriculum position, round), never the order of loading.
@@ -16,34 +16,33 @@ Shapes: B rows, T tokens, I in_features, O out_features, S stacks, E experts, R 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.integrations import dequantize_module_weight
+from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight
 from torch import nn
 from torch.nn import functional as F
 
 from bs_cluster.stacks.composition import Composition
 from bs_cluster.stacks.config import StackConfig
-from bs_cluster.stacks.fused import Block, Learning, add_stacks
+from bs_cluster.stacks.fused import Base, Block, Learning, add_stacks
 
 PARTS = ("stack_A", "stack_B", "stack_router", "stack_noise")
 
 
 @dataclass
 class Packed:
-    """All resident stacks of a site in one allocation, and behind them room for one that learns."""
+    """Stacks of a site in one allocation, in compute dtype, and behind them room for one that learns.
+
+    ``read_XI`` holds, stack by stack, the rows of A and of the expert router, so that one product with ``x`` gives
+    both; the room's last E rows are for the noise. ``write_MO`` holds B.
+    """
 
     names: tuple[str, ...]
-    a_MI: torch.Tensor
-    b_MO: torch.Tensor
-    router_GI: torch.Tensor
-
-    @property
-    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.a_MI, self.b_MO, self.router_GI
+    read_XI: torch.Tensor
+    write_MO: torch.Tensor
 
 
 class StackLinear(nn.Module, BaseTunerLayer):
@@ -112,31 +111,36 @@ class StackLinear(nn.Module, BaseTunerLayer):
         """The block of all resident stacks; made when a stack came or went, its entries becoming views of it."""
         names = self.composition.resident
         packed = self.packed
-        if packed is not None and packed.names == names and packed.a_MI.dtype == dtype:
+        if packed is not None and packed.names == names and packed.read_XI.dtype == dtype:
             return packed
-        room = len(names) + 1
-        packed = self.packed = self._allocate(names, room, dtype)
+        packed = self.packed = self._allocate(names, dtype)
         self.chosen = None
+        m = self.experts * self.rank
         for i, name in enumerate(names):
-            for part, tensor in zip(PARTS, packed.tensors, strict=False):
+            read_XI = self._read_rows(packed, i)
+            places = {
+                "stack_A": read_XI[:m],
+                "stack_B": packed.write_MO[i * m : (i + 1) * m],
+                "stack_router": read_XI[m:],
+            }
+            for part, place in places.items():
                 entry = getattr(self, part)[name]
-                place = tensor.unflatten(0, (room, -1))[i].view(entry.shape)
-                entry.data = place.copy_(entry)
+                entry.data = place.view(entry.shape).copy_(entry)
         return packed
 
-    def _allocate(self, names: tuple[str, ...], stacks: int, dtype: torch.dtype) -> Packed:
-        m, device = self.experts * self.rank, self.device
-        router = next(iter(self.stack_router.values()))
-        return Packed(
-            names,
-            torch.empty(stacks * m, self.in_features, dtype=dtype, device=device),
-            torch.empty(stacks * m, self.out_features, dtype=dtype, device=device),
-            torch.empty(stacks * self.experts, self.in_features, dtype=router.dtype, device=device),
-        )
+    def _allocate(self, names: tuple[str, ...], dtype: torch.dtype) -> Packed:
+        stacks, m = len(names) + 1, self.experts * self.rank
+        empty = partial(torch.empty, dtype=dtype, device=self.device)
+        read_XI = empty(stacks * (m + self.experts) + self.experts, self.in_features)
+        return Packed(names, read_XI, empty(stacks * m, self.out_features))
+
+    def _read_rows(self, packed: Packed, place: int) -> torch.Tensor:
+        width = self.experts * (self.rank + 1)
+        return packed.read_XI[place * width : (place + 1) * width]
 
     @torch.no_grad()
-    def _rows(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A, B and router of what fires, with room for the learning stack at their end if there is one.
+    def _rows(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of what fires, with room for the learning stack at their end if there is one, its noise included.
 
         A slice of the packed block where what fires stands side by side in it; else a copy, kept until something
         else fires.
@@ -145,20 +149,21 @@ class StackLinear(nn.Module, BaseTunerLayer):
         places = [packed.names.index(name) for name in names]
         first = places[0] if places else len(packed.names)
         stop = first + len(places)
-        side_by_side = places == list(range(first, stop)) and (stop == len(packed.names) or not learns)
-        if side_by_side:
-            return self._slice(packed, first, stop + learns)
-        if self.chosen is None or self.chosen.names != names or self.chosen.a_MI.dtype != dtype:
-            self.chosen = self._allocate(names, len(names) + 1, dtype)
-            for source, target in zip(packed.tensors, self.chosen.tensors, strict=True):
-                pieces = source.unflatten(0, (len(packed.names) + 1, -1))
-                target.unflatten(0, (len(names) + 1, -1))[:-1].copy_(pieces[places])
-        return self._slice(self.chosen, 0, len(names) + learns)
+        if places == list(range(first, stop)) and (stop == len(packed.names) or not learns):
+            return self._slice(packed, first, stop, learns)
+        if self.chosen is None or self.chosen.names != names or self.chosen.read_XI.dtype != dtype:
+            chosen, m = self._allocate(names, dtype), self.experts * self.rank
+            for i, place in enumerate(places):
+                self._read_rows(chosen, i).copy_(self._read_rows(packed, place))
+                chosen.write_MO[i * m : (i + 1) * m] = packed.write_MO[place * m : (place + 1) * m]
+            self.chosen = chosen
+        return self._slice(self.chosen, 0, len(names), learns)
 
-    def _slice(self, packed: Packed, first: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        m, experts = self.experts * self.rank, self.experts
-        rows, gates = slice(first * m, stop * m), slice(first * experts, stop * experts)
-        return packed.a_MI[rows], packed.b_MO[rows], packed.router_GI[gates]
+    def _slice(self, packed: Packed, first: int, stop: int, learns: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        m, width = self.experts * self.rank, self.experts * (self.rank + 1)
+        if learns:
+            return packed.read_XI[first * width :], packed.write_MO[first * m :]
+        return packed.read_XI[first * width : stop * width], packed.write_MO[first * m : stop * m]
 
     def effective(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A (M, I) and B (M, O) of a learning stack, confined to what the bases leave free.
@@ -175,9 +180,17 @@ class StackLinear(nn.Module, BaseTunerLayer):
 
     def cache_weight(self) -> None:
         """Keeps the dequantised base weight, the same bits that every forward would compute anew."""
-        self.weight_cache = dequantize_module_weight(self.base_layer).detach()  # type: ignore[arg-type]
+        self.weight_cache = self.base_weight()
 
     # --- forward --------------------------------------------------------------------------------------------
+
+    def base_weight(self) -> torch.Tensor:
+        """The frozen base's weight (O, I) in compute dtype, dequantised anew where it is not cached."""
+        if self.weight_cache is not None:
+            return self.weight_cache
+        if type(self.base_layer.weight).__name__ == "Params4bit":
+            return dequantize_bnb_weight(self.base_layer.weight)  # type: ignore[arg-type]  PEFT's general way is slow
+        return dequantize_module_weight(self.base_layer).detach()  # type: ignore[arg-type]
 
     def base_output(self, x: torch.Tensor) -> torch.Tensor:
         if self.weight_cache is None:
@@ -185,31 +198,42 @@ class StackLinear(nn.Module, BaseTunerLayer):
         return F.linear(x, self.weight_cache.to(x.dtype), self.base_layer.bias)  # type: ignore[arg-type]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.base_output(x)
         state = self.composition
         if self._disable_adapters or (not state.active and state.train is None):
-            return out
-        a_MI, b_MO, router_GI = self._rows(x.dtype)
+            return self.base_output(x)
+        read_XI, write_MO = self._rows(x.dtype)
         moments = state.moments.get(self.site)
         block = Block(
-            a_MI,
-            b_MO,
-            router_GI,
+            read_XI,
+            write_MO,
             self.experts,
+            self.rank,
             self.top_k,
             self.scale,
             weights_ST=self._weights(x),
             watch=None if moments is None else partial(moments.add, active=state.active),
         )
+        if torch.is_grad_enabled() and (x.requires_grad or state.train is not None):
+            base = Base(lambda: self.base_weight().to(x.dtype), self.base_layer.bias)  # type: ignore[arg-type]
+        else:
+            base = self.base_output(x)
         if state.train is None:
-            return add_stacks(out, x, block)
-        a_mI, b_mO = self.effective(state.train)
-        router_EI = self.stack_router[state.train]
+            return add_stacks(base, x, block)
+        return self._add_with_learner(base, x, block, state.train)
+
+    def _add_with_learner(self, base: torch.Tensor | Base, x: torch.Tensor, block: Block, name: str) -> torch.Tensor:
+        """Writes the learner's weights of this moment into its room in the block, then adds all stacks."""
+        a_mI, b_mO = self.effective(name)
+        router_EI, noise_EI = self.stack_router[name], self.stack_noise[name]
+        learning = self._learning()
+        m, experts = block.rows, self.experts
         with torch.no_grad():
-            a_MI[-len(a_mI) :].copy_(a_mI)
-            b_MO[-len(b_mO) :].copy_(b_mO)
-            router_GI[-self.experts :].copy_(router_EI)
-        return add_stacks(out, x, block, (a_mI, b_mO, router_EI), self._learning(state.train))
+            own_XI = block.read_XI[-(m + 2 * experts) :]
+            own_XI[:m], own_XI[m : m + experts], own_XI[m + experts :] = a_mI, router_EI, noise_EI
+            block.write_MO[-m:] = b_mO
+        if learning.noise_ET is None:
+            block = replace(block, read_XI=block.read_XI[:-experts])
+        return add_stacks(base, x, block, (a_mI, b_mO, router_EI, noise_EI), learning)
 
     def _weights(self, x: torch.Tensor) -> torch.Tensor | None:
         """Gate weight of every stack that fires and every token, (S, T); the learning stack's is one."""
@@ -221,15 +245,16 @@ class StackLinear(nn.Module, BaseTunerLayer):
         tokens_per_row = x.numel() // self.in_features // weights_BS.shape[0]
         return weights_BS.t().repeat_interleave(tokens_per_row, dim=1)
 
-    def _learning(self, name: str) -> Learning:
+    def _learning(self) -> Learning:
         """Noise and load balance of the micro-batch in flight; nothing in eval mode."""
         step = self.composition.training
         if not self.training or step is None:
             return Learning()
-        noise_EI = noise_ET = dsoftmax_ET = count = None
-        if step.noise_PET is not None:
-            noise_EI, noise_ET = self.stack_noise[name], step.noise_PET[self.site]
-        if step.balance is not None:
-            dsoftmax_ET = step.balance.gradient_ET(self.site, step.tokens_in_step, step.token_mask_T)
-            count = partial(step.balance.count, self.site, mask_T=step.token_mask_T)
-        return Learning(noise_EI, noise_ET, dsoftmax_ET, count)
+        noise_ET = None if step.noise_PET is None else step.noise_PET[self.site]
+        if step.balance is None:
+            return Learning(noise_ET)
+        return Learning(
+            noise_ET,
+            dsoftmax_ET=step.balance.gradient_ET(self.site, step.tokens_in_step, step.token_mask_T),
+            count=partial(step.balance.count, self.site, mask_T=step.token_mask_T),
+        )

@@ -34,7 +34,7 @@ def close_domain(session: Session, step: CloseDomain, outcomes: Sequence[RoundOu
     started = time.monotonic()
     rows = session.rows(step.domain)
     isolated = _isolated(session, step)
-    matrix = _matrix(session, step)
+    matrix = _matrix(session, step, isolated)
     claimed = _claim_directions(session, step) if step.stacks and session.config.null_space.enabled else {}
     basis = session.store.put_bytes("claim.safetensors", basis_bytes(claimed)).sha256 if claimed else None
     ranks = [float(tensor.shape[1]) for tensor in claimed.values()]
@@ -62,8 +62,9 @@ def _isolated(session: Session, step: CloseDomain) -> list[RowLoss]:
     return session.score(session.rows(step.domain).validation)
 
 
-def _matrix(session: Session, step: CloseDomain) -> dict[str, dict[str, float]]:
-    """For every domain closed so far and this one: loss of the base, with its own stacks only, with all of them."""
+def _matrix(session: Session, step: CloseDomain, own: list[RowLoss]) -> dict[str, dict[str, float]]:
+    """For every domain closed so far and this one: loss of the base, with its own stacks only (``own`` for this one),
+    with all of them."""
     stacks = [ref.stack for ref, _ in session.store.stacks()]
     domains = [*(record.domain for record in session.store.domains()), step.domain]
     matrix: dict[str, dict[str, float]] = {}
@@ -72,8 +73,10 @@ def _matrix(session: Session, step: CloseDomain) -> dict[str, dict[str, float]]:
         if domain not in session.base_losses:
             session.stacked.fire([])
             session.base_losses[domain] = session.score(validation)
-        session.stacked.fire([stack.name for stack in stacks if stack.domain == domain])
-        isolated = session.score(validation)
+        isolated = own
+        if domain != step.domain:
+            session.stacked.fire([stack.name for stack in stacks if stack.domain == domain])
+            isolated = session.score(validation)
         session.stacked.fire([stack.name for stack in stacks])
         matrix[domain] = {
             "base": mean_loss(session.base_losses[domain]),

@@ -203,7 +203,7 @@ def test_two_stacks_share_one_block_without_a_second_copy():
     for site in tuner(peft).sites:
         block = site.packed
         assert block.names == tuple(STACKS)
-        for tensor, part in ((block.a_MI, "stack_A"), (block.b_MO, "stack_B"), (block.router_GI, "stack_router")):
+        for tensor, part in ((block.read_XI, "stack_A"), (block.write_MO, "stack_B"), (block.read_XI, "stack_router")):
             owners = {getattr(site, part)[name].untyped_storage().data_ptr() for name in STACKS}
             assert owners == {tensor.untyped_storage().data_ptr()}
 

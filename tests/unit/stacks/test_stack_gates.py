@@ -95,21 +95,21 @@ def test_what_fires_side_by_side_is_a_slice_of_the_block_and_else_one_copy_that_
 
     def rows() -> torch.Tensor:
         peft(input_ids=random_ids(1, 3))
-        a_MI, b_MO, router_GI = site._rows(torch.float32)
-        assert len(a_MI) == len(b_MO) == len(router_GI) * site.rank
-        return a_MI
+        read_XI, write_MO = site._rows(torch.float32)
+        assert len(read_XI) // (m + site.experts) == len(write_MO) // m
+        return write_MO
 
     def values(*names: str) -> torch.Tensor:
-        return torch.cat([site.stack_A[name].detach().flatten(0, 1) for name in names])
+        return torch.cat([site.stack_B[name].detach().flatten(0, 1) for name in names])
 
     stacks.fire(["chat_r2", "code_r1"])
-    assert rows().data_ptr() == site.packed.a_MI[m:].data_ptr()
+    assert rows().data_ptr() == site.packed.write_MO[m:].data_ptr()
     assert torch.equal(rows(), values("chat_r2", "code_r1"))
     stacks.fire(["chat_r1", "code_r1"])
-    assert rows().data_ptr() == rows().data_ptr() == site.chosen.a_MI.data_ptr()
+    assert rows().data_ptr() == rows().data_ptr() == site.chosen.write_MO.data_ptr()
     assert torch.equal(rows(), values("chat_r1", "code_r1"))
     stacks.fire(["code_r1", "math_r1"], train="reasoning_r1")  # the last ones: the learner's room is right behind them
-    assert rows().untyped_storage().data_ptr() == site.packed.a_MI.untyped_storage().data_ptr()
+    assert rows().untyped_storage().data_ptr() == site.packed.write_MO.untyped_storage().data_ptr()
     assert torch.equal(rows(), values("code_r1", "math_r1", "reasoning_r1"))
     stacks.fire(["chat_r1", "chat_r2"], train="reasoning_r1")  # others stand between them and that room
     assert torch.equal(rows(), values("chat_r1", "chat_r2", "reasoning_r1"))
