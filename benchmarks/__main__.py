@@ -1,0 +1,129 @@
+"""``python -m benchmarks``: measures, prints and writes the tables; each section and base in a process of its own.
+
+On a bare GPU machine (torch, transformers, peft, bitsandbytes, safetensors):
+
+    python -m benchmarks --device cuda --sections steps forward memory nullspace --bases random:gemma3-12b:4
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from benchmarks.settings import Settings
+from benchmarks.table import Table
+
+SECTIONS = ("steps", "forward", "memory", "nullspace", "sweep", "serving")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "ray")
+DEFAULT_BASES = {"cpu": ["embedded:gemma3-270m"], "cuda": ["random:gemma3-12b:4"]}
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.one:
+        _measure_one(json.loads(arguments.one))
+        return
+    tables: list[Table] = []
+    started = time.time()
+    for base in arguments.bases or DEFAULT_BASES[arguments.device]:
+        for section in arguments.sections:
+            settings = Settings(
+                base, arguments.device, arguments.threads, arguments.rows, arguments.tokens, arguments.rounds
+            )
+            for table in _measure(section, settings):
+                print(table.markdown(), flush=True)
+                tables.append(table)
+    _write(arguments.output, tables, time.time() - started)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--bases", nargs="+", help="embedded:…, a folder, a Hub name or random:<shape>:<layers>")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; as found by torch if 0")
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5, help="measured turns of every case")
+    parser.add_argument("--output", type=Path, help="folder for RESULTS.md and results.json; printed only if not given")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # what a section's own process is told
+    return parser.parse_args()
+
+
+def _measure(section: str, settings: Settings) -> list[Table]:
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "tables.json"
+        told = json.dumps({"section": section, "settings": asdict(settings), "answer": str(answer)})
+        subprocess.run([sys.executable, "-m", "benchmarks", "--one", told], check=True)
+        return [Table.from_dict(data) for data in json.loads(answer.read_text())]
+
+
+def _measure_one(told: dict) -> None:
+    settings = Settings(**told["settings"])
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    # By name: some sections want the whole package, which a bare GPU machine lacks.
+    tables = importlib.import_module(f"benchmarks.{told['section']}").measure(settings)
+    Path(told["answer"]).write_text(json.dumps([table.to_dict() for table in tables]))
+
+
+def _write(folder: Path | None, tables: list[Table], seconds: float) -> None:
+    if folder is None:
+        return
+    machine = {
+        "machine": machine_name(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
+        "date": time.strftime("%Y-%m-%d"),
+        "minutes": round(seconds / 60, 1),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(
+        json.dumps({**machine, "tables": [table.to_dict() for table in tables]}, indent=1, ensure_ascii=False) + "\n"
+    )
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
+    lines = [
+        "# Benchmark results",
+        "",
+        f"Written by `{machine['command']}` on {machine['date']} in {machine['minutes']} minutes.",
+        "",
+        f"{machine['machine']}; Python {machine['python']}, {versions}.",
+        "",
+        "Cases of a table took turns in one process, times are medians; compare ratios, not seconds.",
+        "",
+    ]
+    (folder / "RESULTS.md").write_text("\n".join(lines) + "\n" + "\n".join(table.markdown() for table in tables))
+
+
+def machine_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    return f"{model}, {torch.get_num_threads()} threads, no GPU"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""Validation loss by step: our stack, PEFT LoRA with as many parameters, and what becomes of the parts' settings.
+
+    python -m benchmarks.convergence --data chat=/data/chat.jsonl code=/data/code.jsonl --output benchmarks
+
+Rows are JSON lines with ``prompt`` and ``completion``. Every method sees the same rows in the same order; seeds
+change rows, order and starting values together. AdamW, linear warm-up over a tenth of the steps, then constant;
+gradients clipped at 1. Writes CONVERGENCE.md, convergence.json and convergence.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from benchmarks.__main__ import machine_name
+from bs_cluster.base import LoadedBase, load_base
+from bs_cluster.config.schema import BaseSection, DataSection
+from bs_cluster.data.batch import collate_packed, plan_batches
+from bs_cluster.data.encode import EncodedRow, encode_rows
+from bs_cluster.data.rows import make_row
+from bs_cluster.stacks import StackConfig, StackModel
+from bs_cluster.stacks.balance import LoadBalance
+from bs_cluster.stacks.composition import Training
+from bs_cluster.stacks.lm_loss import completion_nll
+from bs_cluster.stacks.model import SEVEN_PROJECTIONS
+
+EVAL_EVERY = 10
+EVAL_ROWS, EVAL_TOKENS = 48, 1024
+
+
+@dataclass(frozen=True)
+class Method:
+    """``alpha`` is rsLoRA's: the delta is scaled by alpha/sqrt(rank)."""
+
+    name: str
+    learning_rate: float
+    rank: int = 16
+    alpha: float = 16.0
+    experts: int = 4
+    top_k: int = 2
+    b_ratio: float = 1.0
+    router_std: float = 0.02
+    noise: bool = True
+    balance: float = 0.01
+    lora: bool = False
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("LoRA r=64", 2e-4, rank=64, alpha=64.0, lora=True),
+        Method("LoRA r=128", 2e-4, rank=128, alpha=128.0, lora=True),
+        Method("stack as published", 2e-4),
+        Method("stack, alpha 32", 2e-4, alpha=32.0),
+        Method("stack, alpha 64", 2e-4, alpha=64.0),
+        Method("stack, B at 4x", 2e-4, b_ratio=4.0),
+        Method("stack, alpha 32, B at 4x", 2e-4, alpha=32.0, b_ratio=4.0),
+        Method("stack, alpha 32, B at 4x, no noise", 2e-4, alpha=32.0, b_ratio=4.0, noise=False),
+        Method("stack, alpha 32, B at 4x, four of four", 2e-4, alpha=32.0, b_ratio=4.0, top_k=4),
+        Method("LoRA r=64, B at 4x", 2e-4, rank=64, alpha=64.0, b_ratio=4.0, lora=True),
+    )
+}
+
+
+@dataclass
+class Curve:
+    method: str
+    domain: str
+    seed: int
+    parameters: int
+    steps: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    seconds_per_step: float = 0.0
+
+
+def train(
+    method: Method, base: LoadedBase, rows: list[EncodedRow], held: list[EncodedRow], seed: int, arguments
+) -> Curve:
+    torch.manual_seed(seed)
+    backward, parts, model, parameters = (_lora if method.lora else _stack)(method, base)
+    groups = [
+        {"params": [p for name, p in parts if not _is_b(name)], "lr": method.learning_rate},
+        {"params": [p for name, p in parts if _is_b(name)], "lr": method.learning_rate * method.b_ratio},
+    ]
+    adam = torch.optim.AdamW(groups, weight_decay=0.0)
+    warmup = max(1, arguments.steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1.0, (step + 1) / warmup))
+    curve = Curve(method.name, rows[0].domain, seed, parameters)
+    spent = 0.0
+    for step in range(arguments.steps + 1):
+        if step % EVAL_EVERY == 0:
+            curve.steps.append(step)
+            curve.loss.append(_validate(model, base, held))
+            print(
+                f"{method.name:<40} {rows[0].domain:<6} seed {seed}  step {step:>3}  {curve.loss[-1]:.4f}", flush=True
+            )
+        if step == arguments.steps:
+            break
+        started = time.perf_counter()
+        model.train()
+        backward(rows[step * arguments.batch : (step + 1) * arguments.batch])
+        nn.utils.clip_grad_norm_([p for _, p in parts], 1.0)
+        adam.step()
+        schedule.step()
+        adam.zero_grad()
+        spent += time.perf_counter() - started
+    curve.seconds_per_step = spent / arguments.steps
+    return curve
+
+
+Backward = Callable[[list[EncodedRow]], None]
+Built = tuple[Backward, list[tuple[str, nn.Parameter]], nn.Module, int]
+
+
+def _stack(method: Method, base: LoadedBase) -> Built:
+    config = StackConfig(
+        rank=method.rank,
+        experts=method.experts,
+        top_k=method.top_k,
+        alpha=method.alpha,
+        router_init_std=method.router_std,
+        target_modules=list(SEVEN_PROJECTIONS),
+        domain="d",
+    )
+    peft = get_peft_model(base.model, config, adapter_name="d_r1")
+    tuner: StackModel = peft.base_model  # type: ignore[assignment]
+    tuner.cache_weights()
+    balance = LoadBalance(method.experts, method.top_k, method.balance, len(tuner.sites), torch.device("cpu"))
+
+    def backward(rows: list[EncodedRow]) -> None:
+        batch = collate_packed(rows)
+        tokens = batch["input_ids"].numel()
+        noise_PET = torch.randn(len(tuner.sites), method.experts, tokens) if method.noise else None
+        with tuner.training_step(Training(noise_PET, None, tokens, balance)):
+            _nll(base, batch).mean().backward()
+        balance.finish_step(balance.totals())
+
+    parts = [(name, p) for name, p in peft.named_parameters() if p.requires_grad]
+    return backward, parts, peft, sum(p.numel() for _, p in parts)
+
+
+def _lora(method: Method, base: LoadedBase) -> Built:
+    config = LoraConfig(r=method.rank, lora_alpha=method.alpha, use_rslora=True, target_modules=SEVEN_PROJECTIONS)  # type: ignore[arg-type]
+    peft = get_peft_model(base.model, config)  # adapters in fp32, as our stacks' master weights are
+    parts = [(name, p) for name, p in peft.named_parameters() if p.requires_grad]
+
+    def backward(rows: list[EncodedRow]) -> None:
+        _nll(base, collate_packed(rows)).mean().backward()
+
+    return backward, parts, peft, sum(p.numel() for _, p in parts)
+
+
+def _is_b(name: str) -> bool:
+    return "lora_B" in name or "stack_B" in name
+
+
+def _nll(base: LoadedBase, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return completion_nll(base.model, batch["labels"], input_ids=batch["input_ids"], position_ids=batch["position_ids"])
+
+
+@torch.no_grad()
+def _validate(model: nn.Module, base: LoadedBase, held: list[EncodedRow]) -> float:
+    model.eval()
+    plan = plan_batches([len(row.input_ids) for row in held], EVAL_TOKENS)
+    losses = torch.cat([_nll(base, collate_packed([held[i] for i in batch])) for batch in plan])
+    return float(losses.double().mean())
+
+
+def read_rows(path: Path, domain: str, base: LoadedBase, data: DataSection) -> list[EncodedRow]:
+    raw = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [make_row(row["prompt"], row["completion"], domain) for row in raw]
+    encoded = encode_rows(rows, base.tokenizer, data)
+    return [row for row in encoded if row.completion_length >= 4]
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    section = BaseSection(model=arguments.base, compute_dtype="bfloat16")
+    data = DataSection(template="plain", max_length=arguments.max_length, max_prompt_length=arguments.max_length // 2)
+    curves: list[Curve] = []
+    for domain, path in (pair.split("=", 1) for pair in arguments.data):
+        for seed in arguments.seeds:
+            for name in arguments.methods:
+                base = load_base(section, device="cpu")
+                rows = read_rows(Path(path), domain, base, data)
+                random.Random(seed).shuffle(rows)
+                held, rows = rows[:EVAL_ROWS], rows[EVAL_ROWS:]
+                if len(rows) < arguments.steps * arguments.batch:
+                    rows = rows * (arguments.steps * arguments.batch // len(rows) + 1)
+                curves.append(train(METHODS[name], base, rows, held, seed, arguments))
+                if arguments.output:
+                    arguments.output.mkdir(parents=True, exist_ok=True)
+                    _save(arguments.output / "convergence.json", curves, arguments)
+
+
+def _save(path: Path, curves: list[Curve], arguments: argparse.Namespace) -> None:
+    told = {
+        "machine": machine_name(),
+        "command": "python -m benchmarks.convergence " + " ".join(sys.argv[1:]),
+        "curves": [vars(curve) for curve in curves],
+    }
+    path.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def summary(curves: list[Curve]) -> list[tuple[str, str, float, float, float]]:
+    """(domain, method, mean final loss, its standard deviation over seeds, mean of the curve's own area)."""
+    lines = []
+    for domain in dict.fromkeys(curve.domain for curve in curves):
+        for method in dict.fromkeys(curve.method for curve in curves):
+            own = [curve for curve in curves if (curve.domain, curve.method) == (domain, method)]
+            if own:
+                final = [curve.loss[-1] for curve in own]
+                area = [statistics.mean(curve.loss) for curve in own]
+                deviation = statistics.stdev(final) if len(final) > 1 else 0.0
+                lines.append((domain, method, statistics.mean(final), deviation, statistics.mean(area)))
+    return lines
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.convergence", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", nargs="+", required=True, help="domain=file.jsonl")
+    parser.add_argument("--base", default="embedded:gemma3-270m")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS)[:3])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=4, help="rows a step")
+    parser.add_argument("--max-length", type=int, default=192)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What serving a prompt pays before the first token: encoding it, deciding, and bringing a stack in from disk."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.settings import Settings
+from benchmarks.sweep import RandomEvaluator, prompts
+from benchmarks.table import Table
+from benchmarks.timing import medians, take_turns
+from bs_cluster.inference.evaluator import encode_states
+from bs_cluster.router.gates import serve_weights
+from bs_cluster.router.net import MetaRouter
+from bs_cluster.stacks.files import folded_tensors, write_stack
+
+DOMAINS = 5
+
+
+def measure(settings: Settings) -> list[Table]:
+    domains = [f"domain{d}" for d in range(DOMAINS)]
+    evaluator = RandomEvaluator(settings.base, settings.device, domains, settings.threads)
+    stacked = evaluator.stacked
+    config = stacked.base.model.config.get_text_config()
+    rows = prompts(config.vocab_size, 1)
+    prompt = rows[0].input_ids[: rows[0].prompt_length]
+    router = MetaRouter(config.hidden_size, DOMAINS).eval()
+    states = torch.from_numpy(encode_states(stacked, [prompt], 0.45)[0])[None].float()
+    mask_BT = torch.ones(states.shape[:2], dtype=torch.bool)
+
+    @torch.no_grad()
+    def decide() -> None:
+        serve_weights(router(states, mask_BT), domains, {}, 0.12)
+
+    cases = {
+        "encode the prompt (base alone)": lambda: encode_states(stacked, [prompt], 0.45),
+        "decide (meta-router)": decide,
+        "score the row, all five domains on": lambda: evaluator.score(rows, [[1.0] * DOMAINS]),
+    }
+    seconds = medians(take_turns(cases, settings.rounds * 4, settings.device))
+    table = Table(
+        f"Per prompt and per stack: {settings.base}",
+        ("what", "ms"),
+        [(name, value * 1000) for name, value in seconds.items()],
+        note=f"A prompt of {len(prompt)} tokens; ten stacks resident.",
+    )
+    table.rows += [(name, value * 1000) for name, value in _swap_in(evaluator, settings).items()]
+    return [table]
+
+
+def _swap_in(evaluator: RandomEvaluator, settings: Settings) -> dict[str, float]:
+    """A stack leaves and comes back from a folder; then the first forward packs it among the others."""
+    stacked, name = evaluator.stacked, evaluator.stacked.names[-1]
+    rows = prompts(stacked.base.model.config.get_text_config().vocab_size, 1)
+    weights = [[1.0] * DOMAINS]
+    read, first = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        assert stacked.peft is not None
+        write_stack(Path(folder), stacked.tuner.peft_config[name], folded_tensors(stacked.tuner, name))  # type: ignore[arg-type]
+        size = sum(path.stat().st_size for path in Path(folder).iterdir()) / 2**20
+        for _ in range(max(3, settings.rounds)):
+            stacked.tuner.delete_adapter(name)
+            evaluator.score(rows, weights)
+            started = time.perf_counter()
+            stacked.peft.load_adapter(folder, adapter_name=name)
+            stacked.fire(stacked.names)
+            read.append(time.perf_counter() - started)
+            started = time.perf_counter()
+            evaluator.score(rows, weights)
+            first.append(time.perf_counter() - started)
+    return {
+        f"read a stack from disk ({size:.0f} MiB, fp32)": sorted(read)[len(read) // 2],
+        "first row scored with it (packs all ten)": sorted(first)[len(first) // 2],
+    }

@@ -1,0 +1,82 @@
+"""Every section of the benchmark runs from its command line, on tiny bases, and writes numbers that can be true."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import save_tiny_base
+
+from benchmarks.table import Table, Target
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def measured(folder: Path) -> dict[str, Table]:
+    data = json.loads((folder / "results.json").read_text())
+    return {table["title"]: Table.from_dict(table) for table in data["tables"]}
+
+
+@pytest.mark.slow
+def test_what_a_bare_gpu_machine_runs(tmp_path):
+    sections = ["steps", "forward", "memory", "nullspace"]
+    sizes = ["--rows", "2", "--tokens", "16", "--rounds", "1"]
+    run("benchmarks", "--sections", *sections, "--bases", "random:tiny:2", *sizes, "--output", str(tmp_path))
+    tables = measured(tmp_path)
+    titles = " ".join(tables)
+    for wanted in ("Training step", "beside frozen stacks", "Forward", "Generation", "Memory", "basis", "Enforcement"):
+        assert wanted in titles
+    seconds = [row[1] for title, table in tables.items() if title.startswith("Training step") for row in table.rows]
+    assert all(value > 0 for value in seconds)
+    kept = {row[0]: row[2] for row in tables["Memory of a training step: random:tiny:2"].rows}
+    assert kept["one stack"] < kept["one stack, textbook form"]
+    bases = next(table for table in tables.values() if "basis of" in table.title)
+    errors = {(width, way.split(" ")[0]): error for width, way, _, _, error in bases.rows}
+    assert errors[640, "streamed"] < 1e-3 < errors[640, "randomized"]
+    assert "| what |" in (tmp_path / "RESULTS.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_sweep_and_serving_on_a_real_base(tmp_path):
+    base = save_tiny_base(tmp_path / "base", "gemma3")
+    sizes = ["--rounds", "1", "--threads", "1"]
+    run("benchmarks", "--sections", "sweep", "serving", "--bases", str(base), *sizes, "--output", str(tmp_path))
+    tables = measured(tmp_path)
+    exhaustive = {row[0]: row[2] for row in tables[f"Sweep, one evaluator: {base}"].rows if row[1] == "exhaustive"}
+    assert exhaustive == {3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}
+    greedy = {row[0]: row[1] for row in tables[f"Exhaustive sweep against greedy search, D = 5: {base}"].rows}
+    assert greedy["exhaustive, ours"] == 32
+    assert all(6 <= count <= 16 for name, count in greedy.items() if name.startswith("greedy"))
+    assert {row[0] for row in tables[f"Evaluators on Ray, D = 5: {base}"].rows} == {1, 2}
+
+
+@pytest.mark.slow
+def test_convergence_trains_every_method_on_the_same_rows(tmp_path):
+    base = save_tiny_base(tmp_path / "base", "gemma3")
+    rows = [{"prompt": f"say {word}", "completion": f"{word} {word} {word}"} for word in map(chr, range(97, 123))] * 4
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    short = ["--steps", "10", "--seeds", "0", "--max-length", "48", "--threads", "1"]
+    run("benchmarks.convergence", "--data", f"say={data}", "--base", str(base), *short, "--output", str(tmp_path))
+    curves = json.loads((tmp_path / "convergence.json").read_text())["curves"]
+    assert len({curve["loss"][0] for curve in curves}) == 1  # the untrained adapter changes nothing
+    assert all(curve["loss"][-1] < curve["loss"][0] for curve in curves)
+    assert {curve["method"] for curve in curves} == {"LoRA r=64", "LoRA r=128", "stack as published"}
+
+
+def test_a_target_that_is_missed_says_so():
+    table = Table("t", ("a", "b"), [("x", 0.5)], targets=[Target("fast", 1.2, 1.0), Target("more", 9.0, 8.0, True)])
+    text = table.markdown()
+    assert "✗ fast: **1.20** (wanted ≤ 1.00)" in text
+    assert "✓ more: **9.00** (wanted ≥ 8.00)" in text
+    assert Table.from_dict(json.loads(json.dumps(table.to_dict()))).markdown() == text
