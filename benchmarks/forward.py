@@ -50,7 +50,7 @@ def gated(ours: Variant, gates: tuple[int, ...], rows: int) -> contextlib.Abstra
 
 
 def _forward(base: Variant, lora: Variant, ours: Variant, settings: Settings, rows: int) -> Table:
-    vocabulary = base.model.config.get_text_config().vocab_size  # type: ignore[union-attr]
+    vocabulary = base.model.config.get_text_config().vocab_size
     ids_BT, labels_BT = batch(vocabulary, rows, max(16, settings.tokens // 4), settings.device)
     for variant in (base, lora, ours):
         variant.ids_BT, variant.labels_BT = ids_BT, labels_BT
@@ -74,11 +74,11 @@ def _forward(base: Variant, lora: Variant, ours: Variant, settings: Settings, ro
 
 
 def _generation(base: Variant, lora: Variant, ours: Variant, settings: Settings, rows: int) -> Table:
-    vocabulary = base.model.config.get_text_config().vocab_size  # type: ignore[union-attr]
+    vocabulary = base.model.config.get_text_config().vocab_size
     ids_BT, _ = batch(vocabulary, rows, 32, settings.device)
 
     def generate(variant: Variant) -> None:
-        variant.model.generate(  # type: ignore[operator]
+        variant.model.generate(
             input_ids=ids_BT,
             attention_mask=torch.ones_like(ids_BT),
             min_new_tokens=NEW_TOKENS,

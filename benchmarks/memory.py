@@ -60,7 +60,7 @@ def main() -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     variant = _variant(sys.argv[1], settings)
-    layers = variant.model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr]
+    layers = variant.model.config.get_text_config().num_hidden_layers
     variant.step()
     kept = saved_bytes(variant.loss)
     print(json.dumps([peak_bytes(variant.step, settings.device), kept, 7 * layers]))

@@ -59,7 +59,7 @@ def _swap_in(evaluator: RandomEvaluator, settings: Settings) -> dict[str, float]
     read, first = [], []
     with tempfile.TemporaryDirectory() as folder:
         assert stacked.peft is not None
-        write_stack(Path(folder), stacked.tuner.peft_config[name], folded_tensors(stacked.tuner, name))  # type: ignore[arg-type]
+        write_stack(Path(folder), stacked.tuner.peft_config[name], folded_tensors(stacked.tuner, name))
         size = sum(path.stat().st_size for path in Path(folder).iterdir()) / 2**20
         for _ in range(max(3, settings.rounds)):
             stacked.tuner.delete_adapter(name)

@@ -100,7 +100,7 @@ def _domains(count: int) -> list[str]:
 
 def _search(score: Score, rows: Sequence[EncodedRow], domains: Sequence[str], search: str) -> tuple[int, float]:
     """Outcomes measured and seconds, in one process, with the product's own plan."""
-    settings = SweepSection(search=search, batch_tokens=BATCH_TOKENS)  # type: ignore[arg-type]
+    settings = SweepSection(search=search, batch_tokens=BATCH_TOKENS)
     table = OutcomeTable([row.id for row in rows], [row.domain for row in rows], domains)
     lengths = [len(row.input_ids) for row in rows]
     started = time.perf_counter()

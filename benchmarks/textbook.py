@@ -15,8 +15,8 @@ from torch.nn import functional as F
 class TextbookStack(nn.Module):
     def __init__(self, site: nn.Module, rank: int, experts: int, top_k: int, scale: float, learns: bool):
         super().__init__()
-        inputs, outputs, device = site.in_features, site.out_features, site.weight.device  # type: ignore[union-attr]
-        self.a_ERI = nn.Parameter(torch.randn(experts, rank, inputs, device=device) / inputs**0.5, learns)  # type: ignore[operator]
+        inputs, outputs, device = site.in_features, site.out_features, site.weight.device
+        self.a_ERI = nn.Parameter(torch.randn(experts, rank, inputs, device=device) / inputs**0.5, learns)
         self.b_ERO = nn.Parameter(torch.randn(experts, rank, outputs, device=device) * 1e-3, learns)
         self.router_EI = nn.Parameter(torch.randn(experts, inputs, device=device) * 0.02, learns)
         self.noise_EI = nn.Parameter(torch.zeros(experts, inputs, device=device), learns)
@@ -44,10 +44,7 @@ class TextbookSite(nn.Module):
         super().__init__()
         self.base = base
         last = stacks - 1 if learns else -1
-        self.stacks = nn.ModuleList(
-            TextbookStack(base, learns=number == last, **sizes)  # type: ignore[arg-type]
-            for number in range(stacks)
-        )
+        self.stacks = nn.ModuleList(TextbookStack(base, learns=number == last, **sizes) for number in range(stacks))
 
     def forward(self, x_BTI: torch.Tensor) -> torch.Tensor:
         out = self.base(x_BTI)

@@ -15,9 +15,14 @@ Step = Callable[[], object]
 
 
 def take_turns(cases: Mapping[str, Step], rounds: int, device: str, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of every call, by case: ``warmup`` unmeasured turns and then ``rounds`` measured ones."""
+    """Seconds of every call, by case: ``warmup`` unmeasured turns and then ``rounds`` measured ones.
+
+    A turn begins with the first case unmeasured: it would else pay for the memory that the last one gave back.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
+    first = next(iter(cases.values()))
     for turn in range(warmup + rounds):
+        first()
         for name, step in cases.items():
             print(f"\r{name[:60]:<60} turn {turn + 1}/{warmup + rounds}", end="", file=sys.stderr, flush=True)
             started = _now(device)

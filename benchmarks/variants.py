@@ -58,7 +58,7 @@ def batch(vocabulary: int, rows: int, tokens: int, device: str) -> tuple[torch.T
 def frozen_base(name: str, device: str, rows: int, tokens: int) -> Variant:
     """The base alone; its embeddings ask for a gradient so that backward passes through all of it."""
     model = load_model(name, device)
-    model.enable_input_require_grads()  # type: ignore[operator]
+    model.enable_input_require_grads()
     return Variant(model.train(), *batch(_vocabulary(model), rows, tokens, device))
 
 
@@ -67,11 +67,11 @@ def peft_lora(name: str, device: str, rows: int, tokens: int, rank: int = RANK *
     model = load_model(name, device)
     data = batch(_vocabulary(model), rows, tokens, device)
     config = LoraConfig(r=rank, lora_alpha=rank, use_rslora=True, target_modules=SEVEN_PROJECTIONS)
-    peft = get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+    peft = get_peft_model(model, config, autocast_adapter_dtype=False)
     for parameter in peft.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()
-    return Variant(peft.get_base_model().train(), *data)  # type: ignore[arg-type]
+    return Variant(peft.get_base_model().train(), *data)
 
 
 def our_stacks(name: str, device: str, rows: int, tokens: int, frozen: int, *, learns: bool, cached: bool) -> Variant:
@@ -93,12 +93,12 @@ def our_stacks(name: str, device: str, rows: int, tokens: int, frozen: int, *, l
             position=i // DOMAIN_SIZE,
         )
         if peft is None:
-            peft = get_peft_model(model, config, adapter_name=stack)  # type: ignore[arg-type]
+            peft = get_peft_model(model, config, adapter_name=stack)
         else:
             peft.add_adapter(stack, config)
     if peft is None:
         return Variant(model, *data)
-    tuner: StackModel = peft.base_model  # type: ignore[assignment]
+    tuner: StackModel = peft.base_model
     torch.manual_seed(1)
     for site in tuner.sites:
         for stack in names:
@@ -108,7 +108,7 @@ def our_stacks(name: str, device: str, rows: int, tokens: int, frozen: int, *, l
         tuner.cache_weights()
     peft.train(learns)
     balance = LoadBalance(EXPERTS, TOP_K, 0.01, len(tuner.sites), data[0].device) if learns else None
-    return Variant(peft.get_base_model(), *data, tuner, balance)  # type: ignore[arg-type]
+    return Variant(peft.get_base_model(), *data, tuner, balance)
 
 
 def textbook_stacks(name: str, device: str, rows: int, tokens: int, frozen: int, *, learns: bool) -> Variant:
@@ -120,4 +120,4 @@ def textbook_stacks(name: str, device: str, rows: int, tokens: int, frozen: int,
 
 
 def _vocabulary(model: nn.Module) -> int:
-    return model.config.get_text_config().vocab_size  # type: ignore[union-attr]
+    return model.config.get_text_config().vocab_size

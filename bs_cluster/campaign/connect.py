@@ -10,14 +10,7 @@ import ray
 
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.errors import ConfigError
-
-# glibc gives every freed tensor of more than 32 MiB back to the kernel, and page-faults it in again a moment later:
-# a third of a CPU step's time on a busy virtual machine. A worker that keeps its memory does not.
-KEEP_FREED_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 28),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 29),
-    "MALLOC_TOP_PAD_": str(1 << 26),
-}
+from bs_cluster.quiet import KEEP_FREED_MEMORY
 
 
 def connect(config: CampaignConfig) -> None:

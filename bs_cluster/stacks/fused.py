@@ -157,13 +157,12 @@ class _AddStacks(Function):
         u_TSm = _by_stack(ul_TX, block)[..., :m]
         gates_TSm = _gates(p_SET, block, x.dtype)
         dz_TSm = (dout_TO @ block.write_MO.t()).unflatten(1, (-1, m))
-        dlogits_SET = _through_softmax(_dp(dz_TSm, u_TSm, block), p_SET)
-        if softmax_ET is not None and learning.dsoftmax_ET is not None:
-            dlogits_SET[-1] += _through_softmax(learning.dsoftmax_ET, softmax_ET)
-
         dul_TX = torch.empty_like(ul_TX)
         dul_TSx = _by_stack(dul_TX, block)
         torch.mul(dz_TSm, gates_TSm, out=dul_TSx[..., :m])
+        dlogits_SET = _through_softmax(_dp(dz_TSm.mul_(u_TSm), block), p_SET)
+        if softmax_ET is not None and learning.dsoftmax_ET is not None:
+            dlogits_SET[-1] += _through_softmax(learning.dsoftmax_ET, softmax_ET)
         dul_TSx[..., m:] = dlogits_SET.permute(2, 0, 1)
         if slope_ET is not None:
             dul_TX[:, -experts:] = (dlogits_SET[-1] * slope_ET).t()
@@ -208,10 +207,10 @@ def _gates(p_SET: torch.Tensor, block: Block, dtype: torch.dtype) -> torch.Tenso
     return gates_SET.permute(2, 0, 1).to(dtype, memory_format=torch.contiguous_format).repeat_interleave(block.rank, -1)
 
 
-def _dp(dz_TSm: torch.Tensor, u_TSm: torch.Tensor, block: Block) -> torch.Tensor:
-    """Gradient of p (S, E, T): what each expert's directions contribute, times scale and gate weight."""
-    precision = torch.promote_types(u_TSm.dtype, torch.float32)
-    dg_TSE = (dz_TSm * u_TSm).unflatten(-1, (block.experts, -1)).sum(-1, dtype=precision)
+def _dp(dg_TSm: torch.Tensor, block: Block) -> torch.Tensor:
+    """Gradient of p (S, E, T) from that of g in each rank direction: summed over R, times scale and gate weight."""
+    precision = torch.promote_types(dg_TSm.dtype, torch.float32)
+    dg_TSE = dg_TSm.unflatten(-1, (block.experts, -1)).sum(-1, dtype=precision)
     dp_SET = dg_TSE.permute(1, 2, 0).contiguous().mul_(block.scale)
     return dp_SET if block.weights_ST is None else dp_SET.mul_(block.weights_ST[:, None])
 

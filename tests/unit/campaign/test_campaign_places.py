@@ -6,10 +6,11 @@ import pytest
 from tiny_campaign import campaign
 
 from bs_cluster.campaign.bundle import config_digest
-from bs_cluster.campaign.connect import KEEP_FREED_MEMORY, connect, environment
+from bs_cluster.campaign.connect import connect, environment
 from bs_cluster.campaign.recorder import tracking_uri
 from bs_cluster.campaign.run import run_folder, run_storage
 from bs_cluster.errors import ConfigError
+from bs_cluster.quiet import KEEP_FREED_MEMORY
 
 
 @pytest.fixture(autouse=True)

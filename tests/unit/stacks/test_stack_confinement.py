@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file
 from stack_kit import orthonormal, random_ids, stacked_model, tuner
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bs_cluster.stacks.files import folded_tensors, write_stack
 from bs_cluster.stacks.layer import PARTS
@@ -84,6 +86,40 @@ def test_what_is_written_lies_outside_the_claimed_directions():
         x_TI = torch.randn(20, site.in_features)
         delta_TO = site(x_TI) - site.base_layer(x_TI)
         assert (delta_TO @ output[path]).abs().max() < 1e-4 * delta_TO.abs().max()
+
+
+class Shapes(TorchDispatchMode):
+    """Remembers the shape of every tensor that any operation makes, in forward and in backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.seen |= {tuple(tensor.shape) for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)}
+        return result
+
+
+def test_no_tensor_of_width_by_width_is_ever_made():
+    """Published flaw 6: dense projectors, 50 GB for Gemma 3 12B. Nor one for every expert's output."""
+    peft = stacked_model("llama", ["chat_r1", LEARNING])
+    stacks = tuner(peft)
+    stacks.fire(["chat_r1"], train=LEARNING)
+    bases = {
+        path: orthonormal(site.out_features, 3, 1, torch.float32)
+        for path, site in zip(stacks.site_names(), stacks.sites, strict=True)
+    }
+    stacks.set_bases(bases, {})
+    site = next(site for site in stacks.sites if site.out_features != site.in_features)
+    x = torch.randn(2, 5, site.in_features, requires_grad=True)
+    with Shapes() as shapes:
+        site(x).sum().backward()
+        folded_tensors(stacks, LEARNING)
+    width, tokens = site.out_features, 10
+    assert any(width in shape for shape in shapes.seen)
+    assert not [shape for shape in shapes.seen if shape.count(width) > 1]
+    assert not [shape for shape in shapes.seen if torch.Size(shape).numel() > max(tokens, width) * 2 * width]
 
 
 def test_a_basis_without_columns_and_no_basis_confine_nothing():

@@ -262,3 +262,21 @@ def test_frozen_stacks_and_eval_mode_are_without_noise():
     stacks.fire(FROZEN, train=LEARNING)
     with stacks.training_step(loud):
         assert not torch.equal(peft.train()(x), quiet)
+
+
+def test_the_same_seed_gives_the_same_bits_noise_included():
+    def gradients() -> list[torch.Tensor]:
+        case = Case(2, 8, 24, 40, 4, 2, 3, 3, True, False, True, True, "none", None, 7)
+        peft, stacks, site = site_of(case, torch.bfloat16)
+        generator = torch.Generator().manual_seed(11)
+        noise_PET = torch.randn(1, 4, 16, generator=generator)
+        x = torch.randn(2, 8, 24, generator=generator).bfloat16().requires_grad_(True)
+        load = LoadBalance(4, 2, 0.5, 1, torch.device("cpu"))
+        load.fraction_PE = torch.tensor([[0.9, 0.5, 0.4, 0.2]])
+        with stacks.training_step(Training(noise_PET, None, 16.0, load)):
+            out = peft.train()(x)
+            out.square().sum().backward()
+        return [out, x.grad, *(getattr(site, part)[LEARNING].grad for part in PARTS), load.totals()]
+
+    for first, second in zip(gradients(), gradients(), strict=True):
+        assert torch.equal(first, second)
