@@ -61,16 +61,17 @@ class Method:
 METHODS = {
     method.name: method
     for method in (
-        Method("LoRA r=64", 2e-4, rank=64, alpha=64.0, lora=True),
-        Method("LoRA r=128", 2e-4, rank=128, alpha=128.0, lora=True),
-        Method("stack as published", 2e-4),
+        Method("LoRA r=64", 2e-4, rank=64, alpha=16.0, lora=True),
+        Method("LoRA r=256", 2e-4, rank=256, alpha=32.0, lora=True),
+        Method("stack", 2e-4),
+        Method("LoRA r=64, scale 1", 2e-4, rank=64, alpha=8.0, lora=True),
+        Method("LoRA r=64, scale 8", 2e-4, rank=64, alpha=64.0, lora=True),
+        Method("stack, rate 4e-4", 4e-4),
         Method("stack, alpha 32", 2e-4, alpha=32.0),
-        Method("stack, alpha 64", 2e-4, alpha=64.0),
-        Method("stack, B at 4x", 2e-4, b_ratio=4.0),
-        Method("stack, alpha 32, B at 4x", 2e-4, alpha=32.0, b_ratio=4.0),
-        Method("stack, alpha 32, B at 4x, no noise", 2e-4, alpha=32.0, b_ratio=4.0, noise=False),
-        Method("stack, alpha 32, B at 4x, four of four", 2e-4, alpha=32.0, b_ratio=4.0, top_k=4),
-        Method("LoRA r=64, B at 4x", 2e-4, rank=64, alpha=64.0, b_ratio=4.0, lora=True),
+        Method("stack, no noise", 2e-4, noise=False),
+        Method("stack, all four fire", 2e-4, top_k=4),
+        Method("stack, router init 0.1", 2e-4, router_std=0.1),
+        Method("stack, B at 2x", 2e-4, b_ratio=2.0),
     )
 }
 
