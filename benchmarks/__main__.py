@@ -19,6 +19,7 @@ import time
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,7 +47,7 @@ def main() -> None:
             for table in _measure(section, settings):
                 print(table.markdown(), flush=True)
                 tables.append(table)
-    _write(arguments.output, tables, time.time() - started)
+    _write(arguments.output, tables, time.time() - started, arguments.append)
 
 
 def _arguments() -> argparse.Namespace:
@@ -59,6 +60,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5, help="measured turns of every case")
     parser.add_argument("--output", type=Path, help="folder for RESULTS.md and results.json; printed only if not given")
+    parser.add_argument("--append", action="store_true", help="add to the results in that folder")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # what a section's own process is told
     return parser.parse_args()
 
@@ -82,33 +84,35 @@ def _measure_one(told: dict) -> None:
     Path(told["answer"]).write_text(json.dumps([table.to_dict() for table in tables]))
 
 
-def _write(folder: Path | None, tables: list[Table], seconds: float) -> None:
+def _write(folder: Path | None, tables: list[Table], seconds: float, append: bool) -> None:
     if folder is None:
         return
-    machine = {
-        "machine": machine_name(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+    run = {
         "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
         "date": time.strftime("%Y-%m-%d"),
         "minutes": round(seconds / 60, 1),
+        "machine": machine_name(),
+        "python": platform.python_version(),
+        "versions": {name: number for name in PACKAGES if (number := _version(name))},
+        "tables": [table.to_dict() for table in tables],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(
-        json.dumps({**machine, "tables": [table.to_dict() for table in tables]}, indent=1, ensure_ascii=False) + "\n"
-    )
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
+    results = folder / "results.json"
+    runs = [*(json.loads(results.read_text()) if append and results.exists() else []), run]
+    results.write_text(json.dumps(runs, indent=1, ensure_ascii=False) + "\n")
+    (folder / "RESULTS.md").write_text("\n".join(["# Benchmark results\n", *map(_run_markdown, runs)]))
+
+
+def _run_markdown(run: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     lines = [
-        "# Benchmark results",
+        f"`{run['command']}`, {run['date']}, {run['minutes']} minutes, on {run['machine']}; "
+        f"Python {run['python']}, {versions}.",
         "",
-        f"Written by `{machine['command']}` on {machine['date']} in {machine['minutes']} minutes.",
-        "",
-        f"{machine['machine']}; Python {machine['python']}, {versions}.",
-        "",
-        "Cases of a table took turns in one process, times are medians; compare ratios, not seconds.",
+        "The cases of a table took turns in one process and figures are medians: compare ratios, not seconds.",
         "",
     ]
-    (folder / "RESULTS.md").write_text("\n".join(lines) + "\n" + "\n".join(table.markdown() for table in tables))
+    return "\n".join([*lines, *(Table.from_dict(table).markdown() for table in run["tables"])])
 
 
 def machine_name() -> str:

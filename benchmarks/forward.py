@@ -12,7 +12,7 @@ from benchmarks.timing import Step, medians, take_turns
 from benchmarks.variants import Variant, batch, frozen_base, our_stacks, peft_lora
 
 RESIDENT, DOMAINS = 10, 5
-NEW_TOKENS = 32
+NEW_TOKENS = 16
 CASES = {  # gate weights of the five domains; two stacks each
     "10 resident, none fires": (0, 0, 0, 0, 0),
     "2 fire (one domain)": (1, 0, 0, 0, 0),
@@ -64,7 +64,7 @@ def _forward(base: Variant, lora: Variant, ours: Variant, settings: Settings, ro
 
     cases: dict[str, Step] = {"frozen base": base.forward, "PEFT LoRA r=64": lora.forward}
     cases |= {name: ours_with(gates) for name, gates in CASES.items()}
-    seconds = medians(take_turns(cases, settings.rounds * 2, settings.device))
+    seconds = medians(take_turns(cases, settings.rounds, settings.device))
     return Table(
         f"Forward, {rows} × {ids_BT.shape[1]} tokens: {settings.base}",
         ("what", "seconds", "× frozen base"),

@@ -39,7 +39,7 @@ from bs_cluster.sweep.plan import plan_work
 from bs_cluster.sweep.run import run_sweep
 from bs_cluster.sweep.search import next_requests
 
-PROMPTS, PROMPT_TOKENS, COMPLETION_TOKENS = 8, 40, 40
+PROMPTS, PROMPT_TOKENS, COMPLETION_TOKENS = 4, 40, 40
 BATCH_TOKENS = 1024
 GREEDY_DOMAINS, GREEDY_BATCH = 5, 8
 MAX_DOMAINS = 8
@@ -160,7 +160,7 @@ def _against_greedy(settings: Settings) -> Table:
     """Random stacks help nobody, so greedy stops early, after 1 + D evaluations: its best case."""
     domains = _domains(GREEDY_DOMAINS)
     ours = RandomEvaluator(settings.base, settings.device, domains, settings.threads)
-    rows = prompts(_vocabulary(ours), PROMPTS)
+    rows = prompts(_vocabulary(ours), GREEDY_BATCH)
 
     def exhaustive() -> tuple[float, float]:
         outcomes, seconds = _search(ours.score, rows, domains, "exhaustive")
@@ -231,7 +231,7 @@ def _evaluators(settings: Settings) -> Table:
                 continue
             start = actor.options(**options).remote
             evaluators = [start(settings.base, settings.device, domains, 1) for _ in range(count)]
-            rows = prompts(_vocabulary_of(settings), PROMPTS * 2)
+            rows = prompts(_vocabulary_of(settings), PROMPTS * 3)
             ray.get([evaluator.score.remote(rows[:4], [[1.0] * GREEDY_DOMAINS] * 4) for evaluator in evaluators])
             with tempfile.TemporaryDirectory() as folder:
                 started = time.perf_counter()

@@ -1,14 +1,11 @@
 """The frozen base: found or built, loaded in NF4, differentiated through, never changed."""
 
 from bs_cluster.base.hidden import router_states
-from bs_cluster.base.load import LoadedBase, decoder_and_head, load_base, load_tokenizer
-from bs_cluster.base.nf4 import dequantized_weight
+from bs_cluster.base.load import LoadedBase, load_base, load_tokenizer
 from bs_cluster.base.prepare import prepare_base
 
 __all__ = [
     "LoadedBase",
-    "decoder_and_head",
-    "dequantized_weight",
     "load_base",
     "load_tokenizer",
     "prepare_base",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bs_cluster.base.load import decoder_and_head
+from bs_cluster.decoder import decoder_and_head
 
 
 @torch.no_grad()

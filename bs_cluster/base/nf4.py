@@ -1,14 +1,9 @@
-"""What one must know of bitsandbytes' 4-bit layers: a bug to switch off, and the weight they really multiply by."""
+"""What one must know of bitsandbytes' 4-bit layers: a bug to switch off."""
 
 from __future__ import annotations
 
-from typing import cast
-
-import bitsandbytes.functional as bnb
-from bitsandbytes.nn.modules import Linear4bit, Params4bit
-from torch import Tensor, nn
-
-from bs_cluster.errors import BaseModelError
+from bitsandbytes.nn.modules import Linear4bit
+from torch import nn
 
 
 def keep_weights_differentiable(model: nn.Module) -> None:
@@ -20,21 +15,3 @@ def keep_weights_differentiable(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
-
-
-def dequantized_weight(module: nn.Module) -> Tensor:
-    """The weight, (out, in) in compute dtype, that ``module``'s forward multiplies by; bit for bit.
-
-    For a Linear4bit a fresh tensor, for a plain Linear its own weight, detached.
-    """
-    if isinstance(module, Linear4bit):
-        state = cast(Params4bit, module.weight).quant_state
-        if state is None:
-            raise BaseModelError("a Linear4bit has not been quantised yet; load the base with load_base first")
-        if getattr(state, "packing_format_for_cpu", False):
-            raise BaseModelError("a Linear4bit has been repacked for CPU inference; load the base with load_base")
-        weight = bnb.dequantize_4bit(module.weight.data, state)
-        return weight.to(module.compute_dtype if module.compute_dtype is not None else weight.dtype)
-    if isinstance(module, nn.Linear):
-        return module.weight.detach()
-    raise BaseModelError(f"{type(module).__name__} is no linear layer; dequantized_weight takes Linear and Linear4bit")

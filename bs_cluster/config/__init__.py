@@ -1,16 +1,14 @@
 """The one validated description of a campaign (DESIGN: sections 2 and 4)."""
 
-from bs_cluster.config.load import (
+from bs_cluster.config.conflicts import problems
+from bs_cluster.config.identity import (
     campaign_identity,
     curriculum,
     domain_digest,
     effective_domain,
     identity_differences,
-    load_config,
-    parse_config,
-    problems,
-    to_yaml,
 )
+from bs_cluster.config.load import load_config, parse_config, to_yaml
 from bs_cluster.config.schema import (
     PROJECTIONS,
     BaseSection,

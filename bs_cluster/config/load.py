@@ -16,27 +16,8 @@ from pydantic_core import ErrorDetails
 
 from bs_cluster.config import yaml12
 from bs_cluster.config.conflicts import conflicts, did_you_mean, problems, shown
-from bs_cluster.config.identity import (
-    campaign_identity,
-    curriculum,
-    domain_digest,
-    effective_domain,
-    identity_differences,
-)
 from bs_cluster.config.schema import CampaignConfig, Section
 from bs_cluster.errors import ConfigError
-
-__all__ = [
-    "campaign_identity",
-    "curriculum",
-    "domain_digest",
-    "effective_domain",
-    "identity_differences",
-    "load_config",
-    "parse_config",
-    "problems",
-    "to_yaml",
-]
 
 Location = tuple[int | str, ...]
 

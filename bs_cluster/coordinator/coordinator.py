@@ -21,7 +21,6 @@ from bs_cluster.errors import ConfigError, FencedError, OutOfOrderError
 from bs_cluster.records import (
     CloseDomain,
     DomainRecord,
-    Finished,
     RoundOutcome,
     StackId,
     StackManifest,
@@ -153,9 +152,6 @@ class Coordinator:
     def events_since(self, number: int) -> list[tuple[int, dict[str, Any]]]:
         """Events after ``number`` (0: all that are kept), numbered."""
         return [(n, event) for n, event in self.events if n > number]
-
-    def finished(self) -> bool:
-        return isinstance(self._next(), Finished)
 
 
 def claim(store: Store, config: CampaignConfig) -> None:

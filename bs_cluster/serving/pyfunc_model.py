@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from mlflow.models import set_model
@@ -27,7 +26,8 @@ class BundleModel(PythonModel):
         with tempfile.TemporaryDirectory() as folder:
             self.runtime = BundleRuntime(store, store.bundle(reference["bundle"]), Path(folder), device)
 
-    def predict(self, context, model_input: list[str], params=None) -> list[dict[str, Any]]:  # type: ignore[override]
+    def predict(self, context, model_input: list[str], params=None):  # type: ignore[override]
+        """One dict a prompt. Without a return type: MLflow warns of every type that a mapping's values could have."""
         answers = self.runtime.answer(list(model_input), **(params or {}))
         return [{"completion": answer.text, "gates": dict(answer.gates)} for answer in answers]
 

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.autograd import Function
 
+from bs_cluster.decoder import decoder_and_head
+
 # Logits of a chunk, N·V: a product large enough to be worth its reading of the head's weight. Within it the softmax
 # goes by blocks of rows that, on a CPU, stay in cache: fresh memory for a chunk cost more than both products.
 CHUNK_ELEMENTS = {"cpu": 1 << 25, "cuda": 1 << 27}
@@ -76,16 +78,9 @@ def completion_nll(model: nn.Module, labels_BT: torch.Tensor, **inputs: torch.Te
     (position t is predicted from position t-1); ``inputs`` go to the decoder (``input_ids``, ``attention_mask`` or
     ``position_ids``). The N values are in row-major order of the labelled positions.
     """
-    hidden_BTH = decoder_of(model)(**inputs, use_cache=False).last_hidden_state
+    decoder, head, softcap = decoder_and_head(model)
+    hidden_BTH = decoder(**inputs, use_cache=False).last_hidden_state
     next_BT = labels_BT[:, 1:]
     labelled_BT = next_BT != -100
     hidden_NH = hidden_BTH[:, :-1][labelled_BT]
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)  # type: ignore[union-attr]
     return _HeadLoss.apply(hidden_NH, head.weight, next_BT[labelled_BT], softcap)  # type: ignore[return-value]
-
-
-def decoder_of(model: nn.Module) -> nn.Module:
-    """The text decoder of a causal LM, also of one that sees pictures (Gemma 3 12B's language side)."""
-    decoder = model.get_decoder()  # type: ignore[operator]
-    return getattr(decoder, "language_model", decoder)

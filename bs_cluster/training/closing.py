@@ -10,10 +10,10 @@ import torch
 
 from bs_cluster.data.batch import collate_packed, plan_batches
 from bs_cluster.data.encode import EncodedRow
+from bs_cluster.decoder import decoder_and_head
 from bs_cluster.inference.scoring import mean_loss
 from bs_cluster.records import SCHEMA_VERSION, CloseDomain, DomainRecord, RoundOutcome, RowLoss
 from bs_cluster.stacks.files import basis_bytes, load_basis
-from bs_cluster.stacks.lm_loss import decoder_of
 from bs_cluster.stacks.model import StackModel
 from bs_cluster.stacks.nullspace import (
     OVERSAMPLE,
@@ -158,6 +158,7 @@ def _moments(session: Session, tuner: StackModel, names: tuple[str, ...], rows: 
 @torch.no_grad()
 def _stream(session: Session, rows: list[EncodedRow], moments: dict[int, Moments]) -> None:
     model = session.stacked.base.model
+    decoder, _, _ = decoder_and_head(model)
     plan = plan_batches([len(row.input_ids) for row in rows], session.config.training.eval_batch_tokens)
     for number, batch in enumerate(plan):
         if number % world_size() != world_rank():
@@ -167,7 +168,7 @@ def _stream(session: Session, rows: list[EncodedRow], moments: dict[int, Moments
         for moment in moments.values():
             moment.row_index_T = row_index_T
         inputs = {key: tensors[key].to(model.device) for key in ("input_ids", "position_ids")}
-        decoder_of(model)(**inputs, use_cache=False)
+        decoder(**inputs, use_cache=False)
         if session.rank == 0:
             session.report({"kind": "directions", "batch": number + 1, "batches": len(plan)})
     for moment in moments.values():

@@ -6,9 +6,8 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 from tiny import save_tiny_base, tiny_llama
-from torch.nn import functional
 
-from bs_cluster.base import dequantized_weight, load_base
+from bs_cluster.base import load_base
 from bs_cluster.base.load import LoadedBase
 from bs_cluster.config import BaseSection
 from bs_cluster.errors import BaseModelError
@@ -52,32 +51,6 @@ def test_every_projection_is_nf4_frozen_and_never_repacked(nf4: LoadedBase):
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers.values())
     assert not any(parameter.requires_grad for parameter in nf4.model.parameters())
     assert not nf4.model.training
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("double_quant", [True, False])
-def test_the_dequantized_weight_is_the_forwards_bit_for_bit(folder: str, dtype: str, double_quant: bool):
-    base = load_base(BaseSection(model=folder, compute_dtype=dtype, double_quant=double_quant), device="cpu")
-    layer = next(m for m in base.model.modules() if isinstance(m, Linear4bit))
-    weight_OI = dequantized_weight(layer)
-    assert weight_OI.dtype == getattr(torch, dtype)
-    assert weight_OI.shape == (layer.out_features, layer.in_features)
-    x_BTI = torch.randn(2, 7, layer.in_features, dtype=weight_OI.dtype, requires_grad=True)
-    ours, theirs = functional.linear(x_BTI, weight_OI), layer(x_BTI)
-    assert torch.equal(ours, theirs)
-    upstream = torch.randn_like(ours)
-    assert torch.equal(
-        torch.autograd.grad(ours, x_BTI, upstream)[0],
-        torch.autograd.grad(theirs, x_BTI, upstream)[0],
-    )
-
-
-def test_a_plain_linear_gives_its_own_weight():
-    layer = torch.nn.Linear(4, 3)
-    assert torch.equal(dequantized_weight(layer), layer.weight)
-    assert not dequantized_weight(layer).requires_grad
-    with pytest.raises(BaseModelError, match="Embedding"):
-        dequantized_weight(torch.nn.Embedding(2, 2))
 
 
 def test_without_quantization_the_weights_are_plain(folder: str):
