@@ -34,15 +34,19 @@ PARTS = ("stack_A", "stack_B", "stack_router", "stack_noise")
 
 @dataclass
 class Packed:
-    """Stacks of a site in one allocation, in compute dtype, and behind them room for one that learns.
+    """Stacks of a site in one allocation, in compute dtype, and behind them, where one learns, room for it.
 
     ``read_XI`` holds, stack by stack, the rows of A and of the expert router, so that one product with ``x`` gives
     both; the room's last E rows are for the noise. ``write_MO`` holds B.
     """
 
     names: tuple[str, ...]
+    room: bool
     read_XI: torch.Tensor
     write_MO: torch.Tensor
+
+    def serves(self, names: tuple[str, ...], learns: bool, dtype: torch.dtype) -> bool:
+        return self.names == names and (self.room or not learns) and self.read_XI.dtype == dtype
 
 
 class StackLinear(nn.Module, BaseTunerLayer):
@@ -109,11 +113,10 @@ class StackLinear(nn.Module, BaseTunerLayer):
     @torch.no_grad()
     def _pack(self, dtype: torch.dtype) -> Packed:
         """The block of all resident stacks; made when a stack came or went, its entries becoming views of it."""
-        names = self.composition.resident
-        packed = self.packed
-        if packed is not None and packed.names == names and packed.read_XI.dtype == dtype:
-            return packed
-        packed = self.packed = self._allocate(names, dtype)
+        names, learns = self.composition.resident, self.composition.train is not None
+        if self.packed is not None and self.packed.serves(names, learns, dtype):
+            return self.packed
+        packed = self.packed = self._allocate(names, learns, dtype)
         self.chosen = None
         m = self.experts * self.rank
         for i, name in enumerate(names):
@@ -128,11 +131,11 @@ class StackLinear(nn.Module, BaseTunerLayer):
                 entry.data = place.view(entry.shape).copy_(entry)
         return packed
 
-    def _allocate(self, names: tuple[str, ...], dtype: torch.dtype) -> Packed:
-        stacks, m = len(names) + 1, self.experts * self.rank
+    def _allocate(self, names: tuple[str, ...], room: bool, dtype: torch.dtype) -> Packed:
+        stacks, m = len(names) + room, self.experts * self.rank
         empty = partial(torch.empty, dtype=dtype, device=self.device)
-        read_XI = empty(stacks * (m + self.experts) + self.experts, self.in_features)
-        return Packed(names, read_XI, empty(stacks * m, self.out_features))
+        read_XI = empty(stacks * (m + self.experts) + room * self.experts, self.in_features)
+        return Packed(names, room, read_XI, empty(stacks * m, self.out_features))
 
     def _read_rows(self, packed: Packed, place: int) -> torch.Tensor:
         width = self.experts * (self.rank + 1)
@@ -151,8 +154,8 @@ class StackLinear(nn.Module, BaseTunerLayer):
         stop = first + len(places)
         if places == list(range(first, stop)) and (stop == len(packed.names) or not learns):
             return self._slice(packed, first, stop, learns)
-        if self.chosen is None or self.chosen.names != names or self.chosen.read_XI.dtype != dtype:
-            chosen, m = self._allocate(names, dtype), self.experts * self.rank
+        if self.chosen is None or not self.chosen.serves(names, learns, dtype):
+            chosen, m = self._allocate(names, learns, dtype), self.experts * self.rank
             for i, place in enumerate(places):
                 self._read_rows(chosen, i).copy_(self._read_rows(packed, place))
                 chosen.write_MO[i * m : (i + 1) * m] = packed.write_MO[place * m : (place + 1) * m]
