@@ -38,16 +38,27 @@ def main() -> None:
         _measure_one(json.loads(arguments.one))
         return
     tables: list[Table] = []
+    failed: list[str] = []
     started = time.time()
+    results = arguments.output / "results.json" if arguments.output else None
+    earlier = json.loads(results.read_text()) if results and arguments.append and results.exists() else []
     for base in arguments.bases or DEFAULT_BASES[arguments.device]:
         for section in arguments.sections:
             settings = Settings(
                 base, arguments.device, arguments.threads, arguments.rows, arguments.tokens, arguments.rounds
             )
-            for table in _measure(section, settings):
+            try:
+                measured = _measure(section, settings)
+            except subprocess.CalledProcessError as error:
+                failed.append(f"{section} on {base} ended with exit code {error.returncode}")
+                continue
+            for table in measured:
                 print(table.markdown(), flush=True)
                 tables.append(table)
-    _write(arguments.output, tables, time.time() - started, arguments.append)
+            if arguments.output:  # after each section: a later one may fail
+                _write(arguments.output, earlier, tables, time.time() - started)
+    if failed:
+        sys.exit("not measured: " + "; ".join(failed))
 
 
 def _arguments() -> argparse.Namespace:
@@ -84,9 +95,7 @@ def _measure_one(told: dict) -> None:
     Path(told["answer"]).write_text(json.dumps([table.to_dict() for table in tables]))
 
 
-def _write(folder: Path | None, tables: list[Table], seconds: float, append: bool) -> None:
-    if folder is None:
-        return
+def _write(folder: Path, earlier: list[dict[str, Any]], tables: list[Table], seconds: float) -> None:
     run = {
         "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
         "date": time.strftime("%Y-%m-%d"),
@@ -97,9 +106,8 @@ def _write(folder: Path | None, tables: list[Table], seconds: float, append: boo
         "tables": [table.to_dict() for table in tables],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    results = folder / "results.json"
-    runs = [*(json.loads(results.read_text()) if append and results.exists() else []), run]
-    results.write_text(json.dumps(runs, indent=1, ensure_ascii=False) + "\n")
+    runs = [*earlier, run]
+    (folder / "results.json").write_text(json.dumps(runs, indent=1, ensure_ascii=False) + "\n")
     (folder / "RESULTS.md").write_text("\n".join(["# Benchmark results\n", *map(_run_markdown, runs)]))
 
 

@@ -20,7 +20,8 @@ VARIANTS = (
     "one stack",
     "one stack, textbook form",
     "one stack beside 9",
-    "one stack beside 9, textbook form",
+    "one stack beside 4",
+    "one stack beside 4, textbook form",
 )
 
 
@@ -49,7 +50,7 @@ def _variant(name: str, settings: Settings) -> Variant:
         return frozen_base(*where)
     if name.startswith("PEFT"):
         return peft_lora(*where)
-    frozen = 9 if "beside 9" in name else 0
+    frozen = next((count for count in (4, 9) if f"beside {count}" in name), 0)
     if name.endswith("textbook form"):
         return textbook_stacks(*where, frozen, learns=True)
     return our_stacks(*where, frozen, learns=True, cached=False)

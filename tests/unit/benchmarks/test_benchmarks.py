@@ -26,6 +26,15 @@ def measured(folder: Path) -> dict[str, Table]:
     return {table["title"]: Table.from_dict(table) for run in runs for table in run["tables"]}
 
 
+def test_a_bare_gpu_machines_sections_import_without_the_cluster_packages():
+    absent = ("ray", "mlflow", "deepspeed", "trl", "datasets", "pyarrow", "pydantic", "matplotlib", "bs_cluster.config")
+    sections = ("__main__", "steps", "forward", "memory", "nullspace")
+    hide = f"import sys; sys.modules.update(dict.fromkeys({absent!r}))"
+    code = f"{hide}; import importlib; [importlib.import_module('benchmarks.' + name) for name in {sections!r}]"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.slow
 def test_what_a_bare_gpu_machine_runs(tmp_path):
     sections = ["steps", "forward", "memory", "nullspace"]
