@@ -1,4 +1,4 @@
-"""The sweep against the greedy search it replaces: prompts scored per second, and how evaluators add up.
+"""The sweep against the greedy search it replaces: prompts scored per second.
 
 Greedy, as the paper words it: for each prompt its base loss, each domain alone, then whichever domain helps most is
 added as long as one does; one prompt at a time. The published script scores a whole batch for each of these.
@@ -6,24 +6,18 @@ added as long as one does; one prompt at a time. The published script scores a w
 
 from __future__ import annotations
 
-import contextlib
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-import ray
 import torch
 from torch import nn
-from transformers import AutoConfig
 
 from benchmarks import textbook
 from benchmarks.settings import Settings
 from benchmarks.table import Table, Target
 from benchmarks.variants import ALPHA, DOMAIN_SIZE, EXPERTS, RANK, TOP_K
 from bs_cluster.base import load_base
-from bs_cluster.base.prepare import prepare_base
 from bs_cluster.config.schema import BaseSection, SweepSection
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.inference.scoring import score_batch, score_routed
@@ -31,12 +25,9 @@ from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import RowLoss
 from bs_cluster.stacks import StackConfig
 from bs_cluster.stacks.model import SEVEN_PROJECTIONS
-from bs_cluster.store import SweepArea
-from bs_cluster.store.files import LocalFiles
 from bs_cluster.sweep.combinations import mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.plan import plan_work
-from bs_cluster.sweep.run import run_sweep
 from bs_cluster.sweep.search import next_requests
 
 PROMPTS, PROMPT_TOKENS, COMPLETION_TOKENS = 4, 40, 40
@@ -82,9 +73,7 @@ class RandomEvaluator:
 
 def measure(settings: Settings) -> list[Table]:
     evaluator = RandomEvaluator(settings.base, settings.device, _domains(MAX_DOMAINS), settings.threads)
-    tables = [_searches(evaluator, settings), _against_greedy(settings)]
-    del evaluator
-    return [*tables, _evaluators(settings)]
+    return [_searches(evaluator, settings), _against_greedy(settings)]
 
 
 def prompts(vocabulary: int, count: int) -> list[EncodedRow]:
@@ -215,49 +204,5 @@ def textbook_score(settings: Settings) -> Score:
     return score
 
 
-def _evaluators(settings: Settings) -> Table:
-    domains = _domains(GREEDY_DOMAINS)
-    table = Table(
-        f"Evaluators on Ray, D = {GREEDY_DOMAINS}: {settings.base}",
-        ("evaluators", "prompts/s", "× one evaluator"),
-        note="One thread each; loading not counted." if settings.device == "cpu" else "One GPU each.",
-    )
-    speeds: dict[int, float] = {}
-    with _ray():
-        actor = ray.remote(RandomEvaluator)
-        options = {"num_cpus": 1} if settings.device == "cpu" else {"num_gpus": 1}
-        for count in (1, 2):
-            if count * options.get("num_gpus", 0) > ray.cluster_resources().get("GPU", 0):
-                continue
-            start = actor.options(**options).remote
-            evaluators = [start(settings.base, settings.device, domains, 1) for _ in range(count)]
-            rows = prompts(_vocabulary_of(settings), PROMPTS * 3)
-            ray.get([evaluator.score.remote(rows[:4], [[1.0] * GREEDY_DOMAINS] * 4) for evaluator in evaluators])
-            with tempfile.TemporaryDirectory() as folder:
-                started = time.perf_counter()
-                area = SweepArea(LocalFiles(Path(folder)), "sweep")
-                run_sweep(evaluators, rows, domains, SweepSection(batch_tokens=BATCH_TOKENS), area, lambda *_: None)
-                speeds[count] = len(rows) / (time.perf_counter() - started)
-            for evaluator in evaluators:
-                ray.kill(evaluator)
-    table.rows = [(count, speed, speed / speeds[1]) for count, speed in speeds.items()]
-    if 2 in speeds:
-        table.targets = [Target("two evaluators / one", speeds[2] / speeds[1], 1.8, at_least=True)]
-    return table
-
-
-@contextlib.contextmanager
-def _ray() -> Iterator[None]:
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def _vocabulary(evaluator: RandomEvaluator) -> int:
     return evaluator.stacked.base.model.config.get_text_config().vocab_size
-
-
-def _vocabulary_of(settings: Settings) -> int:
-    return AutoConfig.from_pretrained(prepare_base(BaseSection(model=settings.base))).get_text_config().vocab_size

@@ -59,7 +59,18 @@ def test_what_a_bare_gpu_machine_runs(tmp_path):
 def test_sweep_and_serving_on_a_real_base(tmp_path):
     base = save_tiny_base(tmp_path / "base", "gemma3")
     sizes = ["--rounds", "1", "--threads", "1"]
-    run("benchmarks", "--sections", "sweep", "serving", "--bases", str(base), *sizes, "--output", str(tmp_path))
+    run(
+        "benchmarks",
+        "--sections",
+        "sweep",
+        "evaluators",
+        "serving",
+        "--bases",
+        str(base),
+        *sizes,
+        "--output",
+        str(tmp_path),
+    )
     tables = measured(tmp_path)
     exhaustive = {row[0]: row[2] for row in tables[f"Sweep, one evaluator: {base}"].rows if row[1] == "exhaustive"}
     assert exhaustive == {3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}
