@@ -170,7 +170,7 @@ def test_work_that_is_not_next_is_refused(coordinator, store, tmp_path):
 
 
 def test_one_campaign_has_one_coordinator_in_a_cluster(coordinator, config):
-    ask(coordinator, "finished")
+    ask(coordinator, "events_since", 0)
     with pytest.raises(ClusterResourceError, match="is being trained by another job"):
         start_coordinator(config)
 
