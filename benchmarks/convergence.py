@@ -232,17 +232,16 @@ def _markdown(told: dict, curves: list[Curve]) -> str:
         "",
         "![Validation loss by step](convergence.png)",
         "",
-        "| domain | method | parameters | seeds | loss at the end | ± over seeds | mean over the curve | s/step |",
-        "|---|---|---|---|---|---|---|---|",
+        "| domain | method | parameters | seeds | loss at the end | ± over seeds | mean over the curve |",
+        "|---|---|---|---|---|---|---|",
     ]
     for domain, method, own in _groups(curves):
         final = [curve.loss[-1] for curve in own]
         spread = f"{statistics.stdev(final):.3f}" if len(final) > 1 else ""
         area = statistics.mean(statistics.mean(curve.loss[1:]) for curve in own)
-        seconds = statistics.median(curve.seconds_per_step for curve in own)
         lines.append(
             f"| {domain} | {method} | {own[0].parameters / 1e6:.2f} M | {len(own)} | {statistics.mean(final):.3f} "
-            f"| {spread} | {area:.3f} | {seconds:.2f} |"
+            f"| {spread} | {area:.3f} |"
         )
     return "\n".join(lines) + "\n"
 
