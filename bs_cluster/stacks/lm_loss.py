@@ -27,8 +27,8 @@ class _HeadLoss(Function):
         wants_gradient = ctx.needs_input_grad[0]
         precision, device = torch.promote_types(hidden_NH.dtype, torch.float32), hidden_NH.device
         labels, words = hidden_NH.shape[0], weight_VH.shape[0]
-        chunk = min(labels, max(1, CHUNK_ELEMENTS.get(device.type, 1 << 25) // words))
-        block = min(chunk, max(1, BLOCK_ELEMENTS.get(device.type, 1 << 25) // words))
+        chunk = max(1, min(labels, CHUNK_ELEMENTS.get(device.type, 1 << 25) // words))
+        block = max(1, min(chunk, BLOCK_ELEMENTS.get(device.type, 1 << 25) // words))
         nll_N = torch.empty(labels, dtype=precision, device=device)
         dhidden_NH = torch.empty_like(hidden_NH) if wants_gradient else None
         logits_nV = hidden_NH.new_empty(chunk, words)

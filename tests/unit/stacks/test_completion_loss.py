@@ -129,3 +129,11 @@ def test_packed_rows_give_the_padded_losses_and_gradients(kind: str, train: bool
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
     for a, b in zip(gradients(peft, together.sum()), gradients(peft, apart.sum()), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_without_a_label_has_no_losses_and_a_zero_gradient():
+    hidden_NH = torch.randn(0, 8, requires_grad=True)
+    nll_N = lm_loss._HeadLoss.apply(hidden_NH, torch.randn(320, 8), torch.zeros(0, dtype=torch.long), None)
+    assert nll_N.shape == (0,)
+    nll_N.sum().backward()
+    assert hidden_NH.grad.shape == (0, 8)
