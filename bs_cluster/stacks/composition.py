@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional as F
 
 from bs_cluster.stacks.balance import LoadBalance
 
@@ -36,8 +37,18 @@ class Composition:
     train: str | None = None  # the stack that learns, never among ``firing``
     active: tuple[str, ...] = ()  # the part of ``firing`` that the batch in flight needs
     weights_BS: torch.Tensor | None = None  # gate weight per row and active stack, None: all one
+    weights_ST: torch.Tensor | None = None  # the same per token of the batch in flight, made by its first site
     training: Training | None = None
     moments: dict[int, Moments] = field(default_factory=dict)  # filled while a domain's directions are measured
 
-    def reset_weights(self) -> None:
-        self.active, self.weights_BS = self.firing, None
+    def weigh(self, active: tuple[str, ...], weights_BS: torch.Tensor | None) -> None:
+        self.active, self.weights_BS, self.weights_ST = active, weights_BS, None
+
+    def token_weights(self, tokens: int) -> torch.Tensor | None:
+        """Gate weight of every stack that fires and every token, (S, T); the learning stack's is one. None: all one."""
+        if self.weights_BS is None:
+            return None
+        if self.weights_ST is None or self.weights_ST.shape[1] != tokens:
+            weights_SB = F.pad(self.weights_BS.t(), (0, 0, 0, int(self.train is not None)), value=1.0)
+            self.weights_ST = weights_SB.repeat_interleave(tokens // weights_SB.shape[1], dim=1)
+        return self.weights_ST

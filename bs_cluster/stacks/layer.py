@@ -213,7 +213,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
             self.rank,
             self.top_k,
             self.scale,
-            weights_ST=self._weights(x),
+            weights_ST=state.token_weights(x.numel() // self.in_features),
             watch=None if moments is None else partial(moments.add, active=state.active),
         )
         if torch.is_grad_enabled() and (x.requires_grad or state.train is not None):
@@ -237,16 +237,6 @@ class StackLinear(nn.Module, BaseTunerLayer):
         if learning.noise_ET is None:
             block = replace(block, read_XI=block.read_XI[:-experts])
         return add_stacks(base, x, block, (a_mI, b_mO, router_EI, noise_EI), learning)
-
-    def _weights(self, x: torch.Tensor) -> torch.Tensor | None:
-        """Gate weight of every stack that fires and every token, (S, T); the learning stack's is one."""
-        weights_BS = self.composition.weights_BS
-        if weights_BS is None:
-            return None
-        if self.composition.train is not None:
-            weights_BS = F.pad(weights_BS, (0, 1), value=1.0)
-        tokens_per_row = x.numel() // self.in_features // weights_BS.shape[0]
-        return weights_BS.t().repeat_interleave(tokens_per_row, dim=1)
 
     def _learning(self) -> Learning:
         """Noise and load balance of the micro-batch in flight; nothing in eval mode."""

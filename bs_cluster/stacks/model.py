@@ -115,7 +115,7 @@ class StackModel(BaseTuner):
         self.composition.resident = tuple(order)
         self.composition.firing = tuple(name for name in order if name in on)
         self.composition.train = train
-        self.composition.reset_weights()
+        self.composition.weigh(self.composition.firing, None)
         self.active_adapter = [*self.composition.firing, *([train] if train else [])]
 
     @contextmanager
@@ -135,13 +135,12 @@ class StackModel(BaseTuner):
             name for name in state.firing if (d := column.get(self._config(name).domain)) is not None and on_D[d]
         )
         columns = [column[self._config(name).domain] for name in names]
-        state.active = names
         weights_BS = weights_BD[:, columns].float()
-        state.weights_BS = None if bool((weights_BS == 1).all()) else weights_BS
+        state.weigh(names, None if bool((weights_BS == 1).all()) else weights_BS)
         try:
             yield
         finally:
-            state.reset_weights()
+            state.weigh(state.firing, None)
 
     @contextmanager
     def training_step(self, step: Training) -> Iterator[None]:

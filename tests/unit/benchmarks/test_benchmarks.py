@@ -91,7 +91,7 @@ def test_convergence_trains_every_method_on_the_same_rows(tmp_path):
     curves = json.loads((tmp_path / "convergence.json").read_text())["curves"]
     assert len({curve["loss"][0] for curve in curves}) == 1  # the untrained adapter changes nothing
     assert all(curve["loss"][-1] < curve["loss"][0] for curve in curves)
-    assert {curve["method"] for curve in curves} == {"LoRA r=64", "LoRA r=256", "stack", "stack, half the rate"}
+    assert {curve["method"] for curve in curves} == {"LoRA r=64", "LoRA r=256", "stack", "stack, no noise, sharper"}
 
 
 def test_a_target_that_is_missed_says_so():

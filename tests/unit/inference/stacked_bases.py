@@ -1,4 +1,4 @@
-"""A tiny base in fp32 with trained-looking stacks on it, as ``StackedBase`` holds it."""
+"""A tiny base with trained-looking stacks on it, as ``StackedBase`` holds it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from bs_cluster.records import StackId
 SETTINGS = StackSection(rank=4)
 
 
-def tiny_stacked_base(folder: Path, kind: Kind, stacks: Sequence[StackId], spread: float = 0.1) -> StackedBase:
-    """``stacks`` in curriculum order, all firing; what a stack holds follows from its name."""
+def tiny_stacked_base(
+    folder: Path, kind: Kind, stacks: Sequence[StackId], spread: float = 0.1, *, nf4: bool = False
+) -> StackedBase:
+    """``stacks`` in curriculum order, all firing; what a stack holds follows from its name. ``nf4``: in bf16 too."""
     path = save_tiny_base(folder, kind)
-    base = load_base(BaseSection(model=path, quantization="none", compute_dtype="float32"), device="cpu")
+    how = ("nf4", "bfloat16") if nf4 else ("none", "float32")
+    base = load_base(BaseSection(model=path, quantization=how[0], compute_dtype=how[1]), device="cpu")  # type: ignore[arg-type]
     stacked = StackedBase(base, cache_dequantized=False)
     for position, stack in enumerate(stacks):
         seed = zlib.crc32(stack.name.encode())

@@ -18,6 +18,8 @@ from bs_cluster.inference.scoring import mean_loss, score_batch, score_routed
 from bs_cluster.inference.stacked import StackedBase, stack_config
 from bs_cluster.records import RowLoss, StackId
 from bs_cluster.stacks.layer import PARTS
+from bs_cluster.sweep.combinations import mask_weights
+from bs_cluster.sweep.plan import plan_work
 from bs_cluster.training.session import Session
 
 DOMAINS = ("chat", "code")
@@ -80,6 +82,26 @@ def test_rows_with_different_combinations_share_a_batch(stacked):
     stacked.fire(["chat_r1"])
     assert by_hand(stacked, some[1]) == pytest.approx(routed[1].nll, rel=1e-5)
     stacked.fire(stacked.names)
+
+
+@pytest.mark.parametrize(("nf4", "tolerance"), [(False, 1e-5), (True, 0.02)])
+def test_a_sweeps_losses_are_the_same_for_any_batching(tmp_path, nf4: bool, tolerance: float):
+    """In nats per completion token. In bf16, a row's sums are rounded otherwise in other company; no more than that."""
+    stacked = tiny_stacked_base(tmp_path, "gemma3", [StackId(domain, 1) for domain in DOMAINS], 1.0, nf4=nf4)
+    some = rows()
+    requests = [(row, mask) for row in range(len(some)) for mask in range(4)]
+    measured = []
+    for batch_tokens in (1, 30, 70, 4096):
+        found = {}
+        for batch in plan_work(requests, [len(row.input_ids) for row in some], batch_tokens):
+            weights = [mask_weights(mask, len(DOMAINS)) for _, mask in batch.requests]
+            losses = score_routed(stacked, [some[row] for row, _ in batch.requests], weights, DOMAINS)
+            found |= {request: loss.mean for request, loss in zip(batch.requests, losses, strict=True)}
+        measured.append(found)
+    spread = max(max(m[r] for m in measured) - min(m[r] for m in measured) for r in requests)
+    assert spread <= tolerance
+    by_mask = [measured[0][(0, mask)] for mask in range(4)]
+    assert max(by_mask) - min(by_mask) > 5 * tolerance, "combinations alike would pass any sweep"
 
 
 def test_scoring_leaves_the_model_in_eval_mode_without_a_graph(stacked):
