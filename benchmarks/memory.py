@@ -37,7 +37,7 @@ def measure(settings: Settings) -> list[Table]:
         ("what", "peak MiB above rest", "kept for backward MiB", "per site MiB"),
         rows,
         note="Each in a process of its own, base weights not cached, second step. What is kept counts every storage "
-        "once and no parameters; it is the whole model's, divided by its wrapped projections.",
+        "once and no weights; it is the whole model's, divided by its wrapped projections.",
     )
     peak = {row[0]: row[1] for row in rows}
     table.targets = [Target("peak of one stack / PEFT LoRA r=64", peak["one stack"] / peak["PEFT LoRA r=64"], 1.0)]
@@ -63,7 +63,7 @@ def main() -> None:
     variant = _variant(sys.argv[1], settings)
     layers = variant.model.config.get_text_config().num_hidden_layers
     variant.step()
-    kept = saved_bytes(variant.loss)
+    kept = saved_bytes(variant.loss, variant.model)
     print(json.dumps([peak_bytes(variant.step, settings.device), kept, 7 * layers]))
 
 

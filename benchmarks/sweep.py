@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -32,6 +33,7 @@ from bs_cluster.sweep.search import next_requests
 PROMPTS, PROMPT_TOKENS, COMPLETION_TOKENS = 4, 40, 40
 BATCH_TOKENS = 1024
 GREEDY_DOMAINS, GREEDY_BATCH = 5, 8
+BATCHED_DOMAINS = 3
 MAX_DOMAINS = 8
 STOP_BELOW = 0.01  # nats; the paper's threshold
 
@@ -63,7 +65,7 @@ class RandomEvaluator:
 
 def measure(settings: Settings) -> list[Table]:
     evaluator = RandomEvaluator(settings.base, settings.device, _domains(MAX_DOMAINS), settings.threads)
-    return [_searches(evaluator, settings), _against_greedy(settings)]
+    return [_searches(evaluator, settings), _batchings(evaluator, settings), _against_greedy(settings)]
 
 
 def prompts(vocabulary: int, count: int) -> list[EncodedRow]:
@@ -77,9 +79,11 @@ def _domains(count: int) -> list[str]:
     return [f"domain{d}" for d in range(count)]
 
 
-def _search(score: Score, rows: Sequence[EncodedRow], domains: Sequence[str], search: str) -> tuple[int, float]:
-    """Outcomes measured and seconds, in one process, with the product's own plan."""
-    settings = SweepSection(search=search, batch_tokens=BATCH_TOKENS)
+def _search(
+    score: Score, rows: Sequence[EncodedRow], domains: Sequence[str], search: str, batch_tokens: int = BATCH_TOKENS
+) -> tuple[OutcomeTable, float]:
+    """What was measured, and seconds, in one process, with the product's own plan."""
+    settings = SweepSection(search=search, batch_tokens=batch_tokens)
     table = OutcomeTable([row.id for row in rows], [row.domain for row in rows], domains)
     lengths = [len(row.input_ids) for row in rows]
     started = time.perf_counter()
@@ -89,7 +93,7 @@ def _search(score: Score, rows: Sequence[EncodedRow], domains: Sequence[str], se
             losses = score([rows[row] for row, _ in batch.requests], weights)
             for (row, mask), loss in zip(batch.requests, losses, strict=True):
                 table.record(row, mask, loss)
-    return len(table), time.perf_counter() - started
+    return table, time.perf_counter() - started
 
 
 def _searches(evaluator: RandomEvaluator, settings: Settings) -> Table:
@@ -110,7 +114,33 @@ def _searches(evaluator: RandomEvaluator, settings: Settings) -> Table:
             if search == "exhaustive" and count > 6:
                 continue
             outcomes, seconds = _search(scored_among(_domains(count)), rows, _domains(count), search)
-            table.rows.append((count, search, outcomes / len(rows), len(rows) / seconds, outcomes / seconds))
+            measured = len(outcomes)
+            table.rows.append((count, search, measured / len(rows), len(rows) / seconds, measured / seconds))
+    return table
+
+
+def _batchings(evaluator: RandomEvaluator, settings: Settings) -> Table:
+    """How far a row's losses move with the rows that it shares a batch with."""
+    rows, domains = prompts(_vocabulary(evaluator), PROMPTS), _domains(BATCHED_DOMAINS)
+    table = Table(
+        f"The same sweep in other batches, D = {BATCHED_DOMAINS}: {settings.base}",
+        ("tokens a batch", "rows a batch", "rows × combinations/s", "largest difference, nats per token"),
+        note="Against the first row's losses. Random stacks on random tokens; sums in bf16 are rounded otherwise in "
+        "other company.",
+    )
+
+    def score(some: Sequence[EncodedRow], weights: Sequence[Sequence[float]]) -> list[RowLoss]:
+        return score_routed(evaluator.stacked, some, weights, domains)
+
+    length = PROMPT_TOKENS + COMPLETION_TOKENS
+    found: list[np.ndarray] = []
+    for batch_tokens in (BATCH_TOKENS, 4 * length, length):
+        outcomes, seconds = _search(score, rows, domains, "exhaustive", batch_tokens)
+        found.append(outcomes.loss_BC(range(1 << len(domains))))
+        apart = float(abs(found[-1] - found[0]).max())
+        table.rows.append((batch_tokens, batch_tokens // length, len(outcomes) / seconds, apart))
+    apart = max(row[3] for row in table.rows)
+    table.targets = [Target("difference of a loss between batchings, nats per token", apart, STOP_BELOW)]
     return table
 
 
@@ -142,7 +172,7 @@ def _against_greedy(settings: Settings) -> Table:
 
     def exhaustive() -> tuple[float, float]:
         outcomes, seconds = _search(ours.score, rows, domains, "exhaustive")
-        return outcomes / len(rows), seconds / len(rows)
+        return len(outcomes) / len(rows), seconds / len(rows)
 
     def one_by_one(score: Score, batch: int) -> tuple[float, float]:
         some = rows[: 2 if batch else 4]

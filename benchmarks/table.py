@@ -22,7 +22,8 @@ class Target:
 
     def line(self) -> str:
         sign = "≥" if self.at_least else "≤"
-        return f"- {'✓' if self.holds else '✗'} {self.what}: **{self.value:.2f}** (wanted {sign} {self.limit:.2f})"
+        value, limit = (f"{v:.2f}" if abs(v) >= 0.1 else f"{v:.2g}" for v in (self.value, self.limit))
+        return f"- {'✓' if self.holds else '✗'} {self.what}: **{value}** (wanted {sign} {limit})"
 
 
 @dataclass

@@ -66,13 +66,16 @@ def _status(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}; memory is measured on Linux only")
 
 
-def saved_bytes(step: Step) -> int:
-    """Bytes that autograd keeps for backward during ``step``, each storage counted once; parameters do not count."""
+def saved_bytes(step: Step, model: torch.nn.Module) -> int:
+    """Bytes that autograd keeps for backward during ``step``, each storage counted once; what ``model`` holds anyway,
+    its parameters, buffers and views of them, does not count."""
+    held = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     storages: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in held:
+            storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -176,8 +176,8 @@ class _AddStacks(Function):
         if needs_a or needs_router or needs_noise:
             own = m + experts * (1 if slope_ET is None else 2)
             da_mI, drouter_EI, dnoise_EI = (dul_TX[:, -own:].t() @ x_TI).tensor_split((m, m + experts))
-        if slope_ET is None:
-            dnoise_EI = None
+        if slope_ET is None:  # zero, not none: ZeRO's hooks want a gradient of every parameter
+            dnoise_EI = x_TI.new_zeros(experts, x_TI.shape[1]) if needs_noise else None
         return dout if base is None else None, dx, da_mI, db_mO, drouter_EI, dnoise_EI, None, None, None
 
 

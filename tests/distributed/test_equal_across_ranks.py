@@ -35,6 +35,7 @@ def jobs(inputs, folder, world: int) -> dict:
     found = {
         "output": (rank_work.whole_campaign, (config("output"),)),
         "input": (rank_work.whole_campaign, (config("input", null_space={"space": "input"}, training=ONE_ROUND),)),
+        "noiseless": (rank_work.first_round, (config("noiseless", training={"noise": False}),)),
     }
     if world == 2:
         both, sampled = {"space": "both"}, {"method": "randomized", "samples": 40}
@@ -87,6 +88,13 @@ class TestWorldSize:
 
     def test_so_does_a_later_domain_in_its_null_space(self, one, two):
         assert_same_start(one["output"]["rounds"]["bb_r1"], two[0]["output"]["rounds"]["bb_r1"])
+
+    def test_so_does_a_round_without_noise(self, one, two):
+        """The noise's weights then have no gradient on any rank, and stay where they began."""
+        assert_same_round(one["noiseless"], two[0]["noiseless"])
+        noise = [tensor for key, tensor in one["noiseless"].stack.items() if "stack_noise" in key]
+        assert len(noise) == 14
+        assert not any(tensor.any() for tensor in noise)
 
     def test_the_base_scores_to_the_same_bits(self, one, two):
         assert one["output"]["base_losses"] == two[0]["output"]["base_losses"]

@@ -74,6 +74,7 @@ def test_sweep_and_serving_on_a_real_base(tmp_path):
     tables = measured(tmp_path)
     exhaustive = {row[0]: row[2] for row in tables[f"Sweep, one evaluator: {base}"].rows if row[1] == "exhaustive"}
     assert exhaustive == {3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}
+    assert all(row[3] < 0.1 for row in tables[f"The same sweep in other batches, D = 3: {base}"].rows)
     greedy = {row[0]: row[1] for row in tables[f"Exhaustive sweep against greedy search, D = 5: {base}"].rows}
     assert greedy["exhaustive, ours"] == 32
     assert all(6 <= count <= 16 for name, count in greedy.items() if name.startswith("greedy"))
@@ -95,8 +96,10 @@ def test_convergence_trains_every_method_on_the_same_rows(tmp_path):
 
 
 def test_a_target_that_is_missed_says_so():
-    table = Table("t", ("a", "b"), [("x", 0.5)], targets=[Target("fast", 1.2, 1.0), Target("more", 9.0, 8.0, True)])
+    targets = [Target("fast", 1.2, 1.0), Target("more", 9.0, 8.0, True), Target("near", 0.0034, 0.01)]
+    table = Table("t", ("a", "b"), [("x", 0.5)], targets=targets)
     text = table.markdown()
     assert "✗ fast: **1.20** (wanted ≤ 1.00)" in text
     assert "✓ more: **9.00** (wanted ≥ 8.00)" in text
+    assert "✓ near: **0.0034** (wanted ≤ 0.01)" in text
     assert Table.from_dict(json.loads(json.dumps(table.to_dict()))).markdown() == text
