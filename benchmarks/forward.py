@@ -9,7 +9,7 @@ import torch
 from benchmarks.settings import Settings
 from benchmarks.table import Table, Target
 from benchmarks.timing import Step, medians, take_turns
-from benchmarks.variants import Variant, batch, frozen_base, our_stacks, peft_lora
+from benchmarks.variants import DOMAIN_SIZE, Variant, batch, frozen_base, multiply_adds, our_stacks, peft_lora
 
 RESIDENT, DOMAINS = 10, 5
 NEW_TOKENS = 16
@@ -65,10 +65,15 @@ def _forward(base: Variant, lora: Variant, ours: Variant, settings: Settings, ro
     cases: dict[str, Step] = {"frozen base": base.forward, "PEFT LoRA r=64": lora.forward}
     cases |= {name: ours_with(gates) for name, gates in CASES.items()}
     seconds = medians(take_turns(cases, settings.rounds, settings.device))
+    theirs, one = multiply_adds(base.model)
+    stacks = {"PEFT LoRA r=64": 1} | {name: DOMAIN_SIZE * sum(gates) for name, gates in CASES.items()}
     return Table(
         f"Forward, {rows} × {ids_BT.shape[1]} tokens: {settings.base}",
-        ("what", "seconds", "× frozen base"),
-        [(name, value, value / seconds["frozen base"]) for name, value in seconds.items()],
+        ("what", "seconds", "× frozen base", "its products / the base's"),
+        [
+            (name, value, value / seconds["frozen base"], 1 + stacks.get(name, 0) * one / theirs)
+            for name, value in seconds.items()
+        ],
         note="Completion loss without gradient" + (", every row with gate weights of its own." if rows > 1 else "."),
     )
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from benchmarks.settings import Settings
 from benchmarks.table import Table, Target
 from benchmarks.timing import medians, take_turns
-from benchmarks.variants import Variant, frozen_base, our_stacks, peft_lora, textbook_stacks
+from benchmarks.variants import Variant, frozen_base, multiply_adds, our_stacks, peft_lora, textbook_stacks
 
 FROZEN = (1, 4, 9, 19)
 TEXTBOOK_FROZEN = (1, 4, 9)
@@ -35,6 +35,13 @@ def measure(settings: Settings) -> list[Table]:
     for frozen in FROZEN:
         beside[f"one stack beside {frozen}"] = our_stacks(*where, frozen, learns=True, cached=True)
     second = _table("Training step beside frozen stacks (base weights cached)", beside, settings, "frozen base")
+    ours, theirs = multiply_adds(base.model)[::-1]
+    second.columns = (*second.columns, "its products / the base's")
+    # Both differentiate what they are given, and the stack that learns its weights besides.
+    second.rows = [
+        (*row, 1 + (frozen + 1.5) * ours / theirs if frozen else 1.0)
+        for row, frozen in zip(second.rows, (0, *FROZEN), strict=True)
+    ]
     seconds = {row[0]: row[1] for row in second.rows}
     second.targets = [
         Target("step beside 9 frozen stacks / frozen base", seconds["one stack beside 9"] / seconds["frozen base"], 1.7)

@@ -119,5 +119,14 @@ def textbook_stacks(name: str, device: str, rows: int, tokens: int, frozen: int,
     return Variant(model.train(learns), *data)
 
 
+def multiply_adds(model: nn.Module) -> tuple[float, float]:
+    """Of the products of one token forward: the base's projections and, half the tokens being labelled, its head; and
+    one stack's A, expert router and B. No form of this computation on all experts does with fewer."""
+    sites = [m for name, m in model.named_modules() if name.rpartition(".")[2] in SEVEN_PROJECTIONS]
+    widths = [(int(site.in_features), int(site.out_features)) for site in sites]  # type: ignore[arg-type]
+    base = sum(i * o for i, o in widths) + model.get_output_embeddings().weight.numel() / 2  # type: ignore[operator]
+    return base, sum(EXPERTS * (RANK + 1) * i + EXPERTS * RANK * o for i, o in widths)
+
+
 def _vocabulary(model: nn.Module) -> int:
     return model.config.get_text_config().vocab_size
