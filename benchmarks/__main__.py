@@ -71,7 +71,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5, help="measured turns of every case")
     parser.add_argument("--output", type=Path, help="folder for RESULTS.md and results.json; printed only if not given")
-    parser.add_argument("--append", action="store_true", help="add to the results in that folder")
+    parser.add_argument(
+        "--append", action="store_true", help="keep the results in that folder, but for tables measured anew"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)  # what a section's own process is told
     return parser.parse_args()
 
@@ -106,7 +108,9 @@ def _write(folder: Path, earlier: list[dict[str, Any]], tables: list[Table], sec
         "tables": [table.to_dict() for table in tables],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    runs = [*earlier, run]
+    anew = {table.title for table in tables}
+    kept = [old | {"tables": [table for table in old["tables"] if table["title"] not in anew]} for old in earlier]
+    runs = [*(old for old in kept if old["tables"]), run]
     (folder / "results.json").write_text(json.dumps(runs, indent=1, ensure_ascii=False) + "\n")
     (folder / "RESULTS.md").write_text("\n".join(["# Benchmark results\n", *map(_run_markdown, runs)]))
 
@@ -114,7 +118,6 @@ def _write(folder: Path, earlier: list[dict[str, Any]], tables: list[Table], sec
 def _run_markdown(run: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     lines = [
-        *([run["remark"], ""] if "remark" in run else []),
         f"`{run['command']}`, {run['date']}, {run['minutes']} minutes, on {run['machine']}; "
         f"Python {run['python']}, {versions}.",
         "",

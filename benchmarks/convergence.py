@@ -284,33 +284,37 @@ def _groups(curves: list[Curve]) -> list[tuple[str, str, list[Curve]]]:
 
 
 def _figure(curves: list[Curve]) -> Figure:
-    domains = list(dict.fromkeys(curve.domain for curve in curves))
-    methods = list(dict.fromkeys(curve.method for curve in curves))
-    ends: dict[str, list[float]] = {method: [] for method in methods}
-    for curve in curves:
-        ends[curve.method].append(curve.loss[-1])
-    end = {method: statistics.mean(values) for method, values in ends.items()}
-    best = min(end, key=lambda method: end[method])
+    """Differences to the reference, seed by seed: how hard a seed's rows are would hide everything else."""
+    reference = {(curve.domain, curve.seed): curve for curve in curves if curve.method == REFERENCE}
+    compared = [curve for curve in curves if (curve.domain, curve.seed) in reference and curve.method != REFERENCE]
+    domains = list(dict.fromkeys(curve.domain for curve in compared)) or [""]
+    methods = list(dict.fromkeys(curve.method for curve in compared))
     figure = new_figure(
         max(7.2, 4.2 * len(domains)),
-        3.0,
-        f"After {curves[0].steps[-1]} steps {best} is lowest, {end[best]:.3f} nats a token on average",
-        "Validation loss by training step; the line is the mean over seeds, the band from the best seed to the worst",
+        3.2,
+        f"How much lower or higher than {REFERENCE} the validation loss is",
+        "Nats per completion token by training step. Thin lines are seeds, thick ones their mean; below zero is better",
     )
-    colours = dict(zip(methods, [GREY, INK, RED, BLUE, GOLD, PALE_BLUE, PALE_RED] * 2, strict=False))
-    for axes, domain in zip(figure.subplots(1, len(domains), squeeze=False)[0], domains, strict=True):
+    colours = dict(zip(methods, [INK, RED, BLUE, GOLD, PALE_BLUE, PALE_RED] * 3, strict=False))
+    panels = figure.subplots(1, len(domains), squeeze=False, sharey=True)[0]
+    for axes, domain in zip(panels, domains, strict=True):
         axes.set_title(domain, loc="left", fontsize=10.5, fontweight="bold", color=INK)
         axes.grid(axis="y", color=FAINT, linewidth=0.8)
-        for name, method, own in _groups(curves):
-            if name == domain:
-                steps, colour = own[0].steps[1:], colours[method]
-                columns = list(zip(*(curve.loss[1:] for curve in own), strict=True))
-                axes.plot(steps, [statistics.mean(c) for c in columns], color=colour, linewidth=1.8, label=method)
-                low, high = [min(c) for c in columns], [max(c) for c in columns]
-                axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.axhline(0, color=GREY, linewidth=1.2)
+        for name, method, own in _groups(compared):
+            if name != domain:
+                continue
+            gaps = [
+                [a - b for a, b in zip(curve.loss, reference[domain, curve.seed].loss, strict=False)] for curve in own
+            ]
+            for gap in gaps:
+                axes.plot(own[0].steps[: len(gap)], gap, color=colours[method], linewidth=0.8, alpha=0.4)
+            means = [statistics.mean(column) for column in zip(*gaps, strict=False)]
+            axes.plot(own[0].steps[: len(means)], means, color=colours[method], linewidth=2.0, label=method)
         axes.set_xlabel("step")
-    figure.axes[0].set_ylabel("validation loss (nats/token)")
-    figure.axes[-1].legend(fontsize=8.5)
+    panels[0].set_ylabel(f"loss − {REFERENCE}'s")
+    if compared:
+        panels[0].legend(fontsize=8.5, loc="best")
     return figure
 
 
