@@ -130,7 +130,7 @@ def _batchings(evaluator: RandomEvaluator, settings: Settings) -> Table:
     table = Table(
         f"The same sweep in other batches, D = {BATCHED_DOMAINS}: {settings.base}",
         ("tokens a batch", "rows × combinations/s", "largest difference, nats per token"),
-        note=f"Against the first line's losses. Prompts of {PROMPT_TOKENS - 3 * (PROMPTS - 1)} to {PROMPT_TOKENS} tokens, "
+        note=f"Against the first line. Prompts of {PROMPT_TOKENS - 3 * (PROMPTS - 1)} to {PROMPT_TOKENS} tokens, "
         "padded when together; random stacks on random tokens.",
     )
 
