@@ -56,7 +56,7 @@ def main() -> None:
                 print(table.markdown(), flush=True)
                 tables.append(table)
             if arguments.output:  # after each section: a later one may fail
-                _write(arguments.output, earlier, tables, time.time() - started)
+                write_results(arguments.output, earlier, tables, time.time() - started)
     if failed:
         sys.exit("not measured: " + "; ".join(failed))
 
@@ -97,7 +97,7 @@ def _measure_one(told: dict) -> None:
     Path(told["answer"]).write_text(json.dumps([table.to_dict() for table in tables]))
 
 
-def _write(folder: Path, earlier: list[dict[str, Any]], tables: list[Table], seconds: float) -> None:
+def write_results(folder: Path, earlier: list[dict[str, Any]], tables: list[Table], seconds: float) -> None:
     run = {
         "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
         "date": time.strftime("%Y-%m-%d"),

@@ -253,7 +253,7 @@ def _markdown(told: dict, curves: list[Curve]) -> str:
         spread = f"{statistics.stdev(final):.3f}" if len(final) > 1 else ""
         pairs = [(curve, ends[key]) for curve in own if (key := (curve.domain, curve.seed)) in ends]
         against = ", ".join(f"{curve.loss[-1] - end:+.3f}" for curve, end in pairs) if method != REFERENCE else ""
-        steps = [_steps_to(curve, end) for curve, end in pairs]
+        steps = [steps_to(curve, end) for curve, end in pairs]
         reached = ", ".join("not reached" if step is None else f"{step:.0f}" for step in steps)
         lines.append(
             f"| {domain} | {method} | {own[0].parameters / 1e6:.2f} M | {len(own)} | {statistics.mean(final):.3f} "
@@ -267,7 +267,7 @@ def _markdown(told: dict, curves: list[Curve]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _steps_to(curve: Curve, loss: float) -> float | None:
+def steps_to(curve: Curve, loss: float) -> float | None:
     """The step at which the curve first is as low as ``loss``, None if it never is."""
     points = list(zip(curve.steps, curve.loss, strict=True))
     for (step, before), (next_step, after) in itertools.pairwise(points):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from tiny import save_tiny_base
 
+from benchmarks.__main__ import write_results
+from benchmarks.convergence import Curve, steps_to
 from benchmarks.table import Table, Target
 
 ROOT = Path(__file__).parents[3]
@@ -103,3 +105,25 @@ def test_a_target_that_is_missed_says_so():
     assert "✓ more: **9.00** (wanted ≥ 8.00)" in text
     assert "✓ near: **0.0034** (wanted ≤ 0.01)" in text
     assert Table.from_dict(json.loads(json.dumps(table.to_dict()))).markdown() == text
+
+
+def test_measuring_a_table_anew_replaces_it_and_keeps_the_others(tmp_path):
+    def told(*titles: str) -> list[Table]:
+        return [Table(title, ("what",), [(title,)]) for title in titles]
+
+    def titles() -> list[list[str]]:
+        runs = json.loads((tmp_path / "results.json").read_text())
+        return [[table["title"] for table in run["tables"]] for run in runs]
+
+    write_results(tmp_path, [], told("steps", "memory"), 60.0)
+    for anew, left in ((["memory"], [["steps"], ["memory"]]), (["steps", "memory"], [["steps", "memory"]])):
+        earlier = json.loads((tmp_path / "results.json").read_text())
+        write_results(tmp_path, earlier, told(*anew), 60.0)
+        assert titles() == left
+
+
+def test_steps_to_a_loss_are_interpolated():
+    curve = Curve("m", "d", 0, 1, [0, 10, 20, 30], [2.0, 1.5, 1.0, 1.2])
+    assert steps_to(curve, 1.25) == 15
+    assert steps_to(curve, 1.5) == 10
+    assert steps_to(curve, 0.9) is None
