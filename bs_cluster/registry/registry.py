@@ -126,6 +126,7 @@ class Registry:
 
     def _mirror_stack(self, store: Store, ref: StackRef, manifest: StackManifest) -> bool:
         if self._versions.has(ref.manifest):
+            self._runs.finish(ref.stack)
             return False
         run = self._runs.stack(ref.stack)
         tags = wording.stack_tags(manifest, ref.manifest)
@@ -154,6 +155,8 @@ class Registry:
     def _mirror_domain(self, record: DomainRecord) -> bool:
         campaign, mark = self._runs.campaign(), f"closed.{record.domain}"
         if campaign.data.tags.get(mark) == record.digest():
+            for outcome in record.rounds:
+                self._runs.finish(outcome.stack)
             return False
         for outcome in record.rounds:
             run = self._runs.stack(outcome.stack)

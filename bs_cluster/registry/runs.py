@@ -124,6 +124,13 @@ class Runs:
             else:
                 client.set_terminated(run.info.run_id, status)
 
+    def finish(self, stack: StackId) -> None:
+        """Marks a decided round's run finished if it shows as running: word of its beginning may have come only after
+        a sync had seen its end in the store."""
+        run = self._known_runs().get(stack.name)
+        if run is not None and run.info.status == "RUNNING":
+            self.set_status(run, "FINISHED")
+
     def _known_runs(self) -> dict[str | None, Run]:
         if self._known is None:
             query = {

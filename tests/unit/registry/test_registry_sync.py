@@ -154,6 +154,17 @@ def test_live_curves_and_the_replay_agree(registry, store, client):
     assert run.info.status == "FINISHED"
 
 
+@pytest.mark.parametrize("stack", ["chat_r1", "math_r2"])  # committed, and turned away
+def test_a_round_told_of_only_after_its_end_was_mirrored_is_finished_by_the_next_sync(registry, store, client, stack):
+    """Events lag where MLflow is slow, and a sync mirrors the store as it is by then."""
+    domain, _, number = stack.rpartition("_r")
+    registry.sync(store)
+    registry.round_started(StackId(domain, int(number)), {"domain": domain})
+    assert run_of(client, stack).info.status == "RUNNING"
+    registry.sync(store)
+    assert run_of(client, stack).info.status == "FINISHED"
+
+
 def test_a_long_curve_arrives_whole(registry, client, tmp_path):
     store = Store(str(tmp_path / "store"), "demo")
     commit_round(store, tmp_path / "rounds", "chat", 1, steps=1500)
