@@ -91,7 +91,7 @@ class TestWorldSize:
 
     def test_so_does_a_round_without_noise(self, one, two):
         """The noise's weights then stay where they began. Without noise between logits, rounding alone may choose
-        another expert where two are equal in bf16: these rounds are bit-equal for four steps, not to the end."""
+        another expert where two are equal in bf16: the losses are equal for four steps, not to the end."""
         assert_same_start(one["noiseless"], two[0]["noiseless"])
         noise = [tensor for key, tensor in one["noiseless"].stack.items() if "stack_noise" in key]
         assert len(noise) == 14
