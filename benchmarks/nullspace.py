@@ -80,8 +80,7 @@ def _enforcement(settings: Settings) -> Table:
         bases[path] = torch.linalg.qr(torch.randn(site.out_features, rank))[0]
     bound.tuner.set_bases(bases, {})
     seconds = medians(take_turns({"free": free.step, "confined": bound.step}, settings.rounds * 2, settings.device))
-    held = 6 / 2**20  # bytes a number: fp32, and bf16 for the products
-    numbers = sum(basis.numel() for basis in bases.values()) * held
+    numbers = sum(basis.numel() for basis in bases.values()) * 4 / 2**20
     dense = sum(basis.shape[0] ** 2 for basis in bases.values()) * 4 / 2**20
     return Table(
         f"Enforcement in a training step: {settings.base}",

@@ -19,7 +19,7 @@ from torch import nn
 
 from bs_cluster.stacks.composition import Composition, Training
 from bs_cluster.stacks.config import PREFIX, StackConfig
-from bs_cluster.stacks.layer import PARTS, Directions, StackLinear
+from bs_cluster.stacks.layer import PARTS, StackLinear
 from bs_cluster.stacks.lm_loss import completion_nll
 
 SEVEN_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -174,7 +174,6 @@ class StackModel(BaseTuner):
         if unknown:
             raise KeyError(f"bases for sites that this model does not have: {unknown[:3]}")
         for path, site in zip(paths, self.sites, strict=True):
-            site.basis_OK, site.basis_IK = (
-                Directions(bases[path].to(site.device)) if path in bases and bases[path].shape[1] else None
-                for bases in (output, input_side)
-            )
+            device = site.device
+            site.basis_OK = output[path].to(device) if path in output and output[path].shape[1] else None
+            site.basis_IK = input_side[path].to(device) if path in input_side and input_side[path].shape[1] else None

@@ -166,6 +166,13 @@ class TestClaims:
                 assert written <= 1e-5 * torch.linalg.norm(tensor_ERX.double()), entry
                 assert torch.linalg.norm(tensor_ERX) > 0
 
+    @pytest.mark.parametrize("name", SPACES)
+    def test_a_confined_stack_scores_as_stored_what_it_scored_in_training(self, two, name):
+        """The base is bf16: were the constraint rounded otherwise at freeze, its loss would move."""
+        for stack, round_ in two[0][name]["rounds"].items():
+            measured = [line["val_loss"] for line in round_.history if "val_loss" in line]
+            assert round_.outcome.val_after == pytest.approx(min(measured), abs=1e-6), stack
+
     def test_the_free_side_is_left_free(self, two):
         """A claim on outputs says nothing about inputs."""
         found = two[0]["output"]
