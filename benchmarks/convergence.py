@@ -243,8 +243,8 @@ def _markdown(told: dict, curves: list[Curve]) -> str:
         "",
         "![Validation loss by step](convergence.png)",
         "",
-        "| domain | method | parameters | seeds | loss at the end | ± over seeds | against LoRA r=64 "
-        "| steps to LoRA r=64's end |",
+        "| domain | method | parameters | seeds | loss at the end | ± over seeds "
+        f"| against {REFERENCE} | steps to {REFERENCE}'s end |",
         "|---|---|---|---|---|---|---|---|",
     ]
     ends = {(curve.domain, curve.seed): curve.loss[-1] for curve in curves if curve.method == REFERENCE}
