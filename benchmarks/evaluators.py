@@ -17,8 +17,8 @@ from benchmarks.table import Table, Target
 from bs_cluster.base.prepare import prepare_base
 from bs_cluster.config.schema import BaseSection, SweepSection
 from bs_cluster.store import SweepArea
-from bs_cluster.store.files import LocalFiles
-from bs_cluster.sweep.run import run_sweep
+from bs_cluster.store.filesystem import LocalFiles
+from bs_cluster.sweep.sweep import run_sweep
 
 DOMAINS, PROMPTS = 5, 12
 

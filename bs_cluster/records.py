@@ -86,6 +86,14 @@ class StackId(Record):
         """Adapter name and file-safe label, ``chat_r1``."""
         return f"{self.domain}_r{self.round}"
 
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """The stack that ``name`` names, ``chat_r1``. Raises ValueError for anything else."""
+        domain, found, number = name.rpartition("_r")
+        if not (found and domain and number.isascii() and number.isdecimal() and int(number) > 0):
+            raise ValueError(f"{name!r} names no stack; a name is <domain>_r<round>, as in chat_r1")
+        return cls(domain, int(number))
+
 
 @dataclass(frozen=True)
 class FileEntry(Record):

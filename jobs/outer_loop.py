@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bs_cluster.campaign.connect import connect
 from bs_cluster.campaign.console import Console, fail
-from bs_cluster.config.load import load_config
+from bs_cluster.config.parse import load_config
 from bs_cluster.errors import BrainstacksError, ConfigError
 from bs_cluster.quiet import quieten
 

@@ -19,7 +19,7 @@ from bs_cluster import __version__
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.inference.stacked import StackedBase, stack_config
 from bs_cluster.records import SCHEMA_VERSION, StackId, StackManifest
-from bs_cluster.stacks.files import folded_tensors, write_stack
+from bs_cluster.stacks.adapter_files import folded_tensors, write_adapter
 from bs_cluster.store import Store, stage_entries
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
@@ -99,7 +99,7 @@ def commit_random_stacks(config: CampaignConfig, store: Store, staging: Path) ->
             b_ERO = site.stack_B[name].data
             b_ERO.copy_(0.1 * torch.randn(b_ERO.shape, generator=draw))
         tensors = folded_tensors(stacked.tuner, name)
-        write_stack(staging / name, settings, tensors)
+        write_adapter(staging / name, settings, tensors)
         parents = tuple(ref for ref, _ in store.stacks())
         manifest = StackManifest(
             schema_version=SCHEMA_VERSION,

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from bs_cluster.base.digest import file_sha256, record_weight_digests
-from bs_cluster.base.embedded import EMBEDDED, EmbeddedBase
+from bs_cluster.base.packaged import EMBEDDED, EmbeddedBase
 from bs_cluster.config.schema import BaseSection
 from bs_cluster.errors import BaseModelError
 

@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 import ray
 
 from bs_cluster import __version__
-from bs_cluster.campaign.routing import Routing
-from bs_cluster.config.load import to_yaml
+from bs_cluster.campaign.measure import Routing
+from bs_cluster.config.parse import to_yaml
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.records import SCHEMA_VERSION, BundleManifest, StackId, StackManifest, canonical_json, sha256_hex
 from bs_cluster.report.inputs import ReportInputs
 from bs_cluster.report.stack_figure import draw_stack
-from bs_cluster.router.io import RouterCard, save_router
-from bs_cluster.stacks.files import load_basis
+from bs_cluster.router.files import RouterCard, save_router
+from bs_cluster.stacks.adapter_files import load_basis
 from bs_cluster.stacks.nullspace import overlap
 from bs_cluster.store.store import Store
 
@@ -57,7 +57,7 @@ def report_inputs(
         sweep=routing.sweep,
         timing=timing,
         data_counts={domain: rows[domain].counts for domain in domains},
-        environment=environment(),
+        environment=versions_and_machine(),
     )
 
 
@@ -87,7 +87,7 @@ def stack_figures(store: Store, histories: Mapping[str, list[dict[str, Any]]], d
     return folders
 
 
-def environment() -> dict[str, str]:
+def versions_and_machine() -> dict[str, str]:
     """Machine and versions, as far as numbers depend on them."""
     resources = ray.cluster_resources()
     found = {

@@ -25,7 +25,7 @@ def connect(config: CampaignConfig) -> None:
                 f"working directory; say store.uri=$PWD/{config.store.uri} or any filesystem URI that all nodes reach"
             ]
         )
-    ray.init(runtime_env={"env_vars": environment(config)}, log_to_driver=False, logging_level=logging.WARNING)
+    ray.init(runtime_env={"env_vars": process_environment(config)}, log_to_driver=False, logging_level=logging.WARNING)
 
 
 def _lasting(uri: str) -> bool:
@@ -33,7 +33,7 @@ def _lasting(uri: str) -> bool:
     return "://" in uri or Path(uri).is_absolute() or not submitted
 
 
-def environment(config: CampaignConfig) -> dict[str, str]:
+def process_environment(config: CampaignConfig) -> dict[str, str]:
     """Variables that must be set before libraries are imported in worker processes."""
     variables = {
         "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+
+from bs_cluster.events import DomainClosed, Event, Measuring, Phase, RoundEnded, RoundStarted, StepDone
 
 
 def clock(seconds: float) -> str:
@@ -20,7 +21,7 @@ class Console:
     def __init__(self, every_s: float = 5.0):
         self.start = time.monotonic()
         self.every_s = every_s
-        self.last_step_line = -1e9
+        self.last_line = -1e9
 
     @property
     def seconds(self) -> float:
@@ -29,39 +30,48 @@ class Console:
     def say(self, text: str = "") -> None:
         print(f"[{clock(self.seconds)}] {text}" if text else "", flush=True)
 
-    def show(self, event: dict[str, Any]) -> None:
-        """One event of the coordinator, if it is worth a line now."""
-        kind = event.get("kind")
-        if kind == "phase":
-            self.say(event["text"])
-        elif kind == "round":
-            self.say(f"{event['stack']:<14} training begins")
-        elif kind == "step":
-            self._step(event)
-        elif kind == "outcome":
-            verdict = "committed" if event["committed"] else "rejected "
-            self.say(
-                f"{event['stack']:<14} {verdict}  val {event['val_before']:.4f} -> {event['val_after']:.4f}"
-                f"  ({clock(event['seconds'])}){'' if event['committed'] else '  ' + event['reason']}"
-            )
-        elif kind == "closed":
-            self.say(
-                f"{event['domain']:<14} closed     alone {event['isolated']:.4f}, base {event['base']:.4f}"
-                " nats per completion token"
-            )
+    def show(self, event: Event) -> None:
+        """One event of the workers, if it is worth a line now."""
+        match event:
+            case Phase():
+                self.say(event.text)
+            case RoundStarted():
+                self.say(f"{event.stack.name:<14} training begins")
+            case StepDone():
+                self._step(event)
+            case RoundEnded(outcome):
+                verdict = "committed" if outcome.committed else "rejected "
+                self.say(
+                    f"{outcome.stack.name:<14} {verdict}  val {outcome.val_before:.4f} -> {outcome.val_after:.4f}"
+                    f"  ({clock(outcome.seconds)}){'' if outcome.committed else '  ' + outcome.reason}"
+                )
+            case DomainClosed():
+                self.say(
+                    f"{event.domain:<14} closed     alone {event.isolated:.4f}, base {event.base:.4f}"
+                    " nats per completion token"
+                )
+            case Measuring():
+                if self._due():
+                    self.say(f"{event.domain:<14} measuring directions  {event.batch}/{event.batches} batches")
 
-    def _step(self, event: dict[str, Any]) -> None:
-        step, steps = int(event["step"]), int(event["steps"])
-        important = "val_loss" in event or event["verdict"] != "go on" or step == 1
-        if not important and time.monotonic() - self.last_step_line < self.every_s:
+    def _due(self) -> bool:
+        """Whether a line of progress is due; if so it counts as said."""
+        if time.monotonic() - self.last_line < self.every_s:
+            return False
+        self.last_line = time.monotonic()
+        return True
+
+    def _step(self, event: StepDone) -> None:
+        important = event.val_loss is not None or event.verdict != "go on" or event.step == 1
+        if not self._due() and not important:
             return
-        self.last_step_line = time.monotonic()
-        eta = event["seconds"] / step * (steps - step)
-        parts = [f"{event['stack']:<14} step {step:>4}/{steps}", f"loss {event['loss']:.4f}"]
-        if "val_loss" in event:
-            parts.append(f"val {event['val_loss']:.4f}")
-        if event["verdict"] != "go on":
-            parts.append(f"bad step: {event['verdict']}")
+        self.last_line = time.monotonic()
+        eta = event.seconds / event.step * (event.steps - event.step)
+        parts = [f"{event.stack.name:<14} step {event.step:>4}/{event.steps}", f"loss {event.loss:.4f}"]
+        if event.val_loss is not None:
+            parts.append(f"val {event.val_loss:.4f}")
+        if event.verdict != "go on":
+            parts.append(f"bad step: {event.verdict}")
         parts.append(f"eta {clock(eta)}")
         self.say("  ".join(parts))
 

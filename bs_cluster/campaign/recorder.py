@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.errors import ConfigError, RegistryError, RegistryUnavailable
+from bs_cluster.events import DomainClosed, Event, RoundEnded, RoundStarted, StepDone
 from bs_cluster.records import StackId
 from bs_cluster.store.store import Store
 
 if TYPE_CHECKING:
     from bs_cluster.registry import Registry
 
-LIVE = {"loss", "val_loss", "load_balance", "imbalance", "grad_norm", "learning_rate"}
+LIVE = ("loss", "val_loss", "load_balance", "imbalance", "grad_norm", "learning_rate")
 FLUSH_TIMEOUT_S = 300.0
 
 
@@ -52,19 +53,19 @@ class Recorder:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
         self._pending: list[Future[None]] = []
 
-    def record(self, event: dict[str, Any]) -> None:
+    def record(self, event: Event) -> None:
         """Live metrics of a step, a run for a new round, a sync when something was committed."""
-        kind = event.get("kind")
-        if kind in ("outcome", "closed"):
-            self.sync()
-        elif kind == "round":
-            stack = _stack_id(event["stack"])
-            parameters = {"domain": stack.domain, "round": stack.round}
-            self._later(lambda registry: registry.round_started(stack, parameters))
-        elif kind == "step":
-            stack, step = _stack_id(event["stack"]), int(event["step"])
-            numbers = {key: value for key, value in event.items() if key in LIVE and isinstance(value, float)}
-            self._later(lambda registry: registry.log_metrics(stack, step, numbers))
+        match event:
+            case RoundEnded() | DomainClosed():
+                self.sync()
+            case RoundStarted(stack):
+                parameters = {"domain": stack.domain, "round": stack.round}
+                self._later(lambda registry: registry.round_started(stack, parameters))
+            case StepDone(stack, step):
+                numbers = {name: value for name in LIVE if (value := getattr(event, name)) is not None}
+                self._later(lambda registry: registry.log_metrics(stack, step, numbers))
+            case _:
+                pass
 
     def sync(self) -> None:
         self._later(lambda registry: registry.sync(self.store))
@@ -116,8 +117,3 @@ class Recorder:
 
 def _log_figures(registry: Registry, stack: StackId, folder: Path) -> None:
     registry.log_figures(stack, folder)
-
-
-def _stack_id(name: str) -> StackId:
-    domain, _, number = name.rpartition("_r")
-    return StackId(domain, int(number))

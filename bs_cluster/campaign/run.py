@@ -12,14 +12,15 @@ import ray
 
 from bs_cluster.campaign.bundle import commit_bundle, config_digest, report_inputs, stack_figures
 from bs_cluster.campaign.console import Console
+from bs_cluster.campaign.encoding import fetch, start_encoding
+from bs_cluster.campaign.measure import isolated_rows, start_evaluators, stop_evaluators, sweep_and_route
 from bs_cluster.campaign.recorder import Recorder
-from bs_cluster.campaign.routing import isolated_rows, start_evaluators, stop_evaluators, sweep_and_route
-from bs_cluster.campaign.rows import fetch, start_encoding
-from bs_cluster.campaign.stacks import start_coordinator, train_stacks
+from bs_cluster.campaign.train import start_coordinator, train_stacks
 from bs_cluster.config.identity import curriculum
 from bs_cluster.config.schema import CampaignConfig
-from bs_cluster.coordinator.coordinator import claim
+from bs_cluster.coordinator.coordinator import check_identity
 from bs_cluster.errors import StoreError
+from bs_cluster.events import Event, StepDone
 from bs_cluster.records import BundleManifest
 from bs_cluster.report.terminal import render_terminal
 from bs_cluster.report.write import write_report
@@ -35,7 +36,7 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
     domains = curriculum(config)
     check_targets(config.router.targets, domains, config.sweep)
     store = Store(config.store.uri, config.campaign)
-    claim(store, config)
+    check_identity(store, config)
     plan = resource_plan(config, ray.cluster_resources(), autoscales=autoscales())
     recorder = Recorder(config, store, console.say)
 
@@ -124,16 +125,16 @@ def _file(bundle: BundleManifest, name: str) -> str:
     return next(entry.sha256 for entry in bundle.files if entry.name == name)
 
 
-def _on_event(console: Console, recorder: Recorder) -> Callable[[dict[str, Any]], None]:
+def _on_event(console: Console, recorder: Recorder) -> Callable[[Event], None]:
     """Shows an event and records it. MLflow waits for the first step: importing it would slow the workers' start."""
-    waiting: list[dict[str, Any]] | None = []
+    waiting: list[Event] | None = []
 
-    def on_event(event: dict[str, Any]) -> None:
+    def on_event(event: Event) -> None:
         nonlocal waiting
         console.show(event)
         if waiting is not None:
             waiting.append(event)
-            if event.get("kind") == "step":
+            if isinstance(event, StepDone):
                 ready, waiting = waiting, None
                 for earlier in ready:
                     recorder.record(earlier)

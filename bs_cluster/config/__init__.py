@@ -8,7 +8,7 @@ from bs_cluster.config.identity import (
     effective_domain,
     identity_differences,
 )
-from bs_cluster.config.load import load_config, parse_config, to_yaml
+from bs_cluster.config.parse import load_config, parse_config, to_yaml
 from bs_cluster.config.schema import (
     PROJECTIONS,
     BaseSection,

@@ -18,6 +18,7 @@ from bs_cluster.config.identity import campaign_identity, curriculum, effective_
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.curriculum import Progress, next_step
 from bs_cluster.errors import ConfigError, FencedError, OutOfOrderError
+from bs_cluster.events import Event, Numbered
 from bs_cluster.records import (
     CloseDomain,
     DomainRecord,
@@ -28,7 +29,7 @@ from bs_cluster.records import (
     Step,
     TrainRound,
 )
-from bs_cluster.stacks.files import basis_bytes, load_basis
+from bs_cluster.stacks.adapter_files import basis_bytes, load_basis
 from bs_cluster.stacks.nullspace import combine
 from bs_cluster.store.store import Store
 
@@ -55,9 +56,9 @@ class Coordinator:
         self.group = ""
         self.outcomes: dict[StackId, RoundOutcome] = {}
         self.basis: Basis | None = None
-        self.events: deque[tuple[int, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)
+        self.events: deque[Numbered] = deque(maxlen=EVENTS_KEPT)
         self.event_number = time.time_ns()  # goes on growing over a restart, so that watchers miss nothing new
-        claim(self.store, config)
+        check_identity(self.store, config)
 
     # --- worker groups ----------------------------------------------------------------------------------------
 
@@ -144,19 +145,19 @@ class Coordinator:
 
     # --- for people -------------------------------------------------------------------------------------------
 
-    def report(self, event: dict[str, Any]) -> None:
+    def report(self, event: Event) -> None:
         """Workers say what they do; the driver shows it."""
         self.event_number += 1
-        self.events.append((self.event_number, event | {"at": time.time()}))
+        self.events.append(Numbered(self.event_number, time.time(), event))
 
-    def events_since(self, number: int) -> list[tuple[int, dict[str, Any]]]:
-        """Events after ``number`` (0: all that are kept), numbered."""
-        return [(n, event) for n, event in self.events if n > number]
+    def events_since(self, number: int) -> list[Numbered]:
+        """Events after ``number`` (0: all that are kept)."""
+        return [told for told in self.events if told.number > number]
 
 
-def claim(store: Store, config: CampaignConfig) -> None:
+def check_identity(store: Store, config: CampaignConfig) -> None:
     """Makes the campaign's identity permanent, or checks this config against it."""
     mine = campaign_identity(config)
-    differences = identity_differences(store.claim_campaign(mine), mine)
+    differences = identity_differences(store.pin_identity(mine), mine)
     if differences:
         raise ConfigError(differences)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bs_cluster.config.schema import SourceSection
-from bs_cluster.data.embedded import embedded_rows
+from bs_cluster.data.builtin import embedded_rows
 from bs_cluster.data.procedural import gym_items
 from bs_cluster.errors import DataError
 

@@ -18,7 +18,7 @@ PYFUNC_MODEL = Path(__file__).parents[1] / "serving" / "pyfunc_model.py"
 PYFUNC_PACKAGES = ("mlflow", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "pyarrow", "pydantic")
 
 
-def write_stack(folder: Path, store: Store, manifest: StackManifest, digest: str) -> None:
+def write_stack_card(folder: Path, store: Store, manifest: StackManifest, digest: str) -> None:
     """``adapter_config.json``, ``manifest.json`` and ``weights.txt`` of a stack into ``folder``."""
     for entry in manifest.files:
         if entry.name == "adapter_config.json":
@@ -31,7 +31,7 @@ def write_stack(folder: Path, store: Store, manifest: StackManifest, digest: str
     )
 
 
-def write_bundle(folder: Path, scratch: Path, store: Store, digest: str) -> None:
+def write_bundle_card(folder: Path, scratch: Path, store: Store, digest: str) -> None:
     """A models-from-code pyfunc model into ``folder``, which must be new: no pickle, no trial prediction. Its artifact
     ``bundle`` is a JSON object ``{store_uri, campaign, bundle}``, ``bundle`` being the manifest's digest."""
     reference = scratch / "bundle.json"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Run
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
+from bs_cluster.errors import RegistryError
 from bs_cluster.registry.connection import Connection, all_pages
 
 ALIAS = "champion"
@@ -120,3 +123,23 @@ class Versions:
 def _outputs(run: Run) -> set[str]:
     """Ids of the logged models that a run is shown to have made."""
     return {output.model_id for output in run.outputs.model_outputs} if run.outputs else set()
+
+
+def champion_bundle(tracking_uri: str, campaign: str) -> tuple[str, str]:
+    """(store URI, bundle manifest digest) of the campaign's champion.
+
+    Raises RegistryUnavailable when MLflow is away, RegistryError when it knows no champion of that campaign.
+    """
+    with Connection(tracking_uri).to(f"find the champion of {campaign}") as client:
+        if not client.search_registered_models(f"name = '{campaign}'"):
+            raise RegistryError(
+                f"MLflow at {tracking_uri} has no model {campaign!r}; train that campaign, or name another MLflow"
+            )
+        version = client.get_model_version_by_alias(campaign, ALIAS)
+        location = client.get_model_version_download_uri(campaign, version.version)
+        with tempfile.TemporaryDirectory() as folder:
+            artifact = f"{location}/artifacts/bundle.json"
+            reference = json.loads(
+                Path(download_artifacts(artifact, dst_path=folder, tracking_uri=tracking_uri)).read_text()
+            )
+    return reference["store_uri"], reference["bundle"]

@@ -9,8 +9,8 @@ from typing import Any
 
 from bs_cluster.errors import DataError
 from bs_cluster.records import DomainRecord, canonical_json
+from bs_cluster.report.gains import mask_gains, mask_names
 from bs_cluster.report.inputs import MODES, ReportInputs
-from bs_cluster.report.outcomes import mask_gains, mask_names
 from bs_cluster.report.verdicts import judge
 
 ROUTER_KEYS = ("regret", "label_regret", "all_on_regret", "base_regret", "best_single_regret", "accuracy")

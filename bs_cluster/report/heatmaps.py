@@ -10,8 +10,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from bs_cluster.report.gains import MaskGains, mask_gains
 from bs_cluster.report.inputs import ReportInputs
-from bs_cluster.report.outcomes import MaskGains, mask_gains
 from bs_cluster.report.style import (
     DIVERGING,
     FAINT,

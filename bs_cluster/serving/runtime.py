@@ -18,9 +18,9 @@ from bs_cluster.errors import ConfigError, NotInStoreError
 from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import BundleManifest
+from bs_cluster.router.files import load_router
+from bs_cluster.router.fit import route
 from bs_cluster.router.gates import serve_weights
-from bs_cluster.router.io import load_router
-from bs_cluster.router.train import route
 from bs_cluster.store.store import Store
 
 

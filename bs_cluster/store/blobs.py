@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from bs_cluster.errors import IntegrityError, NotInStoreError
 from bs_cluster.records import FileEntry, StackManifest, sha256_hex
-from bs_cluster.store.files import TEMPORARY, Files, LocalFiles, RemoteFiles, make_folder
+from bs_cluster.store.filesystem import TEMPORARY, Files, LocalFiles, RemoteFiles, make_folder
 from bs_cluster.store.hashing import CHUNK_BYTES, file_entry
 
 VIEWS = "views"

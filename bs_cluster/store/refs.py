@@ -8,7 +8,7 @@ from typing import Any
 
 from bs_cluster.errors import IntegrityError, RefExistsError
 from bs_cluster.records import Record, StackRef, canonical_json, sha256_hex
-from bs_cluster.store.files import Files
+from bs_cluster.store.filesystem import Files
 
 CAMPAIGN = "refs/campaign.json"
 STACKS = "refs/stacks"

@@ -33,7 +33,7 @@ from bs_cluster.records import (
 )
 from bs_cluster.store.adapter_check import check_adapter
 from bs_cluster.store.blobs import Blobs, safe_name
-from bs_cluster.store.files import TEMPORARY, open_files
+from bs_cluster.store.filesystem import TEMPORARY, open_files
 from bs_cluster.store.hashing import stage_entries
 from bs_cluster.store.refs import BUNDLES, CAMPAIGN, DOMAINS, STACKS, Refs, bundle_ref, domain_ref, encode, stack_ref
 from bs_cluster.store.sweep_area import SweepArea
@@ -193,7 +193,7 @@ class Store:
 
     # The campaign itself
 
-    def claim_campaign(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+    def pin_identity(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         """Write ``identity`` if the campaign has none; returns the identity that the store holds, yours or not."""
         if not self._refs.exists(CAMPAIGN):
             self._files.create(CAMPAIGN, canonical_json(identity))

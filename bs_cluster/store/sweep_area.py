@@ -7,7 +7,7 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bs_cluster.store.files import Files
+from bs_cluster.store.filesystem import Files
 
 
 class SweepArea:

@@ -15,7 +15,9 @@ from transformers import TrainerCallback
 
 from bs_cluster.config.schema import TrainingSection
 from bs_cluster.data.encode import EncodedRow
+from bs_cluster.events import StepDone
 from bs_cluster.inference.scoring import mean_loss
+from bs_cluster.records import StackId
 from bs_cluster.training.guard import SpikeGuard
 
 if TYPE_CHECKING:
@@ -83,14 +85,14 @@ class RoundCallback(TrainerCallback):
         if self.session.rank == 0:
             elapsed = time.monotonic() - self.started
             self.session.report(
-                {
-                    "kind": "step",
-                    "stack": self.name,
-                    "steps": self.training.steps,
-                    "seconds": elapsed,
-                    "verdict": verdict,
-                    **line,
-                }
+                StepDone(
+                    stack=StackId.parse(self.name),
+                    step=self.steps_done,
+                    steps=self.training.steps,
+                    seconds=elapsed,
+                    verdict=verdict,
+                    **{key: value for key, value in line.items() if key != "step"},  # type: ignore[arg-type]
+                )
             )
 
     # --- the learning stack's weights, wherever ZeRO keeps them ---------------------------------------------

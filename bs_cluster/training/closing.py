@@ -11,9 +11,10 @@ import torch
 from bs_cluster.data.batch import collate_packed, plan_batches
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.decoder import decoder_and_head
+from bs_cluster.events import Measuring
 from bs_cluster.inference.scoring import mean_loss
 from bs_cluster.records import SCHEMA_VERSION, CloseDomain, DomainRecord, RoundOutcome, RowLoss
-from bs_cluster.stacks.files import basis_bytes, load_basis
+from bs_cluster.stacks.adapter_files import basis_bytes, load_basis
 from bs_cluster.stacks.model import StackModel
 from bs_cluster.stacks.nullspace import (
     OVERSAMPLE,
@@ -121,7 +122,7 @@ def _claim_directions(session: Session, step: CloseDomain) -> dict[str, torch.Te
     moments = _moments(session, tuner, names, len(rows))
     tuner.composition.moments = moments
     try:
-        _stream(session, rows, moments)
+        _stream(session, step.domain, rows, moments)
     finally:
         tuner.composition.moments = {}
     claimed: dict[str, torch.Tensor] = {}
@@ -156,7 +157,7 @@ def _moments(session: Session, tuner: StackModel, names: tuple[str, ...], rows: 
 
 
 @torch.no_grad()
-def _stream(session: Session, rows: list[EncodedRow], moments: dict[int, Moments]) -> None:
+def _stream(session: Session, domain: str, rows: list[EncodedRow], moments: dict[int, Moments]) -> None:
     model = session.stacked.base.model
     decoder, _, _ = decoder_and_head(model)
     plan = plan_batches([len(row.input_ids) for row in rows], session.config.training.eval_batch_tokens)
@@ -170,7 +171,7 @@ def _stream(session: Session, rows: list[EncodedRow], moments: dict[int, Moments
         inputs = {key: tensors[key].to(model.device) for key in ("input_ids", "position_ids")}
         decoder(**inputs, use_cache=False)
         if session.rank == 0:
-            session.report({"kind": "directions", "batch": number + 1, "batches": len(plan)})
+            session.report(Measuring(domain, number + 1, len(plan)))
     for moment in moments.values():
         for tensor in moment.tensors():
             sum_over_ranks(tensor)

@@ -7,8 +7,8 @@ from typing import Any
 from bs_cluster.quiet import quieten
 
 
-def work(settings: dict[str, Any]) -> None:
+def run_worker(settings: dict[str, Any]) -> None:
     quieten()
-    from bs_cluster.training.worker import work as run  # noqa: PLC0415  # heavy, and only of use on a worker
+    from bs_cluster.training.worker import run_worker as run  # noqa: PLC0415  # heavy, and only of use on a worker
 
     run(settings)

@@ -12,7 +12,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.errors import ClusterResourceError
 from bs_cluster.records import canonical_json, sha256_hex
-from bs_cluster.training.entry import work
+from bs_cluster.training.entry import run_worker
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def train_campaign(config: CampaignConfig, plan: Plan, rows: Mapping[str, Any], 
     dumped = config.model_dump(mode="json")
     name = f"{config.campaign}-{sha256_hex(canonical_json(dumped))[:12]}"
     trainer = TorchTrainer(
-        work,
+        run_worker,
         train_loop_config={"config": dumped, "rows": dict(rows), "coordinator": coordinator},
         torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo"),
         scaling_config=ScalingConfig(

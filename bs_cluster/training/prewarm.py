@@ -16,7 +16,7 @@ import torch
 from torch.utils.cpp_extension import _get_build_directory
 
 from bs_cluster.base import prepare_base
-from bs_cluster.config.load import load_config
+from bs_cluster.config.parse import load_config
 
 
 def compile_operations() -> None:

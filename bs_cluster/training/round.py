@@ -32,7 +32,7 @@ from bs_cluster.records import (
     canonical_json,
     sha256_hex,
 )
-from bs_cluster.stacks.files import folded_tensors, write_stack
+from bs_cluster.stacks.adapter_files import folded_tensors, write_adapter
 from bs_cluster.store.hashing import stage_entries
 from bs_cluster.training.callback import RoundCallback
 from bs_cluster.training.guard import SpikeGuard, improves
@@ -202,7 +202,7 @@ def _upload(
     """Writes and verifies the stack's files. Every rank hashes its own copy; only rank 0 uploads."""
     with tempfile.TemporaryDirectory(prefix="bs-stack-") as folder:
         directory = Path(folder)
-        write_stack(directory, stack_config(session.config.stack, step.stack, step.position), tensors)
+        write_adapter(directory, stack_config(session.config.stack, step.stack, step.position), tensors)
         lines = [json.dumps(line, sort_keys=True) for line in history]
         (directory / "history.jsonl").write_text("\n".join(lines) + "\n")
         if session.rank == 0:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +16,7 @@ from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.batch import plan_batches
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.data.frozen import DomainRows
+from bs_cluster.events import Event
 from bs_cluster.inference.scoring import score_batch
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import RowLoss
@@ -32,7 +32,7 @@ class Session:
     stacked: StackedBase
     store: Store
     rows: Callable[[str], DomainRows]
-    report: Callable[[dict[str, Any]], None]
+    report: Callable[[Event], None]
     base_losses: dict[str, list[RowLoss]] = field(default_factory=dict)
 
     @property

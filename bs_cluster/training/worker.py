@@ -14,11 +14,13 @@ import ray.train
 import torch
 import torch.distributed as dist
 
+from bs_cluster.config.identity import effective_domain
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.frozen import DomainRows
+from bs_cluster.events import DomainClosed, Event, Phase, RoundEnded, RoundStarted
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import CloseDomain, Finished, TrainRound
-from bs_cluster.stacks.files import load_basis
+from bs_cluster.stacks.adapter_files import load_basis
 from bs_cluster.store.store import Store
 from bs_cluster.training.closing import close_domain
 from bs_cluster.training.prewarm import compile_operations
@@ -28,7 +30,7 @@ from bs_cluster.training.session import Session, device_of
 CALL_TIMEOUT_S = 600
 
 
-def work(settings: dict[str, Any]) -> None:
+def run_worker(settings: dict[str, Any]) -> None:
     """The per-worker loop. ``settings``: ``config`` (a dict), ``coordinator`` handle, ``rows`` (a reference
     per domain)."""
     config = CampaignConfig.model_validate(settings["config"])
@@ -44,11 +46,11 @@ def work(settings: dict[str, Any]) -> None:
 
     group = _same_on_all_ranks(call("register") if dist.get_rank() == 0 else None)
 
-    def say(event: dict[str, Any]) -> None:
+    def say(event: Event) -> None:
         coordinator.report.remote(event)
 
     if dist.get_rank() == 0:
-        say({"kind": "phase", "text": f"{dist.get_world_size()} workers load {config.base.model}"})
+        say(Phase(f"{dist.get_world_size()} workers load {config.base.model}"))
     store = Store(config.store.uri, config.campaign)
     stacked = StackedBase.load(config.base, device_of(config))
     opened: dict[str, DomainRows] = {}
@@ -76,7 +78,7 @@ def work(settings: dict[str, Any]) -> None:
 
 def _train(session: Session, step: TrainRound, basis: tuple[str, Any] | None, call: Any, group: str) -> None:
     if session.rank == 0:
-        session.report({"kind": "round", "stack": step.stack.name, "domain": step.stack.domain})
+        session.report(RoundStarted(step.stack, effective_domain(session.config, step.stack.domain).steps or 0))
     fetched = (basis[0], load_basis(ray.get(basis[1], timeout=CALL_TIMEOUT_S))) if basis else None
     outcome, manifest = train_round(session, step, fetched)
     if session.rank == 0:
@@ -84,7 +86,7 @@ def _train(session: Session, step: TrainRound, basis: tuple[str, Any] | None, ca
             call("commit", group, manifest, outcome)
         else:
             call("reject", group, outcome)
-        session.report({"kind": "outcome", **outcome.to_dict(), "stack": step.stack.name})
+        session.report(RoundEnded(outcome))
     dist.barrier()
 
 
@@ -92,7 +94,7 @@ def _close(session: Session, step: CloseDomain, call: Any, group: str) -> None:
     record = close_domain(session, step, call("outcomes_of", step.domain))
     if session.rank == 0:
         call("close", group, record)
-        session.report({"kind": "closed", "domain": step.domain, "isolated": record.isolated, "base": record.base_loss})
+        session.report(DomainClosed(step.domain, record.isolated, record.base_loss))
     dist.barrier()
 
 

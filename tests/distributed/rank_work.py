@@ -14,13 +14,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bs_cluster.campaign.rows import encode_domains
+from bs_cluster.campaign.encoding import encode_domains
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.coordinator import Coordinator
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.records import CloseDomain, DomainRecord, RoundOutcome, TrainRound
-from bs_cluster.stacks.files import load_basis
+from bs_cluster.stacks.adapter_files import load_basis
 from bs_cluster.store import Store
 from bs_cluster.training.closing import close_domain
 from bs_cluster.training.prewarm import compile_operations

@@ -10,10 +10,10 @@ from ray.exceptions import RayActorError
 from tiny_campaign import campaign
 from tiny_history import domain_record, stack_manifest, write_files
 
-from bs_cluster.campaign.stacks import start_coordinator
+from bs_cluster.campaign.train import start_coordinator
 from bs_cluster.errors import ClusterResourceError, FencedError, OutOfOrderError
 from bs_cluster.records import CloseDomain, Finished, RoundOutcome, StackId, TrainRound
-from bs_cluster.stacks.files import basis_bytes, load_basis
+from bs_cluster.stacks.adapter_files import basis_bytes, load_basis
 from bs_cluster.store import Store
 from bs_cluster.training.launch import resource_plan
 

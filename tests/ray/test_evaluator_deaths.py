@@ -9,12 +9,12 @@ import ray
 from ray.exceptions import RayActorError
 from tiny_campaign import campaign, commit_random_stacks, write_inputs
 
-from bs_cluster.campaign.routing import isolated_rows, start_evaluators, stop_evaluators
-from bs_cluster.campaign.rows import encode_domains
+from bs_cluster.campaign.encoding import encode_domains
+from bs_cluster.campaign.measure import isolated_rows, start_evaluators, stop_evaluators
 from bs_cluster.inference.scoring import score_routed
 from bs_cluster.store import Store
 from bs_cluster.sweep.combinations import all_masks, mask_weights
-from bs_cluster.sweep.run import run_sweep
+from bs_cluster.sweep.sweep import run_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -13,7 +13,7 @@ from tiny import save_tiny_base
 
 from bs_cluster.base import load_base, prepare_base
 from bs_cluster.base.digest import RECORDED
-from bs_cluster.base.embedded import EMBEDDED, EmbeddedBase
+from bs_cluster.base.packaged import EMBEDDED, EmbeddedBase
 from bs_cluster.config import BaseSection
 from bs_cluster.config.conflicts import EMBEDDED_BASES
 from bs_cluster.errors import BaseModelError

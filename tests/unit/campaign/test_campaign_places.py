@@ -6,7 +6,7 @@ import pytest
 from tiny_campaign import campaign
 
 from bs_cluster.campaign.bundle import config_digest
-from bs_cluster.campaign.connect import connect, environment
+from bs_cluster.campaign.connect import connect, process_environment
 from bs_cluster.campaign.recorder import tracking_uri
 from bs_cluster.campaign.run import run_folder, run_storage
 from bs_cluster.errors import ConfigError
@@ -58,14 +58,14 @@ class TestConnect:
         assert "store.uri=$PWD/stacks" in str(raised.value)
 
     def test_workers_on_a_cpu_keep_the_memory_they_free(self, make):
-        on_cpu = environment(make(training={"use_gpu": False, "threads_per_worker": 3}))
+        on_cpu = process_environment(make(training={"use_gpu": False, "threads_per_worker": 3}))
         assert on_cpu.items() >= KEEP_FREED_MEMORY.items()
         assert (on_cpu["DS_ACCELERATOR"], on_cpu["OMP_NUM_THREADS"]) == ("cpu", "3")
-        on_gpu = environment(make(training={"use_gpu": True}))
+        on_gpu = process_environment(make(training={"use_gpu": True}))
         assert not on_gpu.keys() & {"DS_ACCELERATOR", *KEEP_FREED_MEMORY}
 
     def test_workers_may_take_as_long_to_start_as_the_config_allows(self, make):
-        given = environment(make(training={"start_timeout_s": 1234}))
+        given = process_environment(make(training={"start_timeout_s": 1234}))
         assert given["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "1234"
         assert all(isinstance(value, str) for value in given.values())
 

@@ -1,8 +1,12 @@
 """What a person reads: times, estimates and one line an event."""
 
+import dataclasses
+
 import pytest
 
 from bs_cluster.campaign.console import Console, clock, fail
+from bs_cluster.events import DomainClosed, Measuring, Phase, RoundEnded, RoundStarted, StepDone
+from bs_cluster.records import RoundOutcome, StackId
 
 
 @pytest.mark.parametrize(
@@ -13,9 +17,9 @@ def test_clock(seconds, shown):
     assert clock(seconds) == shown
 
 
-def step(number: int, **more):
-    event = {"kind": "step", "stack": "aa_r1", "step": float(number), "steps": 40, "seconds": 2.0 * number}
-    return event | {"loss": 2.5, "verdict": "go on"} | more
+def step(number: int, **more) -> StepDone:
+    done = StepDone(StackId("aa", 1), number, 40, 2.0 * number, "go on", 2.5, 1.0, 1.0, 0.5, 1e-4)
+    return dataclasses.replace(done, **more)
 
 
 @pytest.fixture
@@ -53,27 +57,30 @@ def test_steps_come_at_most_once_in_a_while_but_for_the_important_ones(told):
     assert "bad step: restore" in lines[2]
 
 
+def ended(**more) -> RoundEnded:
+    outcome = RoundOutcome(StackId("aa", 2), 2.0, 2.1, True, None, 40, 0, 61.0, "better")
+    return RoundEnded(dataclasses.replace(outcome, **more))
+
+
 def test_a_rejected_round_says_why(told):
-    outcome = {"kind": "outcome", "stack": "aa_r2", "val_before": 2.0, "val_after": 2.1, "seconds": 61.0}
-    kept, turned_away = told(
-        outcome | {"committed": True, "reason": "better"}, outcome | {"committed": False, "reason": "no gain"}
-    )
+    kept, turned_away = told(ended(), ended(committed=False, reason="no gain"))
     assert "committed  val 2.0000 -> 2.1000  (01:01)" in kept
     assert "better" not in kept
     assert turned_away.endswith("no gain")
 
 
-def test_phases_rounds_and_closings_are_told_and_other_events_are_not(told):
+def test_every_kind_of_event_is_told(told):
     lines = told(
-        {"kind": "phase", "text": "2 workers load base"},
-        {"kind": "round", "stack": "aa_r1"},
-        {"kind": "directions", "batch": 1, "batches": 2},
-        {"kind": "closed", "domain": "aa", "isolated": 2.0, "base": 3.0},
+        Phase("2 workers load base"),
+        RoundStarted(StackId("aa", 1), 40),
+        Measuring("aa", 1, 2),
+        DomainClosed("aa", 2.0, 3.0),
     )
     assert lines[0] == "2 workers load base"
     assert "training begins" in lines[1]
-    assert "alone 2.0000, base 3.0000" in lines[2]
-    assert len(lines) == 3
+    assert "1/2 batches" in lines[2]
+    assert "alone 2.0000, base 3.0000" in lines[3]
+    assert len(lines) == 4
 
 
 def test_fail_speaks_on_stderr_and_gives_the_code(capsys):

@@ -9,10 +9,11 @@ import torch
 from tiny_history import domain_record, stack_manifest, write_files
 
 from bs_cluster.config import CampaignConfig
-from bs_cluster.coordinator.coordinator import EVENTS_KEPT, Coordinator, claim
+from bs_cluster.coordinator.coordinator import EVENTS_KEPT, Coordinator, check_identity
 from bs_cluster.errors import ConfigError, FencedError, OutOfOrderError
+from bs_cluster.events import Phase
 from bs_cluster.records import CloseDomain, Finished, RoundOutcome, StackId, TrainRound
-from bs_cluster.stacks.files import basis_bytes, load_basis
+from bs_cluster.stacks.adapter_files import basis_bytes, load_basis
 from bs_cluster.stacks.nullspace import combine
 from bs_cluster.store import Store
 
@@ -209,18 +210,18 @@ def test_without_a_null_space_nobody_is_confined(tmp_path):
 def test_a_campaign_begun_otherwise_is_not_taken_over(driver, tmp_path, section: dict, named: str):
     other = campaign(tmp_path, **section)
     with pytest.raises(ConfigError, match=named):
-        claim(driver.store, other)
+        check_identity(driver.store, other)
     with pytest.raises(ConfigError):
         Coordinator(other, share=lambda data: data)
-    claim(driver.store, driver.config)
-    claim(driver.store, campaign(tmp_path, training={"max_rounds": 5}, seed=7))  # how to train may change
+    check_identity(driver.store, driver.config)
+    check_identity(driver.store, campaign(tmp_path, training={"max_rounds": 5}, seed=7))  # how to train may change
 
 
 def test_events_are_numbered_and_old_ones_are_dropped(driver):
     for number in range(EVENTS_KEPT + 10):
-        driver.coordinator.report({"kind": "step", "value": number})
+        driver.coordinator.report(Phase(str(number)))
     everything = driver.coordinator.events_since(0)
-    numbers = [number for number, _ in everything]
+    numbers = [told.number for told in everything]
     assert numbers == list(range(numbers[0], numbers[0] + EVENTS_KEPT))
     newest = driver.coordinator.events_since(numbers[-3])
-    assert [event["value"] for _, event in newest] == [EVENTS_KEPT + 8, EVENTS_KEPT + 9]
+    assert [told.event for told in newest] == [Phase(str(EVENTS_KEPT + 8)), Phase(str(EVENTS_KEPT + 9))]

@@ -11,7 +11,7 @@ from tiny import tiny_tokenizer
 from bs_cluster.config.schema import CampaignConfig, DataSection, DomainSection, SourceSection
 from bs_cluster.data.clean import normalise
 from bs_cluster.data.decontaminate import detect_domain, domain_words
-from bs_cluster.data.load import load_domains
+from bs_cluster.data.domains import load_domains
 from bs_cluster.errors import DataError
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bs_cluster.config.schema import SourceSection
-from bs_cluster.data.embedded import EMBEDDED, MAX_COMPLETION, MAX_PROMPT, embedded_rows
+from bs_cluster.data.builtin import EMBEDDED, MAX_COMPLETION, MAX_PROMPT, embedded_rows
 from bs_cluster.data.pycode import module_pairs
 from bs_cluster.data.sources import read_source, source_label
 from bs_cluster.errors import DataError

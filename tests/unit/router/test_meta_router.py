@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from bs_cluster.config.schema import RouterSection
 from bs_cluster.errors import DataError, IntegrityError, NotInStoreError
-from bs_cluster.router.io import RouterCard, load_router, save_router
+from bs_cluster.router.files import RouterCard, load_router, save_router
+from bs_cluster.router.fit import route, router_loss, train_router
+from bs_cluster.router.holdout import split_holdout
 from bs_cluster.router.net import MetaRouter
-from bs_cluster.router.split import split_holdout
 from bs_cluster.router.states import CachedStates
-from bs_cluster.router.train import route, router_loss, train_router
 
 DOMAINS = ("chat", "code", "math", "medical", "reasoning")
 

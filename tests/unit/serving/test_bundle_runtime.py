@@ -6,15 +6,15 @@ import pytest
 import torch
 from tiny_campaign import campaign, commit_random_stacks, write_inputs
 
-from bs_cluster.config.load import to_yaml
+from bs_cluster.config.parse import to_yaml
 from bs_cluster.data.encode import encode_prompt, encode_router_prompt
 from bs_cluster.errors import ConfigError, IntegrityError
 from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.records import SCHEMA_VERSION, BundleManifest
+from bs_cluster.router.files import RouterCard, save_router
+from bs_cluster.router.fit import route
 from bs_cluster.router.gates import serve_weights
-from bs_cluster.router.io import RouterCard, save_router
 from bs_cluster.router.net import MetaRouter
-from bs_cluster.router.train import route
 from bs_cluster.serving.runtime import BundleRuntime
 from bs_cluster.store import Store
 

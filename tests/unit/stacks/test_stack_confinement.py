@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bs_cluster.stacks.files import folded_tensors, write_stack
+from bs_cluster.stacks.adapter_files import folded_tensors, write_adapter
 from bs_cluster.stacks.layer import PARTS
 
 LEARNING = "code_r1"
@@ -45,7 +45,7 @@ def trained(space: str, steps: int = 6):
 @pytest.mark.parametrize("space", ["output", "input", "both"])
 def test_stored_stacks_do_not_touch_the_bases_after_training(tmp_path, space: str):
     peft, output, inputs = trained(space)
-    write_stack(tmp_path, tuner(peft).peft_config[LEARNING], folded_tensors(tuner(peft), LEARNING))
+    write_adapter(tmp_path, tuner(peft).peft_config[LEARNING], folded_tensors(tuner(peft), LEARNING))
     stored = load_file(tmp_path / "adapter_model.safetensors")
     for part, bases in (("stack_B", output), ("stack_A", inputs)):
         for path, basis_XK in bases.items():

@@ -19,7 +19,7 @@ from tiny import save_tiny_base
 from bs_cluster.base import load_base
 from bs_cluster.config.schema import BaseSection
 from bs_cluster.stacks import METHOD, StackConfig
-from bs_cluster.stacks.files import basis_bytes, folded_tensors, load_basis, write_stack
+from bs_cluster.stacks.adapter_files import basis_bytes, folded_tensors, load_basis, write_adapter
 from bs_cluster.stacks.layer import PARTS
 
 STACKS = ["chat_r1", "code_r1", "math_r1"]
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 def written(peft, folder: Path) -> dict[str, Path]:
     """Every stack of ``peft`` in the project's own files."""
     for name, settings in tuner(peft).peft_config.items():
-        write_stack(folder / name, settings, folded_tensors(tuner(peft), name))
+        write_adapter(folder / name, settings, folded_tensors(tuner(peft), name))
     return {name: folder / name for name in tuner(peft).peft_config}
 
 

@@ -14,7 +14,7 @@ from bs_cluster.errors import IntegrityError, NotInStoreError, StoreError
 from bs_cluster.records import FileEntry, sha256_hex
 from bs_cluster.store import Store, stage_entries
 from bs_cluster.store.blobs import Blobs, safe_name
-from bs_cluster.store.files import LocalFiles, RemoteFiles
+from bs_cluster.store.filesystem import LocalFiles, RemoteFiles
 
 KINDS = ("folder", "file-uri", "memory")
 reuses_folder = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -188,13 +188,13 @@ def test_a_bundle_holds_only_what_is_committed(store, tmp_path):
 
 
 def test_the_first_identity_claims_the_campaign(store):
-    assert store.claim_campaign({"config": "one"}) == {"config": "one"}
-    assert store.claim_campaign({"config": "two"}) == {"config": "one"}
+    assert store.pin_identity({"config": "one"}) == {"config": "one"}
+    assert store.pin_identity({"config": "two"}) == {"config": "one"}
 
 
 def test_verify_finds_nothing_in_a_sound_store_and_each_damage_in_another(tmp_path):
     store = Store(str(tmp_path / "store"), "demo")
-    store.claim_campaign({"config": "one"})
+    store.pin_identity({"config": "one"})
     refs = [commit_round(store, tmp_path / "rounds", "chat", number) for number in (1, 2)]
     store.close_domain(dataclasses.replace(domain_record(store, "chat"), basis=store.put_bytes("basis", b"v").sha256))
     store.commit_bundle(bundle_manifest(store))

@@ -18,10 +18,11 @@ from bs_cluster.config.schema import SweepSection
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.errors import ClusterResourceError
 from bs_cluster.store import SweepArea
-from bs_cluster.store.files import LocalFiles
+from bs_cluster.store.filesystem import LocalFiles
 from bs_cluster.sweep.combinations import all_masks
 from bs_cluster.sweep.outcomes import RowLoss
-from bs_cluster.sweep.run import EvaluatorPool, encode_prompts, run_sweep, score_rows
+from bs_cluster.sweep.pool import EvaluatorPool
+from bs_cluster.sweep.sweep import encode_prompts, run_sweep, score_rows
 
 pytestmark = pytest.mark.ray
 
@@ -183,7 +184,7 @@ def test_a_bug_in_an_evaluator_is_raised_as_it_is(rows, start):
 
 
 def test_waiting_has_an_end(start, monkeypatch):
-    monkeypatch.setattr("bs_cluster.sweep.run.POLL_S", 0.1)
+    monkeypatch.setattr("bs_cluster.sweep.pool.POLL_S", 0.1)
     evaluator = start()
     ray.get(evaluator.__ray_ready__.remote())
     pool = EvaluatorPool([evaluator], max_retries=0, stall_s=1)

@@ -8,10 +8,11 @@ from typing import Any
 
 import ray
 
-from bs_cluster.campaign.rows import raise_early
+from bs_cluster.campaign.encoding import raise_early
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.coordinator import Coordinator
 from bs_cluster.errors import ClusterResourceError
+from bs_cluster.events import Event
 from bs_cluster.training.launch import Plan, train_campaign
 
 LOOK_EVERY_S = 0.5
@@ -38,7 +39,7 @@ def train_stacks(
     rows: Mapping[str, ray.ObjectRef],
     coordinator: Any,
     storage: str,
-    on_event: Callable[[dict[str, Any]], None],
+    on_event: Callable[[Event], None],
 ) -> None:
     """Runs the workers to the last domain's closing; ``on_event`` gets every event of theirs, in order."""
     failure: list[BaseException] = []
@@ -54,9 +55,9 @@ def train_stacks(
     seen = 0
     while True:
         alive = thread.is_alive()
-        for number, event in ray.get(coordinator.events_since.remote(seen), timeout=START_TIMEOUT_S):
-            on_event(event)
-            seen = number
+        for told in ray.get(coordinator.events_since.remote(seen), timeout=START_TIMEOUT_S):
+            on_event(told.event)
+            seen = told.number
         raise_early(rows)
         if not alive:
             break

@@ -22,7 +22,7 @@ from typing import Any
 from bs_cluster.errors import RegistryError
 from bs_cluster.records import BundleManifest, DomainRecord, StackId, StackManifest, StackRef
 from bs_cluster.registry import wording
-from bs_cluster.registry.artifacts import write_bundle, write_stack
+from bs_cluster.registry.artifacts import write_bundle_card, write_stack_card
 from bs_cluster.registry.connection import Connection
 from bs_cluster.registry.runs import Point, Runs
 from bs_cluster.registry.versions import Entry, Versions
@@ -148,7 +148,7 @@ class Registry:
             model_text=wording.open_domain_text(ref.stack.domain, self.campaign),
         )
         with tempfile.TemporaryDirectory() as folder:
-            write_stack(Path(folder), store, manifest, ref.manifest)
+            write_stack_card(Path(folder), store, manifest, ref.manifest)
             self._versions.register(entry, Path(folder))
         return True
 
@@ -189,7 +189,7 @@ class Registry:
         )
         with tempfile.TemporaryDirectory() as scratch:
             model = Path(scratch) / "model"
-            write_bundle(model, Path(scratch), store, digest)
+            write_bundle_card(model, Path(scratch), store, digest)
             self._versions.register(entry, model)
         return True
 

@@ -19,14 +19,15 @@ from bs_cluster.data.batch import plan_batches
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.inference.evaluator import Evaluator
 from bs_cluster.records import StackManifest, canonical_json, sha256_hex
+from bs_cluster.router.fit import TrainedRouter, route, train_router
 from bs_cluster.router.gates import serve_weights
+from bs_cluster.router.holdout import split_holdout
 from bs_cluster.router.regret import regret_report
-from bs_cluster.router.split import split_holdout
-from bs_cluster.router.train import TrainedRouter, route, train_router
 from bs_cluster.store.store import Store
 from bs_cluster.sweep.combinations import full_mask
 from bs_cluster.sweep.outcomes import OutcomeTable
-from bs_cluster.sweep.run import EvaluatorPool, encode_prompts, run_sweep, score_rows
+from bs_cluster.sweep.pool import EvaluatorPool
+from bs_cluster.sweep.sweep import encode_prompts, run_sweep, score_rows
 from bs_cluster.sweep.targets import targets_BD
 
 

@@ -10,9 +10,9 @@ import ray
 from bs_cluster.base import load_tokenizer
 from bs_cluster.config.identity import curriculum
 from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.data.domains import load_domains
 from bs_cluster.data.encode import encode_router_prompt, encode_rows
 from bs_cluster.data.frozen import DomainRows
-from bs_cluster.data.load import load_domains
 from bs_cluster.data.rows import DomainData
 from bs_cluster.errors import DataError
 from bs_cluster.quiet import quieten

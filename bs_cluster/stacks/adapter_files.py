@@ -38,7 +38,7 @@ def folded_tensors(tuner: StackModel, name: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def write_stack(directory: Path, config: StackConfig, tensors: Mapping[str, torch.Tensor]) -> None:
+def write_adapter(directory: Path, config: StackConfig, tensors: Mapping[str, torch.Tensor]) -> None:
     """Writes both files; the same stack always gives the same bytes."""
     directory.mkdir(parents=True, exist_ok=True)
     save_file(dict(sorted(tensors.items())), directory / WEIGHTS_NAME, metadata={"format": "pt"})

@@ -1,0 +1,80 @@
+"""What workers say while they work and people read: frozen records, from worker through coordinator to driver.
+
+Nothing is decided by an event; losing one loses a line on a screen. Losses are nats per completion token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bs_cluster.records import Record, RoundOutcome, StackId
+
+
+@dataclass(frozen=True)
+class Phase(Record):
+    """Something long begins, in words."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class RoundStarted(Record):
+    """A stack begins to learn, for at most ``steps`` optimizer steps."""
+
+    stack: StackId
+    steps: int
+
+
+@dataclass(frozen=True)
+class StepDone(Record):
+    """An optimizer step is judged. ``step`` counts from 1; ``seconds`` since the round's first. ``verdict`` is the
+    guard's (``go on``, ``restore``, ``stop``); ``val_loss`` is there where the step was validated."""
+
+    stack: StackId
+    step: int
+    steps: int
+    seconds: float
+    verdict: str
+    loss: float
+    load_balance: float
+    imbalance: float
+    grad_norm: float
+    learning_rate: float
+    val_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class RoundEnded(Record):
+    """A round was committed or rejected."""
+
+    outcome: RoundOutcome
+
+
+@dataclass(frozen=True)
+class Measuring(Record):
+    """A domain's directions are being measured: ``batch`` of ``batches`` of its training tokens."""
+
+    domain: str
+    batch: int
+    batches: int
+
+
+@dataclass(frozen=True)
+class DomainClosed(Record):
+    """A domain closed: its loss with its own stacks alone, and the base's, on the same rows."""
+
+    domain: str
+    isolated: float
+    base: float
+
+
+Event = Phase | RoundStarted | StepDone | RoundEnded | Measuring | DomainClosed
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """An event as the coordinator keeps it: ``number`` grows over its restarts, ``at`` is its clock (Unix seconds)."""
+
+    number: int
+    at: float
+    event: Event

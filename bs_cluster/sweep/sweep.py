@@ -1,0 +1,105 @@
+"""Carries the sweep's plan out on Ray actors, and the two passes that go with it: routed losses and router states.
+
+An evaluator is a Ray actor handle with ``score(rows, weights) -> list[RowLoss]`` and
+``encode(prompts) -> list[np.ndarray]`` (``bs_cluster.inference``). What to measure, in which batches and what it
+means is decided elsewhere, by pure functions; this file only hands it to the pool and writes down what comes back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from bs_cluster.config.schema import SweepSection
+from bs_cluster.data.encode import EncodedRow
+from bs_cluster.records import RowLoss
+from bs_cluster.store import SweepArea
+from bs_cluster.sweep.combinations import active_mask, mask_weights
+from bs_cluster.sweep.outcomes import OutcomeTable
+from bs_cluster.sweep.plan import plan_work
+from bs_cluster.sweep.pool import EvaluatorPool
+from bs_cluster.sweep.search import next_requests
+
+
+def run_sweep(
+    evaluators: Sequence[Any],
+    rows: Sequence[EncodedRow],
+    domains: Sequence[str],
+    settings: SweepSection,
+    area: SweepArea,
+    on_progress: Callable[[int, int], None],
+) -> OutcomeTable:
+    """Measure every combination that the search asks for, and return the outcomes in the order of ``rows``.
+
+    Each finished batch is written to ``area`` at once; what ``area`` holds already is not measured again, so a killed
+    sweep loses only the batches in flight. ``on_progress(done, total)`` counts outcomes; under a beam the total
+    grows as the search goes on. Raises ClusterResourceError when no evaluator is left or a batch cannot be scored.
+    """
+    table = OutcomeTable([row.id for row in rows], [row.domain for row in rows], domains)
+    if (earlier := area.read()) is not None:
+        table.update(OutcomeTable.from_arrow(earlier))
+    lengths = [len(row.input_ids) for row in rows]
+    pool = EvaluatorPool(evaluators, settings.max_retries)
+
+    def score(evaluator: Any, requests: Sequence[tuple[int, int]]) -> ray.ObjectRef:
+        weights = [mask_weights(mask, len(domains)) for _, mask in requests]
+        return evaluator.score.remote([rows[row] for row, _ in requests], weights)
+
+    while requests := next_requests(table, settings):
+        total = len(table) + len(requests)
+        on_progress(len(table), total)
+        batches = [batch.requests for batch in plan_work(requests, lengths, settings.batch_tokens)]
+        for finished, losses in pool.map(score, batches):
+            _write_part(area, table, finished, losses)
+            for (row, mask), loss in zip(finished, losses, strict=True):
+                table.record(row, mask, loss)
+            on_progress(len(table), total)
+    return table
+
+
+def score_rows(
+    evaluators: Sequence[Any], rows: Sequence[EncodedRow], weights_BD: np.ndarray, settings: SweepSection
+) -> list[RowLoss]:
+    """Loss of each row under its own gate weights (B, D), in row order: how routed loss is measured."""
+    weights = [[float(weight) for weight in row] for row in weights_BD]
+    requests = [(index, active_mask(row)) for index, row in enumerate(weights)]
+    batches = [b.requests for b in plan_work(requests, [len(row.input_ids) for row in rows], settings.batch_tokens)]
+
+    def score(evaluator: Any, batch: Sequence[tuple[int, int]]) -> ray.ObjectRef:
+        return evaluator.score.remote([rows[index] for index, _ in batch], [weights[index] for index, _ in batch])
+
+    return _in_order(EvaluatorPool(evaluators, settings.max_retries).map(score, batches))
+
+
+def encode_prompts(
+    evaluators: Sequence[Any], prompts: Sequence[Sequence[int]], settings: SweepSection
+) -> list[np.ndarray]:
+    """The base's router states of each tokenised prompt, (T, H) each, in prompt order."""
+    requests = [(index, 0) for index in range(len(prompts))]
+    batches = [b.requests for b in plan_work(requests, [len(prompt) for prompt in prompts], settings.batch_tokens)]
+
+    def encode(evaluator: Any, batch: Sequence[tuple[int, int]]) -> ray.ObjectRef:
+        return evaluator.encode.remote([prompts[index] for index, _ in batch])
+
+    return _in_order(EvaluatorPool(evaluators, settings.max_retries).map(encode, batches))
+
+
+def _in_order(finished: Iterator[tuple[tuple[tuple[int, int], ...], list[Any]]]) -> list[Any]:
+    answers = {index: answer for batch, results in finished for (index, _), answer in zip(batch, results, strict=True)}
+    return [answers[index] for index in range(len(answers))]
+
+
+def _write_part(
+    area: SweepArea, table: OutcomeTable, requests: Sequence[tuple[int, int]], losses: Sequence[RowLoss]
+) -> None:
+    """One batch as a Parquet part, named by what was asked, so that a batch measured again replaces itself."""
+    part = OutcomeTable(table.row_ids, table.row_domains, table.domains)
+    for (row, mask), loss in zip(requests, losses, strict=True):
+        part.record(row, mask, loss)
+    asked = json.dumps(sorted((table.row_ids[row], mask) for row, mask in requests))
+    area.write_part(hashlib.sha256(asked.encode()).hexdigest()[:20], part.to_arrow())
