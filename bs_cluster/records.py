@@ -11,7 +11,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -159,13 +159,62 @@ class RowLoss(Record):
         return self.nll / self.tokens
 
 
+# How a row can be answered: nothing added; its own domain's stacks; those with the parents they trained beside; all of
+# them; the meta-router's gates; its domain's label as the gate; the one domain that is best on average; the
+# classifier that the meta-router starts from; the best measured combination in hindsight.
+MODES = ("base", "isolated", "parents", "ungated", "routed", "label", "best_single", "anchor", "oracle")
+
+
+@dataclass(frozen=True)
+class ModeLosses(Record):
+    """One set of rows under several modes: ``nll[mode][i]`` is the summed loss (nats) of row i's ``tokens[i]``
+    completion tokens, None where that mode has no meaning for the row or was not measured.
+
+    ``owners`` holds each row's domain, or for a row that no domain owns its kind (``mixed:dose``, ``foreign:recipe``).
+    """
+
+    row_ids: tuple[str, ...]
+    owners: tuple[str, ...]
+    tokens: tuple[int, ...]
+    nll: dict[str, tuple[float | None, ...]]
+
+    def __post_init__(self):
+        rows = len(self.row_ids)
+        assert len(self.owners) == len(self.tokens) == rows, (rows, len(self.owners), len(self.tokens))
+        for mode, nll in self.nll.items():
+            assert mode in MODES, f"unknown mode {mode!r}; the modes are {MODES}"
+            assert len(nll) == rows, f"{mode} has {len(nll)} losses for {rows} rows"
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """The same modes on these row indices, in this order."""
+        return type(self)(
+            tuple(self.row_ids[i] for i in rows),
+            tuple(self.owners[i] for i in rows),
+            tuple(self.tokens[i] for i in rows),
+            {mode: tuple(nll[i] for i in rows) for mode, nll in self.nll.items()},
+        )
+
+    def losses(self, mode: str) -> list[RowLoss] | None:
+        """Every row's loss under ``mode``; None without rows or where any of them was not measured in it."""
+        nll = self.nll.get(mode, ())
+        if not nll or any(value is None for value in nll):
+            return None
+        return [RowLoss(value, tokens) for value, tokens in zip(nll, self.tokens, strict=True) if value is not None]
+
+
 @dataclass(frozen=True)
 class RoundOutcome(Record):
-    """How one round of residual boosting ended, committed or not. Losses in nats per completion token."""
+    """How one round of residual boosting ended, committed or not. Losses in nats per completion token.
+
+    ``gain`` is ``val_before - val_after`` paired over the ``rows`` that decided, ``gain_error`` its standard error.
+    """
 
     stack: StackId
     val_before: float
     val_after: float
+    gain: float
+    gain_error: float
+    rows: int
     committed: bool
     manifest: str | None
     steps: int

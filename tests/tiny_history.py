@@ -76,9 +76,10 @@ def commit_round(store: Store, staging: Path, domain: str, number: int, position
 def domain_record(store: Store, domain: str, position: int = 0, rejected: int = 0) -> DomainRecord:
     """The closing statement of a domain with its committed rounds and, after them, ``rejected`` more."""
     refs = [ref for ref, _ in store.stacks() if ref.stack.domain == domain]
-    rounds = [RoundOutcome(ref.stack, 3.0, 2.5, True, ref.manifest, 3, 0, 1.5, "improved") for ref in refs]
+    rounds = [RoundOutcome(ref.stack, 3.0, 2.5, 0.5, 0.1, 2, True, ref.manifest, 3, 0, 1.5, "improved") for ref in refs]
     for number in range(len(refs) + 1, len(refs) + 1 + rejected):
-        rounds.append(RoundOutcome(StackId(domain, number), 2.5, 2.6, False, None, 3, 1, 1.5, "no improvement"))
+        stack = StackId(domain, number)
+        rounds.append(RoundOutcome(stack, 2.5, 2.6, -0.1, 0.1, 2, False, None, 3, 1, 1.5, "no improvement"))
     return DomainRecord(
         schema_version=SCHEMA_VERSION,
         domain=domain,

@@ -17,8 +17,17 @@ from bs_cluster.campaign.measure import Routing
 from bs_cluster.config.parse import to_yaml
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.frozen import DomainRows
-from bs_cluster.records import SCHEMA_VERSION, BundleManifest, StackId, StackManifest, canonical_json, sha256_hex
-from bs_cluster.report.inputs import ReportInputs
+from bs_cluster.estimates import token_mean
+from bs_cluster.records import (
+    SCHEMA_VERSION,
+    BundleManifest,
+    ModeLosses,
+    StackId,
+    StackManifest,
+    canonical_json,
+    sha256_hex,
+)
+from bs_cluster.report.inputs import MODES, ReportInputs
 from bs_cluster.report.stack_figure import draw_stack
 from bs_cluster.router.files import RouterCard, save_router
 from bs_cluster.stacks.adapter_files import load_basis
@@ -47,8 +56,8 @@ def report_inputs(
         domains=tuple(domains),
         records=tuple(records),
         histories={manifest.stack.name: _history(store, manifest) for manifest in manifests},
-        losses=routing.losses,
-        loss_notes=dict.fromkeys(routing.losses, HELD_OUT_NOTE),
+        losses=domain_means(routing.losses),
+        loss_notes=dict.fromkeys(MODES, HELD_OUT_NOTE),
         isolated_row_losses=isolated,
         overlap=claimed_overlap(store),
         router=routing.regret,
@@ -59,6 +68,15 @@ def report_inputs(
         data_counts={domain: rows[domain].counts for domain in domains},
         environment=versions_and_machine(),
     )
+
+
+def domain_means(losses: ModeLosses) -> dict[str, dict[str, float]]:
+    """Nats per completion token by mode and domain, of the modes measured on all of the domain's rows."""
+    means: dict[str, dict[str, float]] = {mode: {} for mode in MODES}
+    for domain in dict.fromkeys(losses.owners):
+        own = losses.select([row for row, owner in enumerate(losses.owners) if owner == domain])
+        means |= {mode: means[mode] | {domain: token_mean(rows)} for mode in MODES if (rows := own.losses(mode))}
+    return means
 
 
 def claimed_overlap(store: Store) -> dict[str, dict[str, float]]:

@@ -18,7 +18,7 @@ from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.batch import plan_batches
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.inference.evaluator import Evaluator
-from bs_cluster.records import StackManifest, canonical_json, sha256_hex
+from bs_cluster.records import ModeLosses, RowLoss, StackManifest, canonical_json, sha256_hex
 from bs_cluster.router.fit import TrainedRouter, route, train_router
 from bs_cluster.router.gates import serve_weights
 from bs_cluster.router.holdout import split_holdout
@@ -33,12 +33,12 @@ from bs_cluster.sweep.targets import targets_BD
 
 @dataclass(frozen=True)
 class Routing:
-    """What the second half found. ``losses`` are means over the held-out sweep rows of each domain, all six modes."""
+    """What the second half found. ``losses`` are those of the held-out sweep rows, under every mode."""
 
     table: OutcomeTable
     trained: TrainedRouter
     input_size: int
-    losses: dict[str, dict[str, float]]
+    losses: ModeLosses
     regret: dict[str, Any]
     gates: dict[str, dict[str, float]]
     sweep: dict[str, float]
@@ -106,12 +106,13 @@ def sweep_and_route(
     routed_B = np.array([loss.nll / loss.tokens for loss in routed])
     ended = time.monotonic()
     held = table.subset(holdout)
+    regret = regret_report(table, train, holdout, routed_B, weights_BD)
     return Routing(
         table=table,
         trained=trained,
         input_size=states[0].shape[1],
-        losses=_losses(held, routed_B, manifests, domains),
-        regret=regret_report(table, train, holdout, routed_B, weights_BD),
+        losses=mode_losses(held, routed, manifests, regret["best_single"]),
+        regret=regret,
         gates=_mean_gates(held, weights_BD, domains),
         sweep={
             "rows": float(len(sweep_rows)),
@@ -124,28 +125,27 @@ def sweep_and_route(
     )
 
 
-def _losses(
-    held: OutcomeTable, routed_B: np.ndarray, manifests: Sequence[StackManifest], domains: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """All six modes on the held-out rows, by domain: five read off the table, the routed one measured."""
-    losses: dict[str, dict[str, float]] = {
-        m: {} for m in ("base", "isolated", "parents", "ungated", "routed", "oracle")
+def mode_losses(
+    held: OutcomeTable, routed: Sequence[RowLoss], manifests: Sequence[StackManifest], best_single: str
+) -> ModeLosses:
+    """Every mode on the rows of ``held``: read off the table, but for the routed one, measured in the same order."""
+    domains = held.domains
+    everything, single = full_mask(len(domains)), 1 << domains.index(best_single)
+    beside = {domain: parent_mask(manifests, domain, domains) for domain in domains}
+    nll: dict[str, list[float | None]] = {
+        mode: [] for mode in ("base", "isolated", "parents", "ungated", "routed", "label", "best_single", "oracle")
     }
-    for d, domain in enumerate(domains):
-        own = [row for row, name in enumerate(held.row_domains) if name == domain]
-        masks = {
-            "base": 0,
-            "isolated": 1 << d,
-            "parents": parent_mask(manifests, domain, domains),
-            "ungated": full_mask(len(domains)),
-        }
-        for mode, mask in masks.items():
-            loss_B = held.loss_BC([mask])[own, 0]
-            if np.isfinite(loss_B).all():
-                losses[mode][domain] = float(loss_B.mean())
-        losses["routed"][domain] = float(routed_B[own].mean())
-        losses["oracle"][domain] = float(np.mean([min(held.losses(row).values()) for row in own]))
-    return losses
+    for row, (owner, tokens) in enumerate(zip(held.row_domains, held.tokens_B.tolist(), strict=True)):
+        measured = {mask: mean * tokens for mask, mean in held.losses(row).items()}
+        own = 1 << domains.index(owner)
+        masks = {"base": 0, "isolated": own, "parents": beside[owner], "ungated": everything, "label": own}
+        for mode, mask in (masks | {"best_single": single}).items():
+            nll[mode].append(measured.get(mask))
+        nll["routed"].append(routed[row].nll)
+        nll["oracle"].append(min(measured.values()))
+    return ModeLosses(
+        held.row_ids, held.row_domains, tuple(held.tokens_B.tolist()), {mode: tuple(v) for mode, v in nll.items()}
+    )
 
 
 def _mean_gates(held: OutcomeTable, weights_BD: np.ndarray, domains: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -21,6 +21,7 @@ from bs_cluster.config.schema import CampaignConfig, TrainingSection
 from bs_cluster.data.batch import collate_packed, train_batches
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.data.frozen import DomainRows
+from bs_cluster.estimates import paired_difference
 from bs_cluster.inference.scoring import mean_loss
 from bs_cluster.inference.stacked import stack_config
 from bs_cluster.records import (
@@ -59,7 +60,8 @@ def train_round(
     context = [stack.name for stack in step.context]
 
     stacked.fire(context)
-    before = step.val_before if step.val_before is not None else mean_loss(session.score(rows.validation))
+    before_rows = session.score(rows.validation)
+    before = mean_loss(before_rows)
     seed = round_seed(config.seed, step.stack.name)
     name = stacked.begin(stack_config(config.stack, step.stack, step.position), seed)
     stacked.tuner.set_bases(*split_sides(basis[1] if basis else {}))
@@ -69,13 +71,17 @@ def train_round(
     tensors = folded_tensors(stacked.tuner, name)
     stacked.freeze(name, tensors)
     stacked.fire([*context, name])
-    after = mean_loss(session.score(rows.validation))
+    after_rows = session.score(rows.validation)
+    after, gain = mean_loss(after_rows), paired_difference(before_rows, after_rows)
 
     committed = improves(before, after, training.min_improvement)
     outcome = RoundOutcome(
         stack=step.stack,
         val_before=before,
         val_after=after,
+        gain=gain.mean,
+        gain_error=gain.error,
+        rows=gain.rows,
         committed=committed,
         manifest=None,
         steps=callback.steps_done,
@@ -89,6 +95,9 @@ def train_round(
     metrics = {
         "val_before": before,
         "val_after": after,
+        "gain": gain.mean,
+        "gain_error": gain.error,
+        "rows": float(gain.rows),
         "steps": float(outcome.steps),
         "restores": float(outcome.restores),
         **callback.summary(),

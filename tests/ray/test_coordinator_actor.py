@@ -83,7 +83,7 @@ def finish_round(coordinator, store, folder, domain, group):
     staged = write_files(folder / domain)
     manifest = dataclasses.replace(stack_manifest(store, staged, domain, 1, step.position), context=step.context)
     store.upload_stack(staged)
-    outcome = RoundOutcome(step.stack, 3.0, 2.5, True, None, 3, 0, 1.0, "improved")
+    outcome = RoundOutcome(step.stack, 3.0, 2.5, 0.5, 0.1, 16, True, None, 3, 0, 1.0, "improved")
     return ask(coordinator, "commit", group, manifest, outcome)
 
 
@@ -141,7 +141,7 @@ def test_a_replaced_group_commits_nothing(coordinator, store, tmp_path):
     staged = write_files(tmp_path / "aa")
     manifest = stack_manifest(store, staged, "aa", 1)
     store.upload_stack(staged)
-    outcome = RoundOutcome(StackId("aa", 1), 3.0, 2.5, True, None, 3, 0, 1.0, "improved")
+    outcome = RoundOutcome(StackId("aa", 1), 3.0, 2.5, 0.5, 0.1, 16, True, None, 3, 0, 1.0, "improved")
     with pytest.raises(FencedError):
         ask(coordinator, "commit", old, manifest, outcome)
     with pytest.raises(FencedError):
@@ -163,7 +163,7 @@ def test_work_that_is_not_next_is_refused(coordinator, store, tmp_path):
     group = ask(coordinator, "register")
     staged = write_files(tmp_path / "bb")
     store.upload_stack(staged)
-    outcome = RoundOutcome(StackId("bb", 1), 3.0, 2.5, True, None, 3, 0, 1.0, "improved")
+    outcome = RoundOutcome(StackId("bb", 1), 3.0, 2.5, 0.5, 0.1, 16, True, None, 3, 0, 1.0, "improved")
     with pytest.raises(OutOfOrderError, match="bb_r1 was offered"):
         ask(coordinator, "commit", group, stack_manifest(store, staged, "bb", 1, 1), outcome)
     assert store.stacks() == []

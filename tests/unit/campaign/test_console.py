@@ -58,7 +58,7 @@ def test_steps_come_at_most_once_in_a_while_but_for_the_important_ones(told):
 
 
 def ended(**more) -> RoundEnded:
-    outcome = RoundOutcome(StackId("aa", 2), 2.0, 2.1, True, None, 40, 0, 61.0, "better")
+    outcome = RoundOutcome(StackId("aa", 2), 2.0, 2.1, -0.1, 0.05, 16, True, None, 40, 0, 61.0, "better")
     return RoundEnded(dataclasses.replace(outcome, **more))
 
 

@@ -58,7 +58,8 @@ class Driver:
         return stack_manifest(self.store, folder, stack.domain, stack.round, position)
 
     def outcome(self, stack: StackId, committed: bool) -> RoundOutcome:
-        return RoundOutcome(stack, 3.0, 2.5 if committed else 3.1, committed, None, 3, 0, 1.0, "measured")
+        after = 2.5 if committed else 3.1
+        return RoundOutcome(stack, 3.0, after, 3.0 - after, 0.1, 16, committed, None, 3, 0, 1.0, "measured")
 
     def train(self, stack: StackId, group: int | None = None):
         group = self.group if group is None else group

@@ -111,8 +111,9 @@ def make_outcomes(domains, rng, rows_each=8) -> pa.Table:
 def _rounds(rng, domain, base, isolated, committed) -> tuple[RoundOutcome, ...]:
     def outcome(number, before, after, kept, reason):
         manifest = f"{number}" * 64 if kept else None
+        gain = before - after
         return RoundOutcome(
-            StackId(domain, number), before, after, kept, manifest, 400, 0 if kept else 1, 151.0, reason
+            StackId(domain, number), before, after, gain, 0.05 * gain, 40, kept, manifest, 400, 0, 151.0, reason
         )
 
     if not committed:
