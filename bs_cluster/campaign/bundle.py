@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import ray
 
 from bs_cluster import __version__
+from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.measure import Routing
 from bs_cluster.config.parse import to_yaml
 from bs_cluster.config.schema import CampaignConfig
@@ -38,22 +39,21 @@ HELD_OUT_NOTE = "held-out sweep rows, which neither stacks nor meta-router were 
 
 
 def report_inputs(
-    config: CampaignConfig,
-    store: Store,
+    campaign: Campaign,
     rows: Mapping[str, DomainRows],
-    domains: Sequence[str],
     routing: Routing,
     isolated: Mapping[str, tuple[float, ...]],
     timing: Mapping[str, float],
 ) -> ReportInputs:
     """Everything measured, gathered for the report."""
+    config, store, domains = campaign.config, campaign.store, campaign.domains
     records = store.domains()
     manifests = [manifest for _, manifest in store.stacks()]
     return ReportInputs(
         campaign=config.campaign,
         config_yaml=to_yaml(config),
         base=manifests[0].base,
-        domains=tuple(domains),
+        domains=domains,
         records=tuple(records),
         histories={manifest.stack.name: _history(store, manifest) for manifest in manifests},
         losses=domain_means(routing.losses),
@@ -117,17 +117,16 @@ def versions_and_machine() -> dict[str, str]:
     return found | {name: version(name) for name in names}
 
 
-def commit_bundle(
-    config: CampaignConfig, store: Store, domains: Sequence[str], routing: Routing, directory: Path
-) -> tuple[int, BundleManifest]:
+def commit_bundle(campaign: Campaign, routing: Routing, directory: Path) -> tuple[int, BundleManifest]:
     """Stores router, outcomes, config and report as blobs and commits the bundle that names them.
 
     ``directory`` holds the report already. Returns the bundle's number and manifest.
     """
+    config, store, domains = campaign.config, campaign.store, campaign.domains
     refs = tuple(ref for ref, _ in store.stacks())
     base = store.stacks()[0][1].base
     card = RouterCard(
-        domains=tuple(domains),
+        domains=domains,
         input_size=routing.input_size,
         hidden=config.router.hidden,
         floors=dict(config.router.floors),
@@ -146,7 +145,7 @@ def commit_bundle(
         campaign=config.campaign,
         number=number,
         base=base,
-        domains=tuple(domains),
+        domains=domains,
         stacks=refs,
         files=tuple(store.put_file(directory / name, name) for name in names),
         metrics={key: float(routing.regret[key]) for key in ("regret", "label_regret", "all_on_regret")},

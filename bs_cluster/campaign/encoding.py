@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from bs_cluster.base import load_tokenizer
-from bs_cluster.config.identity import curriculum
+from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.domains import load_domains
 from bs_cluster.data.encode import encode_router_prompt, encode_rows
@@ -16,14 +16,13 @@ from bs_cluster.data.frozen import DomainRows
 from bs_cluster.data.rows import DomainData
 from bs_cluster.errors import DataError
 from bs_cluster.quiet import quieten
-from bs_cluster.store.store import Store
 
 
-def start_encoding(config: CampaignConfig) -> dict[str, ray.ObjectRef]:
+def start_encoding(campaign: Campaign) -> dict[str, ray.ObjectRef]:
     """A reference to each domain's rows at once; they are there when the task is done. The driver owns them."""
-    domains = curriculum(config)
+    domains = campaign.domains
     task = ray.remote(_encode).options(num_cpus=0, num_returns=len(domains), max_retries=2)
-    found: Any = task.remote(config.model_dump(mode="json"))
+    found: Any = task.remote(campaign.config.model_dump(mode="json"))
     return dict(zip(domains, found if len(domains) > 1 else [found], strict=True))
 
 
@@ -40,25 +39,25 @@ def raise_early(handles: Mapping[str, ray.ObjectRef]) -> None:
 
 def _encode(config: dict[str, Any]) -> Any:
     quieten()
-    checked = CampaignConfig.model_validate(config)
-    encoded = list(encode_domains(checked, Store(checked.store.uri, checked.campaign)).values())
+    encoded = list(encode_domains(Campaign.of(CampaignConfig.model_validate(config))).values())
     return encoded if len(encoded) > 1 else encoded[0]  # as many as ``num_returns`` said
 
 
-def encode_domains(config: CampaignConfig, store: Store) -> dict[str, DomainRows]:
+def encode_domains(campaign: Campaign) -> dict[str, DomainRows]:
     """Every domain's encoded splits, in curriculum order.
 
     A closed domain's rows are those of its record, whatever its sources give today; the rows of an open domain are
     read anew, less any that a closed domain has trained or been judged on.
     """
+    config, store, domains = campaign.config, campaign.store, campaign.domains
     closed = {
         record.domain: DomainRows.from_parquet(
             store.get_bytes(record.rows), record.data_fingerprint, record.data_counts
         )
         for record in store.domains()
     }
-    if set(closed) >= {domain.name for domain in config.domains}:
-        return {name: closed[name] for name in curriculum(config)}
+    if set(closed) >= set(domains):
+        return {name: closed[name] for name in domains}
     tokenizer = load_tokenizer(config.base)
     taken = frozenset().union(*(rows.ids for rows in closed.values()))
 
@@ -82,4 +81,4 @@ def encode_domains(config: CampaignConfig, store: Store) -> dict[str, DomainRows
         return rows
 
     loaded = load_domains(config, tokenizer)
-    return {name: closed[name] if name in closed else encode(loaded[name]) for name in curriculum(config)}
+    return {name: closed[name] if name in closed else encode(loaded[name]) for name in domains}

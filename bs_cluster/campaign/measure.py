@@ -14,7 +14,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.data.batch import plan_batches
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.inference.evaluator import Evaluator
@@ -23,7 +23,6 @@ from bs_cluster.router.fit import TrainedRouter, route, train_router
 from bs_cluster.router.gates import serve_weights
 from bs_cluster.router.holdout import split_holdout
 from bs_cluster.router.regret import regret_report
-from bs_cluster.store.store import Store
 from bs_cluster.sweep.combinations import full_mask
 from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.pool import EvaluatorPool
@@ -45,13 +44,13 @@ class Routing:
     timing: dict[str, float]
 
 
-def start_evaluators(config: CampaignConfig, domains: Sequence[str]) -> list[Any]:
+def start_evaluators(campaign: Campaign) -> list[Any]:
     """Evaluator actors, loading in parallel. Ray restarts one that dies; its work is given out again."""
-    sweep = config.sweep
+    sweep = campaign.config.sweep
     actor = ray.remote(Evaluator).options(
         num_cpus=sweep.cpus_per_evaluator, num_gpus=sweep.gpus_per_evaluator, max_restarts=sweep.max_retries
     )
-    return [actor.remote(config.model_dump(mode="json"), tuple(domains)) for _ in range(sweep.evaluators)]
+    return [actor.remote(campaign.config.model_dump(mode="json"), campaign.domains) for _ in range(sweep.evaluators)]
 
 
 def stop_evaluators(evaluators: Sequence[Any]) -> None:
@@ -76,15 +75,14 @@ def parent_mask(manifests: Sequence[StackManifest], domain: str, domains: Sequen
 
 
 def sweep_and_route(
-    config: CampaignConfig,
-    store: Store,
+    campaign: Campaign,
     evaluators: Sequence[Any],
     rows: Mapping[str, DomainRows],
-    domains: Sequence[str],
     on_progress: Callable[[int, int], None],
     say: Callable[[str], None],
 ) -> Routing:
     """Measures the outcomes, trains the meta-router on part of the rows and judges it on the rest."""
+    config, store, domains = campaign.config, campaign.store, campaign.domains
     manifests = [manifest for _, manifest in store.stacks()]
     sweep_rows = [row for domain in domains for row in rows[domain].sweep]
     area = store.sweep_area(sweep_digest(manifests, rows, domains))
@@ -158,9 +156,10 @@ def _mean_gates(held: OutcomeTable, weights_BD: np.ndarray, domains: Sequence[st
 
 
 def isolated_rows(
-    config: CampaignConfig, evaluators: Sequence[Any], rows: Mapping[str, DomainRows], domains: Sequence[str]
+    campaign: Campaign, evaluators: Sequence[Any], rows: Mapping[str, DomainRows]
 ) -> dict[str, tuple[float, ...]]:
     """Every domain's loss per validation row with only its own stacks, batched exactly as at its closing."""
+    config, domains = campaign.config, campaign.domains
     batches: list[list[tuple[int, int]]] = []
     for d, domain in enumerate(domains):
         lengths = [len(row.input_ids) for row in rows[domain].validation]

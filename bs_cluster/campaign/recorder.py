@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.errors import ConfigError, RegistryError, RegistryUnavailable
 from bs_cluster.events import DomainClosed, Event, RoundEnded, RoundStarted, StepDone
 from bs_cluster.records import StackId
-from bs_cluster.store.store import Store
 
 if TYPE_CHECKING:
     from bs_cluster.registry import Registry
@@ -45,9 +45,9 @@ def tracking_uri(config: CampaignConfig) -> str:
 class Recorder:
     """Shows events as they come and mirrors the store whenever it changed; tries again at the next change."""
 
-    def __init__(self, config: CampaignConfig, store: Store, say: Callable[[str], None]):
-        self.uri = tracking_uri(config)
-        self.config, self.store, self.say = config, store, say
+    def __init__(self, campaign: Campaign, say: Callable[[str], None]):
+        self.uri = tracking_uri(campaign.config)
+        self.config, self.store, self.say = campaign.config, campaign.store, say
         self._registry: Registry | None = None
         self._away = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")

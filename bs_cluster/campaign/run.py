@@ -11,12 +11,12 @@ from typing import Any
 import ray
 
 from bs_cluster.campaign.bundle import commit_bundle, config_digest, report_inputs, stack_figures
+from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.console import Console
 from bs_cluster.campaign.encoding import fetch, start_encoding
 from bs_cluster.campaign.measure import isolated_rows, start_evaluators, stop_evaluators, sweep_and_route
 from bs_cluster.campaign.recorder import Recorder
 from bs_cluster.campaign.train import start_coordinator, train_stacks
-from bs_cluster.config.identity import curriculum
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.coordinator import check_identity
 from bs_cluster.errors import StoreError
@@ -24,7 +24,6 @@ from bs_cluster.events import Event, StepDone
 from bs_cluster.records import BundleManifest
 from bs_cluster.report.terminal import render_terminal
 from bs_cluster.report.write import write_report
-from bs_cluster.store.store import Store
 from bs_cluster.sweep.targets import check_targets
 from bs_cluster.training.launch import resource_plan
 
@@ -33,14 +32,14 @@ SWEEP_LINE_EVERY_S = 15.0
 
 def run_campaign(config: CampaignConfig, console: Console) -> int:
     """Trains what is missing, sweeps, routes, bundles, reports. Returns the exit code. Raises BrainstacksError."""
-    domains = curriculum(config)
+    campaign = Campaign.of(config)
+    store, domains = campaign.store, campaign.domains
     check_targets(config.router.targets, domains, config.sweep)
-    store = Store(config.store.uri, config.campaign)
     check_identity(store, config)
     plan = resource_plan(config, ray.cluster_resources(), autoscales=autoscales())
-    recorder = Recorder(config, store, console.say)
+    recorder = Recorder(campaign, console.say)
 
-    done = finished_bundle(config, store, domains)
+    done = finished_bundle(campaign)
     if done is not None:
         console.say(f"campaign {config.campaign} is complete: bundle {done.number}, nothing left to do")
         recorder.finish()
@@ -48,7 +47,7 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
         return 0
 
     console.say(f"campaign {config.campaign}: {' -> '.join(domains)}")
-    handles = start_encoding(config)
+    handles = start_encoding(campaign)
     if {record.domain for record in store.domains()} != set(domains):
         coordinator = start_coordinator(config)
         train_stacks(config, plan, handles, coordinator, run_storage(config), _on_event(console, recorder))
@@ -57,28 +56,29 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
     if not store.stacks():
         raise StoreError("no round of any domain beat its parent; nothing to serve. Raise training.steps or the rate")
 
-    evaluators = start_evaluators(config, domains)
+    evaluators = start_evaluators(campaign)
     try:
         console.say(f"{'sweep':<14} {len(evaluators)} evaluators load {len(store.stacks())} stacks")
         rows = fetch(handles)
-        routing = sweep_and_route(config, store, evaluators, rows, domains, _sweep_progress(console), console.say)
-        isolated = isolated_rows(config, evaluators, rows, domains)
+        routing = sweep_and_route(campaign, evaluators, rows, _sweep_progress(console), console.say)
+        isolated = isolated_rows(campaign, evaluators, rows)
     finally:
         stop_evaluators(evaluators)
     timing |= {**routing.timing, "total": console.seconds}
 
     directory = run_folder(config)
-    inputs = report_inputs(config, store, rows, domains, routing, isolated, timing)
+    inputs = report_inputs(campaign, rows, routing, isolated, timing)
     report = write_report(inputs, directory)
-    number, _ = commit_bundle(config, store, domains, routing, directory)
+    number, _ = commit_bundle(campaign, routing, directory)
     console.say(f"{'bundle':<14} {number} committed")
     recorder.finish(directory, stack_figures(store, inputs.histories, directory / "stacks"))
     show_report(report, config, recorder)
     return 0
 
 
-def finished_bundle(config: CampaignConfig, store: Store, domains: tuple[str, ...]) -> BundleManifest | None:
+def finished_bundle(campaign: Campaign) -> BundleManifest | None:
     """The newest bundle, if it answers this very config with everything that is committed."""
+    config, store, domains = campaign.config, campaign.store, campaign.domains
     bundles = store.bundles()
     if not bundles:
         return None

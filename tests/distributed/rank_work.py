@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.encoding import encode_domains
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.coordinator import Coordinator
@@ -40,14 +41,14 @@ class Round:
     stack: Tensors
 
 
-class Campaign:
+class DrivenByHand:
     """A campaign driven by hand on every rank; rank 0 writes, as the coordinator would."""
 
     def __init__(self, config: CampaignConfig):
         self.config = config
         self.events: list[dict[str, Any]] = []
         self.store = Store(config.store.uri, config.campaign)
-        rows = encode_domains(config, self.store)
+        rows = encode_domains(Campaign.of(config))
         stacked = StackedBase.load(config.base, "cpu")
         self.session = Session(config, stacked, self.store, rows.__getitem__, self.events.append)
         self.coordinator = Coordinator(config, lambda data: data) if dist.get_rank() == 0 else None
@@ -93,14 +94,14 @@ class Campaign:
 
 
 def first_round(config: CampaignConfig) -> Round:
-    result = Campaign(config).step()
+    result = DrivenByHand(config).step()
     assert isinstance(result, Round)
     return result
 
 
 def whole_campaign(config: CampaignConfig) -> dict[str, Any]:
     """Every step of it: rounds by name, records and claims by domain."""
-    campaign = Campaign(config)
+    campaign = DrivenByHand(config)
     results = campaign.all_steps()
     records = {result.domain: result for result in results if isinstance(result, DomainRecord)}
     return {
@@ -139,7 +140,7 @@ def poisoned_round(config: CampaignConfig, steps: list[int], what: str) -> Round
 
 def rejected_round(good: CampaignConfig, bad: CampaignConfig) -> dict[str, Any]:
     """A good first round, then a second one under the bad config: what the session's model is before and after."""
-    campaign = Campaign(good)
+    campaign = DrivenByHand(good)
     first = campaign.step()
     session = campaign.session
 

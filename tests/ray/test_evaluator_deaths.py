@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import RayActorError
 from tiny_campaign import campaign, commit_random_stacks, write_inputs
 
+from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.encoding import encode_domains
 from bs_cluster.campaign.measure import isolated_rows, start_evaluators, stop_evaluators
 from bs_cluster.inference.scoring import score_routed
@@ -46,13 +47,13 @@ def here(config, store, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def rows(config, store):
-    return encode_domains(config, store)
+def rows(config):
+    return encode_domains(Campaign.of(config))
 
 
 @pytest.fixture(scope="module")
 def evaluators(config, here):
-    started = start_evaluators(config, DOMAINS)
+    started = start_evaluators(Campaign.of(config))
     yield started
     stop_evaluators(started)
 
@@ -118,6 +119,6 @@ def test_killing_an_evaluator_mid_sweep_changes_nothing(sweep, undisturbed, eval
 
 
 def test_isolated_losses_survive_a_death_too(config, evaluators, rows):
-    before = isolated_rows(config, evaluators, rows, DOMAINS)
+    before = isolated_rows(Campaign.of(config), evaluators, rows)
     os.kill(pid_of(evaluators[1]), signal.SIGKILL)
-    assert isolated_rows(config, evaluators, rows, DOMAINS) == before
+    assert isolated_rows(Campaign.of(config), evaluators, rows) == before
