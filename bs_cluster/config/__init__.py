@@ -18,14 +18,14 @@ from bs_cluster.config.schema import (
     NullSpaceSection,
     RegistrySection,
     RouterSection,
-    Section,
-    SourceSection,
     StackSection,
     StoreSection,
     SweepSection,
     TargetsSection,
     TrainingSection,
 )
+from bs_cluster.config.section import Section
+from bs_cluster.config.sources import Source, SourceSection
 
 __all__ = [
     "PROJECTIONS",
@@ -37,6 +37,7 @@ __all__ = [
     "RegistrySection",
     "RouterSection",
     "Section",
+    "Source",
     "SourceSection",
     "StackSection",
     "StoreSection",

@@ -10,19 +10,11 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from bs_cluster.config.schema import CampaignConfig, RouterSection, SourceSection
+from bs_cluster.config.schema import PROJECTIONS, CampaignConfig, RouterSection
+from bs_cluster.config.sources import EMBEDDED_DOMAINS, EmbeddedSource, format_names
 
 EMBEDDED_BASES = ("gemma3-270m", "smollm2-135m")  # after ``embedded:``; bs_cluster.base.prepare builds them
 _BASES_WITHOUT_CHAT_TEMPLATE = ("gemma3-270m",)  # the pretrained model, not the instruction-tuned one
-
-# For each source kind: the field it cannot do without, and every field that means something to it.
-_SOURCE_FIELDS: dict[str, tuple[str, set[str]]] = {
-    "embedded": ("name", {"name"}),
-    "jsonl": ("path", {"path", "format"}),
-    "parquet": ("path", {"path", "format"}),
-    "hub": ("name", {"name", "config", "split", "format"}),
-    "reasoning_gym": ("tasks", {"tasks"}),
-}
 
 
 class Conflict(NamedTuple):
@@ -44,6 +36,7 @@ def conflicts(config: CampaignConfig) -> Iterator[Conflict]:
     yield from _order(config)
     yield from _sources(config)
     yield from _router_names(config)
+    yield from _registry(config)
 
 
 def shown(value: Any) -> str:
@@ -75,6 +68,9 @@ def _base(config: CampaignConfig) -> Iterator[Conflict]:
         if config.data.template == "chat" and name in _BASES_WITHOUT_CHAT_TEMPLATE:
             words = f"{base.model} has no chat template; take alpaca or plain, or an instruction-tuned base"
             yield _conflict("data.template", "chat", words, "base.model")
+    elif name:
+        way_out = did_you_mean(kind, ["embedded"]) or "; name an embedded base, a folder or a model of the Hub"
+        yield _conflict("base.model", base.model, f"no kind of base is called {kind}{way_out}")
     if base.attention == "flash_attention_2":
         if not config.training.use_gpu:
             words = "needs a GPU and training.use_gpu is false; take sdpa"
@@ -97,6 +93,11 @@ def _lengths_and_sizes(config: CampaignConfig) -> Iterator[Conflict]:
         yield _conflict("stack.top_k", stack.top_k, words, "stack.experts")
     for module in _repeated(stack.target_modules):
         yield _conflict("stack.target_modules", list(stack.target_modules), f"{module} is listed twice; keep one")
+    for module in dict.fromkeys(stack.target_modules):
+        if module not in PROJECTIONS:
+            way_out = did_you_mean(module, PROJECTIONS) or f"; the projections are {', '.join(PROJECTIONS)}"
+            words = f"no projection is called {module}{way_out}"
+            yield _conflict("stack.target_modules", list(stack.target_modules), words)
 
 
 def _training(config: CampaignConfig) -> Iterator[Conflict]:
@@ -153,15 +154,12 @@ def _sources(config: CampaignConfig) -> Iterator[Conflict]:
     for domain in config.domains:
         for index, source in enumerate(domain.sources):
             key = f"domains.{domain.name}.sources.{index}"
-            needed, meaningful = _SOURCE_FIELDS[source.kind]
-            if not getattr(source, needed):
-                words = f"a source of kind {source.kind} needs it; add it"
-                yield _conflict(f"{key}.{needed}", getattr(source, needed), words, f"{key}.kind")
-            for name in ("name", "path", "config", "split", "format", "tasks"):
-                value = getattr(source, name)
-                if name not in meaningful and value != SourceSection.model_fields[name].default:
-                    words = f"means nothing to a source of kind {source.kind}; remove it, or change kind"
-                    yield _conflict(f"{key}.{name}", value, words, f"{key}.kind")
+            if isinstance(source, EmbeddedSource) and source.name not in EMBEDDED_DOMAINS:
+                way_out = did_you_mean(source.name, EMBEDDED_DOMAINS) or f"; there are {', '.join(EMBEDDED_DOMAINS)}"
+                yield _conflict(f"{key}.name", source.name, f"no such embedded domain{way_out}")
+            if source.row_format not in format_names():
+                way_out = did_you_mean(source.row_format, format_names()) or f"; there are {', '.join(format_names())}"
+                yield _conflict(f"{key}.format", source.row_format, f"no such format{way_out}")
 
 
 def _router_names(config: CampaignConfig) -> Iterator[Conflict]:
@@ -178,6 +176,16 @@ def _router_names(config: CampaignConfig) -> Iterator[Conflict]:
         way_out = did_you_mean(boosted, names) or "; name one of the domains, or null"
         words = f"no domain is called {boosted}{way_out}"
         yield _conflict("router.targets.boost_domain", boosted, words, *name_keys)
+
+
+def _registry(config: CampaignConfig) -> Iterator[Conflict]:
+    uri = config.registry.tracking_uri or ""
+    path = uri.removeprefix("sqlite:///")
+    if uri.startswith("sqlite:") and not path.startswith("/"):
+        words = (
+            "a relative path is another file in every folder; write it from the root, as in sqlite:////data/mlflow.db"
+        )
+        yield _conflict("registry.tracking_uri", uri, words)
 
 
 def _repeated(names: Iterable[str]) -> list[str]:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bs_cluster.config.identity import curriculum
-from bs_cluster.config.schema import CampaignConfig, DataSection, DomainSection, SourceSection
+from bs_cluster.config.schema import CampaignConfig, DataSection, DomainSection
+from bs_cluster.config.sources import SourceSection
 from bs_cluster.data.clean import clean_text, holds_chat_tokens, normalise
 from bs_cluster.data.decontaminate import GENERALISTS, detect_domain, domain_words
 from bs_cluster.data.encode import encode_prompt
 from bs_cluster.data.formats import convert
 from bs_cluster.data.rows import DomainData, Row, make_row
-from bs_cluster.data.sources import read_source, source_label
+from bs_cluster.data.sources import read_source
 from bs_cluster.data.split import fingerprint, split_rows
 from bs_cluster.errors import DataError
 
@@ -94,14 +95,14 @@ def _read(domain: DomainSection, config: CampaignConfig) -> Pool:
         try:
             _read_into(pool, source, config)
         except DataError as error:
-            raise DataError(f"domain {domain.name!r}, source {source_label(source)}: {error}") from error
+            raise DataError(f"domain {domain.name!r}, source {source.label}: {error}") from error
     return pool
 
 
 def _read_into(pool: Pool, source: SourceSection, config: CampaignConfig) -> None:
     strip = config.data.strip_chat_tokens
     for raw in read_source(source, seed=config.seed):
-        pair = convert(raw, source.format)
+        pair = convert(raw, source.row_format)
         pool.counts["read"] += 1
         pool.counts["stripped"] += strip and any(map(holds_chat_tokens, pair))
         prompt, completion = (clean_text(text, strip=strip) for text in pair)

@@ -7,14 +7,17 @@ A converter returns the pair as text. An empty string in either place says that 
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+from bs_cluster.config import plugins
 from bs_cluster.errors import DataError
 
 RawRow = Mapping[str, Any]
 Pair = tuple[str, str]
+Converter = Callable[[RawRow], Pair]
 
 USER_ROLES = frozenset({"user", "human"})
 ASSISTANT_ROLES = frozenset({"assistant", "gpt", "model"})
@@ -22,11 +25,20 @@ ASSISTANT_ROLES = frozenset({"assistant", "gpt", "model"})
 
 def convert(raw: RawRow, format_name: str) -> Pair:
     """The raw row's prompt and completion by the named format. Raises DataError for an unknown name or column."""
-    if format_name not in FORMATS:
-        close = difflib.get_close_matches(format_name, FORMATS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known formats: {', '.join(sorted(FORMATS))}"
-        raise DataError(f"unknown format {format_name!r}; {hint}")
-    return FORMATS[format_name](raw)
+    return converter(format_name)(raw)
+
+
+@functools.cache
+def converter(format_name: str) -> Converter:
+    """The format's function: built in, else from an installed package. Raises DataError for an unknown name."""
+    if format_name in FORMATS:
+        return FORMATS[format_name]
+    if format_name in plugins.found(plugins.FORMATS):
+        return cast("Converter", plugins.load(plugins.FORMATS, format_name))
+    known = [*FORMATS, *plugins.found(plugins.FORMATS)]
+    close = difflib.get_close_matches(format_name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known formats: {', '.join(sorted(known))}"
+    raise DataError(f"unknown format {format_name!r}; {hint}")
 
 
 def column(raw: RawRow, *names: str) -> Any:
@@ -168,7 +180,7 @@ def sky_t1(raw: RawRow) -> Pair:
     return _think_tags(first_turn(column(raw, "conversations", "messages")))
 
 
-FORMATS: dict[str, Callable[[RawRow], Pair]] = {
+FORMATS: dict[str, Converter] = {
     "prompt_completion": prompt_completion,
     "alpaca": alpaca,
     "daring_anteater": messages,

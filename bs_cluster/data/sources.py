@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import glob
+import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bs_cluster.config.schema import SourceSection
+from bs_cluster.config.sources import (
+    EmbeddedSource,
+    FileSource,
+    HubSource,
+    JsonlSource,
+    ParquetSource,
+    ReasoningGymSource,
+    SourceSection,
+)
 from bs_cluster.data.builtin import embedded_rows
 from bs_cluster.data.procedural import gym_items
 from bs_cluster.errors import DataError
@@ -29,15 +37,14 @@ def read_source(source: SourceSection, *, seed: int) -> Iterator[RawRow]:
     ``seed`` is used by the built-in domains and reasoning-gym only. Raises DataError, with the path or name, when
     the source cannot be read; nothing falls back to another split.
     """
-    rows = (row for row in READERS[source.kind](source, seed) if _passes(row, source.where))
+    rows = (row for row in raw_rows(source, seed) if _passes(row, source.where))
     return itertools.islice(rows, source.take)
 
 
-def source_label(source: SourceSection) -> str:
-    """How messages name a source: ``jsonl data/*.jsonl``, ``hub openai/gsm8k main train``."""
-    if source.kind == "hub":
-        return " ".join(part for part in ("hub", source.name, source.config, source.split) if part)
-    return f"{source.kind} {source.path or source.name or ','.join(source.tasks)}"
+@functools.singledispatch
+def raw_rows(source: SourceSection, seed: int) -> Iterator[RawRow]:
+    """Every raw row of a source. A reader for a section of one's own is registered by ``@raw_rows.register``."""
+    raise DataError(f"nothing reads a source of kind {source.kind_name()}; its module must register a reader")
 
 
 def _passes(row: RawRow, where: Mapping[str, str]) -> bool:
@@ -49,21 +56,17 @@ def _passes(row: RawRow, where: Mapping[str, str]) -> bool:
     return True
 
 
-def _required(value: str | None, setting: str, source: SourceSection) -> str:
-    if not value:
-        raise DataError(f"a source of kind {source.kind} needs {setting}")
-    return value
-
-
-def _files(source: SourceSection) -> list[str]:
-    pattern = _required(source.path, "path", source)
-    paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+def _files(source: FileSource) -> list[str]:
+    paths = source.files()
     if not paths:
-        raise DataError(f"no file matches {pattern!r} in {os.getcwd()}; every node that loads data must see the file")
+        raise DataError(
+            f"no file matches {source.path!r} in {os.getcwd()}; every node that loads data must see the file"
+        )
     return paths
 
 
-def _read_jsonl(source: SourceSection, seed: int) -> Iterator[RawRow]:
+@raw_rows.register
+def _(source: JsonlSource, seed: int) -> Iterator[RawRow]:
     for path in _files(source):
         with open(path, encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
@@ -81,7 +84,8 @@ def _json_object(line: str, place: str) -> RawRow:
     return row
 
 
-def _read_parquet(source: SourceSection, seed: int) -> Iterator[RawRow]:
+@raw_rows.register
+def _(source: ParquetSource, seed: int) -> Iterator[RawRow]:
     for path in _files(source):
         try:
             with pq.ParquetFile(path) as file:
@@ -91,43 +95,34 @@ def _read_parquet(source: SourceSection, seed: int) -> Iterator[RawRow]:
             raise DataError(f"{path} cannot be read as Parquet: {error}") from error
 
 
-def _read_hub(source: SourceSection, seed: int) -> Iterator[RawRow]:
+@raw_rows.register
+def _(source: HubSource, seed: int) -> Iterator[RawRow]:
     import datasets  # noqa: PLC0415 - seconds to import, and only Hub sources need it
     from datasets.exceptions import DatasetsError  # noqa: PLC0415 - the same
 
-    name = _required(source.name, "name", source)
     # Streaming reads `take` rows and no more; without it the whole split is wanted and the local cache is faster.
     streaming = source.take is not None
     try:
-        for row in datasets.load_dataset(name, source.config, split=source.split, streaming=streaming):
+        for row in datasets.load_dataset(source.name, source.config, split=source.split, streaming=streaming):
             yield cast(RawRow, row)
     except (OSError, ValueError, DatasetsError) as error:
         raise DataError(
-            f"cannot load split {source.split!r} of {name!r}: {error}; check name, config and split, "
+            f"cannot load split {source.split!r} of {source.name!r}: {error}; check name, config and split, "
             "that the Hub can be reached, and HF_TOKEN if the data set is gated"
         ) from error
 
 
-def _read_embedded(source: SourceSection, seed: int) -> Iterator[RawRow]:
-    for prompt, completion in embedded_rows(_required(source.name, "name", source), seed):
+@raw_rows.register
+def _(source: EmbeddedSource, seed: int) -> Iterator[RawRow]:
+    for prompt, completion in embedded_rows(source.name, seed):
         yield {"prompt": prompt, "completion": completion}
 
 
-def _read_reasoning_gym(source: SourceSection, seed: int) -> Iterator[RawRow]:
-    if not source.tasks:
-        raise DataError("a source of kind reasoning_gym needs tasks, such as [chain_sum, gcd]")
+@raw_rows.register
+def _(source: ReasoningGymSource, seed: int) -> Iterator[RawRow]:
     per_task = ROWS_PER_TASK if source.take is None else -(-source.take // len(source.tasks))
     streams = [gym_items(task, per_task, seed) for task in source.tasks]
     for items in zip(*streams, strict=True):  # in turns, so that `take` cuts all tasks alike
         for task, item in zip(source.tasks, items, strict=True):
             answer = "" if item["answer"] is None else str(item["answer"])
             yield {"prompt": item["question"], "completion": answer, "task": task}
-
-
-READERS: dict[str, Callable[[SourceSection, int], Iterator[RawRow]]] = {
-    "embedded": _read_embedded,
-    "hub": _read_hub,
-    "jsonl": _read_jsonl,
-    "parquet": _read_parquet,
-    "reasoning_gym": _read_reasoning_gym,
-}

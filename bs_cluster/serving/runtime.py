@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 
-from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.config import yaml12
+from bs_cluster.config.parse import parse_config
 from bs_cluster.data.encode import encode_prompt, encode_router_prompt
 from bs_cluster.errors import ConfigError, NotInStoreError
 from bs_cluster.inference.evaluator import encode_states
@@ -38,7 +38,9 @@ class BundleRuntime:
 
     def __init__(self, store: Store, bundle: BundleManifest, folder: Path, device: str | torch.device):
         files = {entry.name: entry for entry in bundle.files}
-        self.config = CampaignConfig.model_validate(yaml.safe_load(store.get_bytes(files["campaign.yaml"].sha256)))
+        origin = f"campaign.yaml of bundle {bundle.number}"
+        text = yaml12.decode(store.get_bytes(files["campaign.yaml"].sha256), origin)
+        self.config = parse_config(text, origin=origin)
         self.domains = bundle.domains
         self.stacked = StackedBase.load(self.config.base, device)
         for ref in bundle.stacks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bs_cluster.config import CampaignConfig, parse_config, problems
+from bs_cluster.config import CampaignConfig, parse_config, problems, yaml12
 from bs_cluster.errors import ConfigError
 
 SOURCE = {"kind": "embedded", "name": "chat"}
@@ -39,6 +39,9 @@ def test_the_defaults_have_no_conflict():
             "16 bits",
         ),
         ({"base": {"model": "embedded:gemma-270m"}}, "base.model", "did you mean gemma3-270m?"),
+        ({"base": {"model": "embeded:gemma3-270m"}}, "base.model", "did you mean embedded?"),
+        ({"stack": {"target_modules": ["q_prj"]}}, "stack.target_modules", "did you mean q_proj?"),
+        ({"registry": {"tracking_uri": "sqlite:///mlflow.db"}}, "registry.tracking_uri", "sqlite:////"),
         ({"base": {"revision": "main"}}, "base.revision", "remove it"),
         ({"base": {"quantization": "none", "cache_dequantized": True}}, "base.cache_dequantized", "remove it"),
         ({"data": {"template": "chat"}}, "data.template", "no chat template"),
@@ -89,24 +92,34 @@ def test_a_name_listed_twice():
 
 
 @pytest.mark.parametrize(
-    ("source", "field"),
+    ("source", "field", "way_out"),
     [
-        ({"kind": "jsonl"}, "path"),
-        ({"kind": "parquet"}, "path"),
-        ({"kind": "hub"}, "name"),
-        ({"kind": "embedded"}, "name"),
-        ({"kind": "reasoning_gym"}, "tasks"),
-        ({"kind": "jsonl", "path": "a", "name": "b"}, "name"),
-        ({"kind": "hub", "name": "a", "path": "b"}, "path"),
-        ({"kind": "embedded", "name": "chat", "split": "test"}, "split"),
-        ({"kind": "embedded", "name": "chat", "format": "alpaca"}, "format"),
-        ({"kind": "jsonl", "path": "a", "tasks": ["x"]}, "tasks"),
-        ({"kind": "parquet", "path": "a", "config": "x"}, "config"),
+        ({"kind": "jsonl"}, "path", "a source of kind jsonl needs it"),
+        ({"kind": "parquet"}, "path", "needs it"),
+        ({"kind": "hub"}, "name", "needs it"),
+        ({"kind": "embedded"}, "name", "needs it"),
+        ({"kind": "reasoning_gym"}, "tasks", "needs it"),
+        ({"kind": "reasoning_gym", "tasks": []}, "tasks", "should not be empty"),
+        ({"kind": "jsonl", "path": "a", "name": "b"}, "name", "means nothing to a source of kind jsonl"),
+        ({"kind": "hub", "name": "a", "path": "b"}, "path", "means nothing"),
+        ({"kind": "embedded", "name": "chat", "split": "test"}, "split", "means nothing"),
+        ({"kind": "embedded", "name": "chat", "format": "alpaca"}, "format", "means nothing"),
+        ({"kind": "jsonl", "path": "a", "tasks": ["x"]}, "tasks", "means nothing"),
+        ({"kind": "parquet", "path": "a", "config": "x"}, "config", "means nothing"),
+        ({"kind": "parquet", "path": "a", "frmat": "x"}, "frmat", "did you mean format?"),
+        ({"kind": "jsonl", "path": "a", "format": "alpacca"}, "format", "did you mean alpaca?"),
+        ({"kind": "embedded", "name": "caht"}, "name", "did you mean chat?"),
+        ({"kind": "parqet", "path": "a"}, "kind", "did you mean parquet?"),
+        ({"path": "a"}, "kind", "there are embedded, hub, jsonl, parquet, reasoning_gym"),
     ],
 )
-def test_a_source_has_its_kinds_fields_and_no_others(source: dict, field: str):
-    (line,) = problems(campaign({"name": "chat", "sources": [source]}))
-    assert line.startswith(f"domains.chat.sources.0.{field} = ")
+def test_a_source_has_its_kinds_fields_and_no_others(source: dict, field: str, way_out: str):
+    listed = {"campaign": "tryout", "domains": [{"name": "chat", "sources": [source]}]}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(yaml12.dump(listed))
+    (line,) = caught.value.problems
+    assert line.startswith(f"domains.chat.sources.0.{field}")
+    assert way_out in line
 
 
 def test_loading_refuses_conflicts():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,8 +76,8 @@ domains:
         "training.lr",
         "domains.cod.steps=3",
     )
-    assert "dotted.key=value" in the_line(problems, "override 'training.lr'")
-    assert "did you mean code?" in the_line(problems, "override 'domains.cod.steps=3'")
+    assert "dotted.key=value" in the_line(problems, 'override "training.lr"')
+    assert "did you mean code?" in the_line(problems, 'override "domains.cod.steps=3"')
     assert "lowercase" in the_line(problems, 'campaign = "Bad-Name"')
     assert "did you mean nf4?" in the_line(problems, 'base.quantization = "nf5"')
     assert "did you mean training.num_workers?" in the_line(problems, "num_workers = 3")
@@ -133,12 +136,84 @@ def test_what_is_dumped_parses_back(value: dict):
     assert yaml12.parse(yaml12.dump(value), "test") == value
 
 
-def test_the_resolved_config_loads_back_to_an_equal_one(tmp_path):
+def test_the_resolved_config_loads_back_to_an_equal_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").touch()
     text = MINIMAL + "\ntraining: {learning_rate: 1e-7}\nregistry: {experiment: '1e-3'}"
     config = parse_config(text, ["domains.code.after=[chat]"])
     file = tmp_path / "campaign.yaml"
     file.write_text(to_yaml(config))
     assert load_config(file) == config
+
+
+def test_files_that_are_not_there_are_told_with_everything_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "campaign.yaml"
+    file.write_text(MINIMAL + "base: {model: ./gone}\ntraining: {steps: 0}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    keys = [line.partition(" ")[0] for line in caught.value.problems]
+    assert keys == ["training.steps", "domains.code.sources.0.path", "base.model"]
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "gone").mkdir()
+    assert load_config(file, ["training.steps=50"]).base.model == "./gone"
+
+
+def test_a_bundles_config_is_read_where_its_inputs_are_not():
+    assert parse_config(MINIMAL + "base: {model: ./gone}").base.model == "./gone"
+
+
+def test_a_key_without_its_section_is_looked_for_in_the_others():
+    assert "did you mean training.steps or domains.<item>.steps?" in the_line(refused(MINIMAL, "steps=3"), "steps")
+    assert "did you mean stack.rank?" in the_line(refused(MINIMAL, "rank=3"), "rank")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.learning_rate=1e999",
+        "training.steps=1000000000000",
+        "stack.rank=10000000",
+        "training.threads_per_worker=1000000",
+        "sweep.threads_per_evaluator=1000000",
+        "data.max_length=1000000000000",
+        "seed=-1",
+    ],
+)
+def test_values_that_cannot_work_are_refused(override: str):
+    assert the_line(refused(MINIMAL, override), override.partition("=")[0] + " = ")
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (BOMB, "unfold to more than"),
+        ("a: &a [*a]", "unfold to more than"),
+        ("[" * 50_000, "nested too deep"),
+        ("- " * 30_000, "nested too deep"),
+        ("a: " + "x" * 1_000_000, "at most"),
+        ("a: \x00", "not valid YAML"),
+        ("a: " + "9" * 10_000, "a number of 10000 digits"),
+    ],
+)
+def test_what_could_only_be_an_accident_or_an_attack_is_refused_quickly(text: str, reason: str):
+    started = time.process_time()
+    assert reason in refused(text)[0]
+    assert time.process_time() - started < 2
+
+
+def test_a_binary_a_huge_and_a_special_file_are_refused(tmp_path):
+    (tmp_path / "binary").write_bytes(b"campaign: a\xff\xfe")
+    (tmp_path / "huge").write_bytes(b"#" * 1_000_000)
+    os.mkfifo(tmp_path / "pipe")
+    for name, reason in {"binary": "not UTF-8", "huge": "1000000 bytes", "pipe": "no regular file"}.items():
+        with pytest.raises(ConfigError, match=reason):
+            load_config(tmp_path / name)
 
 
 def test_a_missing_file_and_a_list_are_refused(tmp_path):

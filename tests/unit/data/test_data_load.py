@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_tokenizer
 
-from bs_cluster.config.schema import CampaignConfig, DataSection, DomainSection, SourceSection
+from bs_cluster.config.schema import CampaignConfig, DataSection, DomainSection
+from bs_cluster.config.sources import EmbeddedSource, JsonlSource
 from bs_cluster.data.clean import normalise
 from bs_cluster.data.decontaminate import detect_domain, domain_words
 from bs_cluster.data.domains import load_domains
@@ -24,7 +25,7 @@ def campaign(folder, domains, after=None, keywords=None, **data):
     sections = []
     for name, pairs in domains.items():
         write_jsonl(folder / f"{name}.jsonl", pairs)
-        source = SourceSection(kind="jsonl", path=str(folder / f"{name}.jsonl"))
+        source = JsonlSource(kind="jsonl", path=str(folder / f"{name}.jsonl"))
         sections.append(
             DomainSection(
                 name=name, sources=(source,), after=(after or {}).get(name, ()), keywords=(keywords or {}).get(name, ())
@@ -119,7 +120,10 @@ def test_a_domains_own_keywords_take_the_place_of_the_built_in_list(tmp_path):
 
 def test_keywords_are_whole_words_and_one_is_not_enough():
     specialists = domain_words(
-        [DomainSection(name=name, sources=(SourceSection(kind="embedded"),)) for name in ("code", "medical")]
+        [
+            DomainSection(name=name, sources=(EmbeddedSource(kind="embedded", name="chat"),))
+            for name in ("code", "medical")
+        ]
     )
     assert detect_domain("A capital scripture looped around", specialists) is None  # not api, script, loop
     assert detect_domain("I love Python", specialists) is None

@@ -6,16 +6,21 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import TypeAdapter
 
-from bs_cluster.config.schema import SourceSection
+from bs_cluster.config.sources import EMBEDDED_DOMAINS, Source
 from bs_cluster.data.builtin import EMBEDDED, MAX_COMPLETION, MAX_PROMPT, embedded_rows
 from bs_cluster.data.pycode import module_pairs
-from bs_cluster.data.sources import read_source, source_label
+from bs_cluster.data.sources import read_source
 from bs_cluster.errors import DataError
 
 
+def source(**settings):
+    return TypeAdapter(Source).validate_python(settings)
+
+
 def read(seed=0, **settings):
-    return list(read_source(SourceSection(**settings), seed=seed))
+    return list(read_source(source(**settings), seed=seed))
 
 
 @pytest.fixture
@@ -79,8 +84,8 @@ def test_a_missing_hub_split_is_an_error_and_never_another_split(hub_set):
 
 
 def test_labels_name_the_place():
-    source = SourceSection(kind="hub", name="openai/gsm8k", config="main")
-    assert source_label(source) == "hub openai/gsm8k main train"
+    assert source(kind="hub", name="openai/gsm8k", config="main").label == "hub openai/gsm8k main train"
+    assert source(kind="jsonl", path="data/*.jsonl").label == "jsonl data/*.jsonl"
 
 
 def test_reasoning_gym_tasks_take_turns_and_more_rows_keep_the_fewer():
@@ -91,13 +96,9 @@ def test_reasoning_gym_tasks_take_turns_and_more_rows_keep_the_fewer():
     assert read(kind="reasoning_gym", tasks=("gcd",), take=5, seed=99) != [row for row in more if row["task"] == "gcd"]
 
 
-def test_unknown_tasks_and_missing_settings_are_told():
+def test_unknown_tasks_and_domains_are_told():
     with pytest.raises(DataError, match=r"no task 'chain_sun'; close: chain_sum"):
         read(kind="reasoning_gym", tasks=("chain_sun",))
-    with pytest.raises(DataError, match="needs tasks"):
-        read(kind="reasoning_gym")
-    with pytest.raises(DataError, match="kind parquet needs path"):
-        read(kind="parquet")
     with pytest.raises(DataError, match="no embedded domain 'law'; there are chat, code"):
         read(kind="embedded", name="law")
 
@@ -105,6 +106,10 @@ def test_unknown_tasks_and_missing_settings_are_told():
 @pytest.fixture(scope="module")
 def built_in():
     return {name: embedded_rows(name, seed=42) for name in EMBEDDED}
+
+
+def test_the_config_names_the_built_in_domains_there_are():
+    assert set(EMBEDDED_DOMAINS) == EMBEDDED.keys()
 
 
 @pytest.mark.parametrize("name", sorted(EMBEDDED))

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bs_cluster.config.sources import BUILT_IN_FORMATS
 from bs_cluster.data.clean import clean_text, holds_chat_tokens, normalise, strip_chat_tokens
 from bs_cluster.data.formats import FORMATS, convert
 from bs_cluster.errors import DataError
@@ -119,7 +120,7 @@ def test_each_format_turns_a_real_row_into_prompt_and_completion(name, raw, pair
 
 
 def test_every_format_has_an_example():
-    assert {name for name, _, _ in EXAMPLES} == set(FORMATS)
+    assert {name for name, _, _ in EXAMPLES} == set(FORMATS) == set(BUILT_IN_FORMATS)
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))

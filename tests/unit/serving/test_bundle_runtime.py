@@ -139,6 +139,20 @@ def test_a_domain_that_the_bundle_lacks_is_told_with_those_it_has(runtime):
         runtime.fixed_gates(["aa", "cc"], 1)
 
 
+def test_serving_reads_the_config_as_training_did(made, tmp_path):
+    """In YAML 1.1 ``no`` is false and a domain ``on`` is true: such a campaign trained and could not be served."""
+    config, store, _, _, manifest = made
+    aa, bb = config.domains
+    source = aa.sources[0].model_copy(update={"where": {"language": "no"}})
+    domains = (aa.model_copy(update={"sources": (source,)}), bb, bb.model_copy(update={"name": "on"}))
+    config = config.model_copy(update={"domains": domains})
+    (tmp_path / "campaign.yaml").write_text(to_yaml(config))
+    others = tuple(entry for entry in manifest.files if entry.name != "campaign.yaml")
+    written = store.put_file(tmp_path / "campaign.yaml", "campaign.yaml")
+    served = BundleRuntime(store, dataclasses.replace(manifest, files=(*others, written)), tmp_path, "cpu")
+    assert served.config == config
+
+
 def test_a_meta_router_of_other_domains_is_refused(made, tmp_path):
     _, store, _, _, manifest = made
     swapped = dataclasses.replace(manifest, domains=("bb", "aa"))

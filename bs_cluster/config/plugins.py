@@ -1,0 +1,37 @@
+"""What other packages add: row formats and kinds of source, by entry points.
+
+    [project.entry-points."bs_cluster.formats"]
+    court = "my_package.formats:court"          # a function: raw row (a mapping) -> (prompt, completion)
+
+    [project.entry-points."bs_cluster.sources"]
+    ledger = "my_package.ledger:LedgerSource"   # a subclass of bs_cluster.config.sources.SourceSection
+
+A source's module also registers its reader with ``bs_cluster.data.sources.raw_rows``. It is imported while
+``bs_cluster.config`` is, so of this package it imports those two modules only. Every node must have the package.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+
+from bs_cluster.errors import ConfigError
+
+FORMATS = "bs_cluster.formats"
+SOURCES = "bs_cluster.sources"
+
+
+def found(group: str) -> dict[str, EntryPoint]:
+    """The entry points of a group by name, in order of name."""
+    return {point.name: point for point in sorted(entry_points(group=group), key=lambda point: point.name)}
+
+
+def load(group: str, name: str) -> object:
+    """What the entry point names. Raises ConfigError when its package cannot be imported."""
+    point = found(group)[name]
+    try:
+        return point.load()
+    except Exception as error:  # anything at all may go wrong in another's module
+        package = point.dist.name if point.dist else "its package"
+        raise ConfigError(
+            [f"{group}: {name} of {package} cannot be loaded from {point.value} ({error}); mend or uninstall {package}"]
+        ) from error
