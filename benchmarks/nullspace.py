@@ -13,7 +13,9 @@ from benchmarks.settings import Settings
 from benchmarks.table import Table, Target
 from benchmarks.timing import medians, peak_bytes, take_turns
 from benchmarks.variants import our_stacks
-from bs_cluster.stacks.nullspace import Moments, output_directions, sampled_directions
+from bs_cluster.stacks.basis import Basis
+from bs_cluster.stacks.moments import Moments
+from bs_cluster.stacks.nullspace import output_directions, sampled_directions
 
 WIDTHS = (640, 2048, 3840)  # Gemma 3 270M's residual and MLP, the 12B's residual
 ROWS, TOKENS_PER_ROW, M, K = 200, 20, 128, 64
@@ -38,7 +40,7 @@ def _bases(settings: Settings) -> Table:
         exact_OK = torch.linalg.svd((z_TM.double() @ b_MO.double()), full_matrices=False).Vh[:K].t().float()
 
         def streamed(z_TM=z_TM, b_MO=b_MO) -> torch.Tensor:
-            moment = Moments(("s",), torch.zeros(M, M, dtype=torch.float64, device=z_TM.device))
+            moment = Moments.empty(("s",), M, device=z_TM.device)
             for part_TM in z_TM.split(1000):
                 moment.add(part_TM, part_TM, ("s",))
             return output_directions(moment.c_MM, b_MO, max_rank=K, energy=1.0)
@@ -78,7 +80,7 @@ def _enforcement(settings: Settings) -> Table:
     for path, site in zip(bound.tuner.site_names(), bound.tuner.sites, strict=True):
         rank = min(K * ENFORCED_DOMAINS, site.out_features // 2)
         bases[path] = torch.linalg.qr(torch.randn(site.out_features, rank))[0]
-    bound.tuner.set_bases(bases, {})
+    bound.tuner.confine(Basis(bases))
     seconds = medians(take_turns({"free": free.step, "confined": bound.step}, settings.rounds * 2, settings.device))
     numbers = sum(basis.numel() for basis in bases.values()) * 4 / 2**20
     dense = sum(basis.shape[0] ** 2 for basis in bases.values()) * 4 / 2**20

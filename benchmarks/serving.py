@@ -15,7 +15,7 @@ from benchmarks.timing import medians, take_turns
 from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.router.gates import serve_weights
 from bs_cluster.router.net import MetaRouter
-from bs_cluster.stacks.adapter_files import folded_tensors, write_adapter
+from bs_cluster.stacks.adapter_files import write_adapter
 
 DOMAINS = 5
 
@@ -59,7 +59,7 @@ def _swap_in(evaluator: RandomEvaluator, settings: Settings) -> dict[str, float]
     read, first = [], []
     with tempfile.TemporaryDirectory() as folder:
         assert stacked.peft is not None
-        write_adapter(Path(folder), stacked.tuner.peft_config[name], folded_tensors(stacked.tuner, name))
+        write_adapter(Path(folder), stacked.tuner.peft_config[name], stacked.tuner.folded(name))
         size = sum(path.stat().st_size for path in Path(folder).iterdir()) / 2**20
         for _ in range(max(3, settings.rounds)):
             stacked.tuner.delete_adapter(name)

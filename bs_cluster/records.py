@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from bs_cluster.errors import IntegrityError
+from bs_cluster.errors import IntegrityError, NotInStoreError
 
 SCHEMA_VERSION = 1
 
@@ -104,6 +104,20 @@ class FileEntry(Record):
     size: int
 
 
+class Manifest(Record):
+    """A record that names files."""
+
+    files: tuple[FileEntry, ...]
+
+    def file(self, name: str) -> FileEntry:
+        """The entry of the file called ``name``. Raises NotInStoreError when this manifest names none."""
+        found = next((entry for entry in self.files if entry.name == name), None)
+        if found is None:
+            named = ", ".join(entry.name for entry in self.files) or "none"
+            raise NotInStoreError(f"this {type(self).__name__} names no file {name!r}; its files are {named}")
+        return found
+
+
 @dataclass(frozen=True)
 class BaseRef(Record):
     """The frozen base a stack belongs to. ``digest`` covers weights and quantization, not the path."""
@@ -122,7 +136,7 @@ class StackRef(Record):
 
 
 @dataclass(frozen=True)
-class StackManifest(Record):
+class StackManifest(Manifest):
     """Everything that identifies a committed stack (DESIGN: the store decides).
 
     ``position`` is the domain's place in the curriculum (from 0); with ``round`` it fixes the order in which
@@ -282,7 +296,7 @@ class DomainRecord(Record):
 
 
 @dataclass(frozen=True)
-class BundleManifest(Record):
+class BundleManifest(Manifest):
     """What one serves: a base, an ordered set of committed stacks and a meta-router.
 
     ``files`` holds ``router.safetensors``, ``router.json``, ``campaign.yaml`` (the resolved config) and the

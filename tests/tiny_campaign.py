@@ -19,7 +19,7 @@ from bs_cluster import __version__
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.inference.stacked import StackedBase, stack_config
 from bs_cluster.records import SCHEMA_VERSION, StackId, StackManifest
-from bs_cluster.stacks.adapter_files import folded_tensors, write_adapter
+from bs_cluster.stacks.adapter_files import write_adapter
 from bs_cluster.store import Store, stage_entries
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
@@ -98,8 +98,7 @@ def commit_random_stacks(config: CampaignConfig, store: Store, staging: Path) ->
         for site in stacked.tuner.sites:
             b_ERO = site.stack_B[name].data
             b_ERO.copy_(0.1 * torch.randn(b_ERO.shape, generator=draw))
-        tensors = folded_tensors(stacked.tuner, name)
-        write_adapter(staging / name, settings, tensors)
+        write_adapter(staging / name, settings, stacked.tuner.freeze(name))
         parents = tuple(ref for ref, _ in store.stacks())
         manifest = StackManifest(
             schema_version=SCHEMA_VERSION,
@@ -117,7 +116,6 @@ def commit_random_stacks(config: CampaignConfig, store: Store, staging: Path) ->
             code_version=__version__,
         )
         store.commit_stack(manifest, staging / name)
-        stacked.freeze(name, tensors)
     stacked.fire(stacked.names)
     return stacked
 

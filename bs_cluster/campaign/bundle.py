@@ -15,8 +15,8 @@ import ray
 from bs_cluster import __version__
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.measure import Routing
+from bs_cluster.config.identity import bundle_digest
 from bs_cluster.config.parse import to_yaml
-from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.estimates import token_mean
 from bs_cluster.records import (
@@ -25,14 +25,11 @@ from bs_cluster.records import (
     ModeLosses,
     StackId,
     StackManifest,
-    canonical_json,
-    sha256_hex,
 )
 from bs_cluster.report.inputs import MODES, ReportInputs
 from bs_cluster.report.stack_figure import draw_stack
 from bs_cluster.router.files import RouterCard, save_router
-from bs_cluster.stacks.adapter_files import load_basis
-from bs_cluster.stacks.nullspace import overlap
+from bs_cluster.stacks.basis import Basis
 from bs_cluster.store.store import Store
 
 HELD_OUT_NOTE = "held-out sweep rows, which neither stacks nor meta-router were trained or selected on"
@@ -81,18 +78,13 @@ def domain_means(losses: ModeLosses) -> dict[str, dict[str, float]]:
 
 def claimed_overlap(store: Store) -> dict[str, dict[str, float]]:
     """Mean over sites of the overlap between two domains' claimed directions."""
-    claims = {r.domain: load_basis(store.get_bytes(r.basis)) for r in store.domains() if r.basis}
-
-    def mean_overlap(a: str, b: str) -> float:
-        sites = sorted(set(claims[a]) & set(claims[b]))
-        return sum(overlap(claims[a][site], claims[b][site]) for site in sites) / len(sites)
-
-    return {a: {b: mean_overlap(a, b) for b in claims} for a in claims}
+    claims = {r.domain: Basis.from_bytes(store.get_bytes(r.basis)) for r in store.domains() if r.basis}
+    return {a: {b: claims[a].overlap(claims[b]) for b in claims} for a in claims}
 
 
 def _history(store: Store, manifest: StackManifest) -> list[dict[str, Any]]:
-    entry = next(entry for entry in manifest.files if entry.name == "history.jsonl")
-    return [json.loads(line) for line in store.get_bytes(entry.sha256).decode().splitlines()]
+    lines = store.get_bytes(manifest.file("history.jsonl").sha256).decode().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def stack_figures(store: Store, histories: Mapping[str, list[dict[str, Any]]], directory: Path) -> dict[StackId, Path]:
@@ -149,14 +141,8 @@ def commit_bundle(campaign: Campaign, routing: Routing, directory: Path) -> tupl
         stacks=refs,
         files=tuple(store.put_file(directory / name, name) for name in names),
         metrics={key: float(routing.regret[key]) for key in ("regret", "label_regret", "all_on_regret")},
-        config_digest=config_digest(config),
+        config_digest=bundle_digest(config),
         code_version=__version__,
     )
     store.commit_bundle(manifest)
     return number, manifest
-
-
-def config_digest(config: CampaignConfig) -> str:
-    """Of everything that a bundle depends on: where it is stored, shown and computed is left out."""
-    dumped = config.model_dump(mode="json", exclude={"store", "registry"})
-    return sha256_hex(canonical_json(dumped))

@@ -10,13 +10,14 @@ from typing import Any
 
 import ray
 
-from bs_cluster.campaign.bundle import commit_bundle, config_digest, report_inputs, stack_figures
+from bs_cluster.campaign.bundle import commit_bundle, report_inputs, stack_figures
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.console import Console
 from bs_cluster.campaign.encoding import fetch, start_encoding
 from bs_cluster.campaign.measure import isolated_rows, start_evaluators, stop_evaluators, sweep_and_route
 from bs_cluster.campaign.recorder import Recorder
 from bs_cluster.campaign.train import start_coordinator, train_stacks
+from bs_cluster.config.identity import bundle_digest
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.coordinator import check_identity
 from bs_cluster.errors import StoreError
@@ -43,7 +44,7 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
     if done is not None:
         console.say(f"campaign {config.campaign} is complete: bundle {done.number}, nothing left to do")
         recorder.finish()
-        show_report(json.loads(store.get_bytes(_file(done, "report.json"))), config, recorder)
+        show_report(json.loads(store.get_bytes(done.file("report.json").sha256)), config, recorder)
         return 0
 
     console.say(f"campaign {config.campaign}: {' -> '.join(domains)}")
@@ -85,7 +86,7 @@ def finished_bundle(campaign: Campaign) -> BundleManifest | None:
     bundle = bundles[-1][2]
     complete = bundle.stacks == tuple(ref for ref, _ in store.stacks()) and bundle.domains == domains
     closed = {record.domain for record in store.domains()} == set(domains)
-    return bundle if complete and closed and bundle.config_digest == config_digest(config) else None
+    return bundle if complete and closed and bundle.config_digest == bundle_digest(config) else None
 
 
 def show_report(report: Mapping[str, Any], config: CampaignConfig, recorder: Recorder) -> None:
@@ -119,10 +120,6 @@ def autoscales() -> bool:
         or "KUBERNETES_SERVICE_HOST" in os.environ
         or "RAY_FAKE_CLUSTER" in os.environ
     )
-
-
-def _file(bundle: BundleManifest, name: str) -> str:
-    return next(entry.sha256 for entry in bundle.files if entry.name == name)
 
 
 def _on_event(console: Console, recorder: Recorder) -> Callable[[Event], None]:

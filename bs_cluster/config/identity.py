@@ -1,4 +1,5 @@
-"""What a config decides: the order of the domains, what a campaign may never change, what a stack depends on."""
+"""What a config decides: the order of the domains, what a campaign may never change, and the digests of what a stack,
+a bundle and a run depend on."""
 
 from __future__ import annotations
 
@@ -91,6 +92,16 @@ def domain_digest(config: CampaignConfig, name: str) -> str:
         "seed": config.seed,
     }
     return sha256_hex(canonical_json(decides))
+
+
+def bundle_digest(config: CampaignConfig) -> str:
+    """SHA-256 (hex) of everything that a bundle depends on: where it is stored and shown is left out."""
+    return sha256_hex(canonical_json(config.model_dump(mode="json", exclude={"store", "registry"})))
+
+
+def config_digest(config: CampaignConfig) -> str:
+    """SHA-256 (hex) of the whole config."""
+    return sha256_hex(canonical_json(config.model_dump(mode="json")))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

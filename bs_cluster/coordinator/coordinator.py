@@ -29,15 +29,14 @@ from bs_cluster.records import (
     Step,
     TrainRound,
 )
-from bs_cluster.stacks.adapter_files import basis_bytes, load_basis
-from bs_cluster.stacks.nullspace import combine
+from bs_cluster.stacks.basis import Basis
 from bs_cluster.store.store import Store
 
 EVENTS_KEPT = 1000  # between two looks of the driver; older ones are dropped
 
 
 @dataclass
-class Basis:
+class SharedBasis:
     """All directions claimed so far as one blob: its digest and where workers fetch the bytes (an object reference)."""
 
     closed: tuple[str, ...]
@@ -55,7 +54,7 @@ class Coordinator:
         self.share = share
         self.group = ""
         self.outcomes: dict[StackId, RoundOutcome] = {}
-        self.basis: Basis | None = None
+        self.basis: SharedBasis | None = None
         self.events: deque[Numbered] = deque(maxlen=EVENTS_KEPT)
         self.event_number = time.time_ns()  # goes on growing over a restart, so that watchers miss nothing new
         check_identity(self.store, config)
@@ -104,11 +103,10 @@ class Coordinator:
             return None
         closed = tuple(record.domain for record in records)
         if self.basis is None or self.basis.closed != closed:
-            claims = [load_basis(self.store.get_bytes(record.basis)) for record in records if record.basis]
-            sites = sorted(set().union(*claims))
-            data = basis_bytes({site: combine([claim[site] for claim in claims if site in claim]) for site in sites})
+            claims = [Basis.from_bytes(self.store.get_bytes(record.basis)) for record in records if record.basis]
+            data = Basis.combine(claims).to_bytes()
             entry = self.store.put_bytes("basis.safetensors", data)
-            self.basis = Basis(closed, entry.sha256, self.share(data))
+            self.basis = SharedBasis(closed, entry.sha256, self.share(data))
         return self.basis.digest, self.basis.handle
 
     # --- taking results ---------------------------------------------------------------------------------------

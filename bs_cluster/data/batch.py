@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 
@@ -55,17 +56,21 @@ def row_labels(row: EncodedRow) -> list[int]:
     return [IGNORE] * row.prompt_length + list(row.input_ids[row.prompt_length :])
 
 
+def pad(sequences: Sequence[Sequence[int]], fill: int, side: Literal["right", "left"] = "right") -> torch.Tensor:
+    """The sequences as one int64 tensor (B, T), each filled up to the longest of them on its ``side``."""
+    length = max(map(len, sequences))
+    fills = [[fill] * (length - len(sequence)) for sequence in sequences]
+    if side == "left":
+        return torch.tensor([[*blank, *sequence] for sequence, blank in zip(sequences, fills, strict=True)])
+    return torch.tensor([[*sequence, *blank] for sequence, blank in zip(sequences, fills, strict=True)])
+
+
 def collate(rows: Sequence[EncodedRow], pad_id: int) -> dict[str, torch.Tensor]:
     """``input_ids``, ``attention_mask`` and ``labels``, int64 (B, T), padded on the right to the longest row."""
-    length = max(len(row.input_ids) for row in rows)
-
-    def padded(sequences: list[list[int]], fill: int) -> torch.Tensor:
-        return torch.tensor([sequence + [fill] * (length - len(sequence)) for sequence in sequences])
-
     return {
-        "input_ids": padded([list(row.input_ids) for row in rows], pad_id),
-        "attention_mask": padded([[1] * len(row.input_ids) for row in rows], 0),
-        "labels": padded([row_labels(row) for row in rows], IGNORE),
+        "input_ids": pad([row.input_ids for row in rows], pad_id),
+        "attention_mask": pad([[1] * len(row.input_ids) for row in rows], 0),
+        "labels": pad([row_labels(row) for row in rows], IGNORE),
     }
 
 

@@ -11,6 +11,7 @@ import torch
 
 from bs_cluster.base import router_states
 from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.data.batch import pad
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.inference.scoring import score_routed
 from bs_cluster.inference.stacked import StackedBase
@@ -52,11 +53,8 @@ def encode_states(stacked: StackedBase, prompts: Sequence[Sequence[int]], mid_we
     stacked.fire([])
     try:
         device = stacked.base.model.device
-        longest = max(len(prompt) for prompt in prompts)
-        pad = stacked.base.tokenizer.pad_token_id
-        ids = [[*prompt, *[pad] * (longest - len(prompt))] for prompt in prompts]
-        mask = [[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in prompts]
-        ids_BT, mask_BT = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+        ids_BT = pad(prompts, stacked.base.tokenizer.pad_token_id).to(device)  # type: ignore[arg-type]
+        mask_BT = pad([[1] * len(prompt) for prompt in prompts], 0).to(device)
         states_BTH = router_states(stacked.base.model, ids_BT, mask_BT, mid_weight).half().cpu().numpy()
         return [states_TH[: len(prompt)] for states_TH, prompt in zip(states_BTH, prompts, strict=True)]
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -13,7 +13,6 @@ from bs_cluster.config.schema import BaseSection, StackSection
 from bs_cluster.errors import StackError
 from bs_cluster.records import StackId, StackManifest
 from bs_cluster.stacks import StackConfig, StackModel
-from bs_cluster.stacks.layer import PARTS
 from bs_cluster.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -70,32 +69,16 @@ class StackedBase:
                 self._wrapped()
             else:
                 self.peft.add_adapter(name, config)
+                # PEFT's forward looks its active adapter up, which may be one that was dropped.
+                self.peft.active_adapter = name
         finally:
             torch.set_rng_state(state)
         return name
 
-    def freeze(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Gives the stack that learned its stored values (file keys), so that from now on it is what is stored."""
-        tuner = self.tuner
-        tuner.set_bases({}, {})
-        tuner.peft_config[name].inference_mode = True
-        for path, site in zip(tuner.site_names(), tuner.sites, strict=True):
-            for part in PARTS:
-                stored = tensors[f"base_model.model.{path}.{part}"]
-                parameter = torch.nn.Parameter(stored.to(site.device), requires_grad=False)
-                getattr(site, part)[name] = parameter
-            site.unpack()
-
     def drop(self, name: str) -> None:
         """Removes a stack that will not be kept."""
-        tuner = self.tuner
-        tuner.set_bases({}, {})
-        for site in tuner.sites:
-            for part in PARTS:
-                del getattr(site, part)[name]
-            site.unpack()
-        del tuner.peft_config[name]
-        tuner.fire([])
+        assert self.peft is not None
+        self.peft.delete_adapter(name)
 
     def fire(self, names: Sequence[str], train: str | None = None) -> None:
         """Turns on these frozen stacks and no others."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlflow.pyfunc
 
+from bs_cluster.adapter_format import CONFIG_NAME
 from bs_cluster.records import StackManifest
 from bs_cluster.store import Store
 
@@ -20,9 +21,7 @@ PYFUNC_PACKAGES = ("mlflow", "torch", "transformers", "peft", "bitsandbytes", "s
 
 def write_stack_card(folder: Path, store: Store, manifest: StackManifest, digest: str) -> None:
     """``adapter_config.json``, ``manifest.json`` and ``weights.txt`` of a stack into ``folder``."""
-    for entry in manifest.files:
-        if entry.name == "adapter_config.json":
-            (folder / entry.name).write_bytes(store.get_bytes(entry.sha256))
+    (folder / CONFIG_NAME).write_bytes(store.get_bytes(manifest.file(CONFIG_NAME).sha256))
     (folder / "manifest.json").write_text(json.dumps(manifest.to_dict(), indent=2) + "\n")
     files = "".join(f"{entry.sha256}  {entry.size:>12}  {entry.name}\n" for entry in manifest.files)
     (folder / "weights.txt").write_text(

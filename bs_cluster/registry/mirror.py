@@ -195,11 +195,8 @@ class Registry:
 
 
 def read_history(store: Store, manifest: StackManifest) -> list[Point]:
-    """The learning curves that a stack carries in its ``history.jsonl``; none when it has no such file."""
-    for entry in manifest.files:
-        if entry.name == HISTORY:
-            return wording.parse_history(store.get_bytes(entry.sha256).decode(), manifest.stack.name)
-    return []
+    """The learning curves that a stack carries in its ``history.jsonl``."""
+    return wording.parse_history(store.get_bytes(manifest.file(HISTORY).sha256).decode(), manifest.stack.name)
 
 
 def _at(step: int, metrics: Mapping[str, float]) -> list[Point]:

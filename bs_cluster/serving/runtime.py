@@ -13,6 +13,7 @@ import torch
 
 from bs_cluster.config import yaml12
 from bs_cluster.config.parse import parse_config
+from bs_cluster.data.batch import pad
 from bs_cluster.data.encode import encode_prompt, encode_router_prompt
 from bs_cluster.errors import ConfigError, NotInStoreError
 from bs_cluster.inference.evaluator import encode_states
@@ -37,9 +38,8 @@ class BundleRuntime:
     prompt encoding, the same gates, the same layer."""
 
     def __init__(self, store: Store, bundle: BundleManifest, folder: Path, device: str | torch.device):
-        files = {entry.name: entry for entry in bundle.files}
         origin = f"campaign.yaml of bundle {bundle.number}"
-        text = yaml12.decode(store.get_bytes(files["campaign.yaml"].sha256), origin)
+        text = yaml12.decode(store.get_bytes(bundle.file("campaign.yaml").sha256), origin)
         self.config = parse_config(text, origin=origin)
         self.domains = bundle.domains
         self.stacked = StackedBase.load(self.config.base, device)
@@ -47,7 +47,7 @@ class BundleRuntime:
             self.stacked.attach(store.manifest(ref.manifest), store)
         self.stacked.fire(self.stacked.names)
         for name in ("router.safetensors", "router.json"):
-            (folder / name).write_bytes(store.get_bytes(files[name].sha256))
+            (folder / name).write_bytes(store.get_bytes(bundle.file(name).sha256))
         hidden = self.stacked.base.model.config.get_text_config().hidden_size
         self.router, self.card = load_router(folder, self.domains, hidden, bundle.base.digest)
 
@@ -66,20 +66,19 @@ class BundleRuntime:
             weights_BD = self.gates(prompts)
         tokenizer, model = self.stacked.base.tokenizer, self.stacked.base.model
         ids = [encode_prompt(prompt, tokenizer, self.config.data) for prompt in prompts]
-        longest = max(map(len, ids))
-        padded = torch.tensor([[tokenizer.pad_token_id] * (longest - len(row)) + row for row in ids])  # type: ignore[list-item]
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])
+        ids_BT = pad(ids, tokenizer.pad_token_id, "left")  # type: ignore[arg-type]
+        mask_BT = pad([[1] * len(row) for row in ids], 0, "left")
         if self.stacked.peft is None:
             raise NotInStoreError("this bundle holds no stack; train a domain first")
         with torch.no_grad(), self.stacked.tuner.gates(weights_BD.to(model.device), self.domains):
             output = model.generate(  # type: ignore[operator]
-                input_ids=padded.to(model.device),
-                attention_mask=mask.to(model.device),
+                input_ids=ids_BT.to(model.device),
+                attention_mask=mask_BT.to(model.device),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        texts = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+        texts = tokenizer.batch_decode(output[:, ids_BT.shape[1] :], skip_special_tokens=True)
         gates = [dict(zip(self.domains, row, strict=True)) for row in weights_BD.tolist()]
         return [Answer(text.strip(), row) for text, row in zip(texts, gates, strict=True)]
 

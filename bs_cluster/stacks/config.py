@@ -1,7 +1,7 @@
-"""The PEFT configuration of a stack, and its registration with PEFT.
+"""The PEFT configuration of a stack, and the name under which PEFT knows the method.
 
 PEFT's public register function admits only its own closed list of names, but everything downstream looks methods
-up in plain dicts by a string, so a string of our own goes into those dicts (``register``). After importing
+up in plain dicts by a string, so a string of our own goes into those dicts (``stacks/__init__.py``). After importing
 ``bs_cluster.stacks``, ``get_peft_model``, ``PeftModel.from_pretrained`` and TRL take a stack like any adapter.
 """
 

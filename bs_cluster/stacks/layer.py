@@ -16,6 +16,7 @@ Shapes: B rows, T tokens, I in_features, O out_features, S stacks, E experts, R 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,11 +26,10 @@ from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_wei
 from torch import nn
 from torch.nn import functional as F
 
+from bs_cluster.adapter_format import PARTS
 from bs_cluster.stacks.composition import Composition
 from bs_cluster.stacks.config import StackConfig
 from bs_cluster.stacks.fused import Base, Block, Learning, add_stacks
-
-PARTS = ("stack_A", "stack_B", "stack_router", "stack_noise")
 
 
 @dataclass
@@ -168,6 +168,15 @@ class StackLinear(nn.Module, BaseTunerLayer):
             return packed.read_XI[first * width :], packed.write_MO[first * m :]
         return packed.read_XI[first * width : stop * width], packed.write_MO[first * m : stop * m]
 
+    def confine(self, output_OK: torch.Tensor | None, input_IK: torch.Tensor | None) -> None:
+        """Directions that the learning stack must not write into and not read from; none, or no columns: free."""
+        self.basis_OK = None if output_OK is None or not output_OK.shape[1] else output_OK.to(self.device)
+        self.basis_IK = None if input_IK is None or not input_IK.shape[1] else input_IK.to(self.device)
+
+    def written(self, names: Sequence[str]) -> torch.Tensor:
+        """B (M, O) of these stacks, one under the other."""
+        return torch.cat([self.stack_B[name].detach().flatten(0, 1) for name in names])
+
     def effective(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A (M, I) and B (M, O) of a learning stack, confined to what the bases leave free.
 
@@ -206,7 +215,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
         if self._disable_adapters or (not state.active and state.train is None):
             return self.base_output(x)
         read_XI, write_MO = self._rows(x.dtype)
-        moments = state.moments.get(self.site)
+        measurement = state.measurement
         block = Block(
             read_XI,
             write_MO,
@@ -215,7 +224,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
             self.top_k,
             self.scale,
             weights_ST=state.token_weights(x.numel() // self.in_features),
-            watch=None if moments is None else partial(moments.add, active=state.active),
+            watch=None if measurement is None else partial(measurement.add, self.site, active=state.active),
         )
         if torch.is_grad_enabled() and (x.requires_grad or state.train is not None):
             base = Base(lambda: self.base_weight().to(x.dtype), self.base_layer.bias)  # type: ignore[arg-type]

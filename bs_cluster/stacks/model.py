@@ -9,7 +9,7 @@ Order of use while a round trains: load every parent with ``PeftModel.load_adapt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,10 +17,13 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from bs_cluster.adapter_format import PARTS, tensor_key
+from bs_cluster.stacks.basis import Basis
 from bs_cluster.stacks.composition import Composition, Training
 from bs_cluster.stacks.config import PREFIX, StackConfig
-from bs_cluster.stacks.layer import PARTS, StackLinear
+from bs_cluster.stacks.layer import StackLinear
 from bs_cluster.stacks.lm_loss import completion_nll
+from bs_cluster.stacks.moments import Measurement, Moments
 
 SEVEN_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -91,9 +94,13 @@ class StackModel(BaseTuner):
     def delete_adapter(self, adapter_name: str) -> None:
         """Removes a stack; the others go on firing or learning as they did."""
         state = self.composition
-        super().delete_adapter(adapter_name)
         learns = None if state.train == adapter_name else state.train
+        if learns is None:
+            self.confine(None)
+        # PEFT chooses a stack to turn on instead if the one that goes is on.
         self.fire([name for name in state.firing if name != adapter_name], train=learns)
+        super().delete_adapter(adapter_name)
+        self.fire(state.firing, train=learns)
 
     # --- what fires -----------------------------------------------------------------------------------------
 
@@ -164,16 +171,70 @@ class StackModel(BaseTuner):
         for site in self.sites:
             site.cache_weight()
 
-    def set_bases(self, output: Mapping[str, torch.Tensor], input_side: Mapping[str, torch.Tensor]) -> None:
-        """Confines the learning stack: orthonormal (O, K) directions it may not write into, (I, K) not read from.
+    # --- a stack's life -------------------------------------------------------------------------------------
 
-        Keys are site paths; a site without an entry is free. An unknown path raises KeyError.
-        """
+    def confine(self, basis: Basis | None) -> None:
+        """The learning stack may not write into the basis's output directions nor read its input directions; None
+        frees it. Raises KeyError for a site that this model does not have."""
+        basis = basis or Basis()
         paths = self.site_names()
-        unknown = sorted((set(output) | set(input_side)) - set(paths))
+        unknown = sorted((set(basis.output) | set(basis.input)) - set(paths))
         if unknown:
-            raise KeyError(f"bases for sites that this model does not have: {unknown[:3]}")
+            raise KeyError(f"a basis for sites that this model does not have: {unknown[:3]}")
         for path, site in zip(paths, self.sites, strict=True):
-            device = site.device
-            site.basis_OK = output[path].to(device) if path in output and output[path].shape[1] else None
-            site.basis_IK = input_side[path].to(device) if path in input_side and input_side[path].shape[1] else None
+            site.confine(basis.output.get(path), basis.input.get(path))
+
+    @torch.no_grad()
+    def folded(self, name: str) -> dict[str, torch.Tensor]:
+        """A stack's tensors with the constraint folded into A and B, as they are stored: file keys, fp32, on the CPU.
+
+        In fp32, because ``VᵀB = 0`` to 1e-5 does not survive bf16, whose rounding alone is 4e-3.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        for path, site in zip(self.site_names(), self.sites, strict=True):
+            a_MI, b_MO = site.effective(name)
+            folded = {"stack_A": a_MI.view_as(site.stack_A[name]), "stack_B": b_MO.view_as(site.stack_B[name])}
+            for part in PARTS:
+                tensor = folded[part] if part in folded else getattr(site, part)[name]
+                tensors[tensor_key(path, part)] = tensor.detach().float().cpu().contiguous()
+        return tensors
+
+    def freeze(self, name: str) -> dict[str, torch.Tensor]:
+        """Folds the stack that learned and freezes it; returns its tensors as they are stored, which it now is."""
+        tensors = self.folded(name)
+        self.confine(None)
+        self._config(name).inference_mode = True
+        for path, site in zip(self.site_names(), self.sites, strict=True):
+            for part in PARTS:
+                stored = tensors[tensor_key(path, part)].to(site.device)
+                getattr(site, part)[name] = nn.Parameter(stored, requires_grad=False)
+            site.unpack()
+        self.fire(self.composition.firing)
+        return tensors
+
+    @contextmanager
+    def measuring(
+        self, names: Sequence[str], *, sketch: Callable[[StackLinear], torch.Tensor] | None = None, rows: int = 0
+    ) -> Iterator[Measurement]:
+        """While it lasts, every forward adds to the moments of the stacks ``names``, which must fire.
+
+        ``sketch`` gives a site's Ω (I, Q) where the inputs are wanted too, ``rows`` how many data rows are summed one
+        by one (then the caller sets the measurement's ``row_index_T`` before each batch).
+        """
+        if missing := sorted(set(names) - set(self.composition.firing)):
+            raise KeyError(f"stacks {missing} are to be measured but do not fire; fire them first")
+        sites = {
+            site.site: Moments.empty(
+                names,
+                len(names) * site.experts * site.rank,
+                omega_IQ=None if sketch is None else sketch(site).to(site.device),
+                rows=rows,
+                device=site.device,
+            )
+            for site in self.sites
+        }
+        self.composition.measurement = Measurement(sites)
+        try:
+            yield self.composition.measurement
+        finally:
+            self.composition.measurement = None

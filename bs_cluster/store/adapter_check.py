@@ -1,10 +1,6 @@
 """What a stack's files must satisfy before they may be frozen for ever.
 
-On disk a stack is a PEFT adapter: ``adapter_config.json`` and ``adapter_model.safetensors`` with one tensor per
-kind and site, keyed ``base_model.model.<module path>.<kind>``. Shapes: E experts, R rank, I in_features,
-O out_features.
-
-    stack_A (E, R, I)    stack_B (E, R, O)    stack_router (E, I)    stack_noise (E, I)
+The format is that of ``bs_cluster.adapter_format``; here it is held against what lies in a folder.
 """
 
 from __future__ import annotations
@@ -16,19 +12,16 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from bs_cluster.adapter_format import CONFIG_NAME, PARTS, WEIGHTS_NAME, parse_key
 from bs_cluster.errors import IntegrityError
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-KINDS = ("stack_A", "stack_B", "stack_noise", "stack_router")
 
 
 def check_adapter(directory: Path) -> None:
     """Raise ``IntegrityError`` unless ``directory`` holds one complete, finite stack with consistent shapes."""
-    _check_config(directory / CONFIG_FILE)
-    path = directory / WEIGHTS_FILE
+    _check_config(directory / CONFIG_NAME)
+    path = directory / WEIGHTS_NAME
     if not path.is_file():
-        raise IntegrityError(f"{directory} has no {WEIGHTS_FILE}; save the stack there before committing it")
+        raise IntegrityError(f"{directory} has no {WEIGHTS_NAME}; save the stack there before committing it")
     try:
         # Through torch, because NumPy has no bfloat16.
         with safe_open(path, framework="pt") as weights:
@@ -41,22 +34,23 @@ def check_adapter(directory: Path) -> None:
 
 
 def group_by_site(shapes: dict[str, tuple[int, ...]]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """``{key: shape}`` to ``{site: {kind: shape}}``; the kind is the part of the key after its last dot."""
+    """``{key: shape}`` to ``{site: {part: shape}}``. Raises ``IntegrityError`` for a key of no stack."""
     sites: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     for key, shape in shapes.items():
-        site, _, kind = key.rpartition(".")
-        if not site or kind not in KINDS:
-            raise IntegrityError(f"{key!r} is no stack tensor; keys are '<site>.<kind>' with a kind of {list(KINDS)}")
-        sites[site][kind] = shape
+        try:
+            site, part = parse_key(key)
+        except ValueError as error:
+            raise IntegrityError(str(error)) from error
+        sites[site][part] = shape
     return dict(sites)
 
 
 def check_sites(sites: dict[str, dict[str, tuple[int, ...]]]) -> None:
-    """Every site has every kind, and the shapes of a site fit each other. Raises ``IntegrityError``."""
+    """Every site has every part, and the shapes of a site fit each other. Raises ``IntegrityError``."""
     if not sites:
         raise IntegrityError("the stack has no tensor at all; a stack wraps at least one site")
     for site, tensors in sites.items():
-        if missing := sorted(set(KINDS) - set(tensors)):
+        if missing := sorted(set(PARTS) - set(tensors)):
             raise IntegrityError(f"site {site} lacks {missing}; it has {sorted(tensors)}, the stack is not complete")
         shape_A, shape_B = tensors["stack_A"], tensors["stack_B"]
         fits = (
@@ -75,7 +69,7 @@ def _check_config(path: Path) -> None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise IntegrityError(f"{path.parent} has no {CONFIG_FILE}; a stack is a whole PEFT adapter") from error
+        raise IntegrityError(f"{path.parent} has no {CONFIG_NAME}; a stack is a whole PEFT adapter") from error
     except ValueError as error:
         raise IntegrityError(f"{path} is not JSON ({error}); save the stack again") from error
     if not isinstance(config, dict):

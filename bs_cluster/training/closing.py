@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
+from bs_cluster.config.schema import NullSpaceSection
 from bs_cluster.data.batch import collate_packed, plan_batches
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.decoder import decoder_and_head
 from bs_cluster.events import Measuring
 from bs_cluster.inference.scoring import mean_loss
 from bs_cluster.records import SCHEMA_VERSION, CloseDomain, DomainRecord, RoundOutcome, RowLoss
-from bs_cluster.stacks.adapter_files import basis_bytes, load_basis
-from bs_cluster.stacks.model import StackModel
-from bs_cluster.stacks.nullspace import (
-    OVERSAMPLE,
-    Moments,
-    capacity,
-    combine,
-    input_directions,
-    output_directions,
-    sampled_directions,
-)
-from bs_cluster.training.round import INPUT, OUTPUT, round_seed
+from bs_cluster.stacks import StackLinear
+from bs_cluster.stacks.basis import Basis
+from bs_cluster.stacks.moments import Measurement, Moments
+from bs_cluster.stacks.nullspace import OVERSAMPLE, input_directions, output_directions, sampled_directions
+from bs_cluster.training.round import round_seed
 from bs_cluster.training.session import Session
 from bs_cluster.training.trainer import sum_over_ranks, world_rank, world_size
 
@@ -36,21 +30,20 @@ def close_domain(session: Session, step: CloseDomain, outcomes: Sequence[RoundOu
     rows = session.rows(step.domain)
     isolated = _isolated(session, step)
     matrix = _matrix(session, step, isolated)
-    claimed = _claim_directions(session, step) if step.stacks and session.config.null_space.enabled else {}
-    basis = session.store.put_bytes("claim.safetensors", basis_bytes(claimed)).sha256 if claimed else None
-    ranks = [float(tensor.shape[1]) for tensor in claimed.values()]
+    claimed = _claim_directions(session, step) if step.stacks and session.config.null_space.enabled else None
+    claims = [*_earlier_claims(session), *([claimed] if claimed else [])]
     return DomainRecord(
         schema_version=SCHEMA_VERSION,
         domain=step.domain,
         position=step.position,
         rounds=tuple(_rounds(session, step, outcomes)),
-        basis=basis,
-        basis_rank_mean=sum(ranks) / len(ranks) if ranks else 0.0,
+        basis=session.store.put_bytes("claim.safetensors", claimed.to_bytes()).sha256 if claimed else None,
+        basis_rank_mean=claimed.mean_rank if claimed else 0.0,
         isolated=mean_loss(isolated),
         base_loss=matrix[step.domain]["base"],
         row_losses=tuple(loss.mean for loss in isolated),
         matrix=matrix,
-        capacity=_capacity(session, claimed),
+        capacity=Basis.combine(claims).claimed_share(),
         data_fingerprint=rows.fingerprint,
         data_counts=rows.counts,
         rows=session.store.put_bytes("rows.parquet", rows.to_parquet()).sha256,
@@ -114,7 +107,7 @@ def _rounds(session: Session, step: CloseDomain, outcomes: Sequence[RoundOutcome
     return rounds + [outcome for outcome in seen.values() if not outcome.committed]
 
 
-def _claim_directions(session: Session, step: CloseDomain) -> dict[str, torch.Tensor]:
+def _claim_directions(session: Session, step: CloseDomain) -> Basis:
     """One streaming pass over the domain's training tokens, in the context it trained in; summed over ranks."""
     tuner, settings = session.stacked.tuner, session.config.null_space
     names = tuple(stack.name for stack in step.stacks)
@@ -122,45 +115,32 @@ def _claim_directions(session: Session, step: CloseDomain) -> dict[str, torch.Te
     rows = list(session.rows(step.domain).train)
     if settings.method == "randomized":
         rows = rows[: settings.samples]
-    moments = _moments(session, tuner, names, len(rows))
-    tuner.composition.moments = moments
-    try:
-        _stream(session, step.domain, rows, moments)
-    finally:
-        tuner.composition.moments = {}
-    claimed: dict[str, torch.Tensor] = {}
+    sketch = _sketch(session) if settings.space in ("input", "both") else None
+    by_row = len(rows) if settings.method == "randomized" else 0
+    with tuner.measuring(names, sketch=sketch, rows=by_row) as measurement:
+        _stream(session, step.domain, rows, measurement)
+    output: dict[str, torch.Tensor] = {}
+    inputs: dict[str, torch.Tensor] = {}
     for path, site in zip(tuner.site_names(), tuner.sites, strict=True):
-        moment = moments[site.site]
-        b_MO = torch.cat([site.stack_B[name].detach().flatten(0, 1) for name in names]).cpu()
+        moments = measurement.sites[site.site]
         if settings.space in ("output", "both"):
-            claimed[OUTPUT + path] = _output_claim(moment, b_MO, session)
-        if moment.sketch_IQ is not None and moment.omega_IQ is not None:
-            claimed[INPUT + path] = input_directions(
-                moment.sketch_IQ.cpu(), moment.omega_IQ.cpu(), max_rank=settings.max_rank, energy=settings.energy
+            output[path] = _output_claim(moments, site.written(names).cpu(), settings)
+        if moments.sketch_IQ is not None and moments.omega_IQ is not None:
+            inputs[path] = input_directions(
+                moments.sketch_IQ.cpu(), moments.omega_IQ.cpu(), max_rank=settings.max_rank, energy=settings.energy
             )
-    return claimed
+    return Basis(output, inputs)
 
 
-def _moments(session: Session, tuner: StackModel, names: tuple[str, ...], rows: int) -> dict[int, Moments]:
-    settings, device = session.config.null_space, session.stacked.base.model.device
+def _sketch(session: Session) -> Callable[[StackLinear], torch.Tensor]:
+    """Gaussian columns for each site's inputs, the same on every rank."""
     generator = torch.Generator().manual_seed(round_seed(session.config.seed, "sketch"))
-    moments = {}
-    for site in tuner.sites:
-        m = len(names) * site.experts * site.rank
-        moment = Moments(names, torch.zeros(m, m, dtype=torch.float64, device=device))
-        if settings.space in ("input", "both"):
-            columns = min(settings.max_rank + OVERSAMPLE, site.in_features)
-            moment.omega_IQ = torch.randn(site.in_features, columns, generator=generator).to(device)
-            moment.sketch_IQ = torch.zeros(site.in_features, columns, device=device)
-        if settings.method == "randomized":
-            moment.row_sums_NM = torch.zeros(rows, m, dtype=torch.float64, device=device)
-            moment.row_tokens_N = torch.zeros(rows, dtype=torch.float64, device=device)
-        moments[site.site] = moment
-    return moments
+    columns = session.config.null_space.max_rank + OVERSAMPLE
+    return lambda site: torch.randn(site.in_features, min(columns, site.in_features), generator=generator)
 
 
 @torch.no_grad()
-def _stream(session: Session, domain: str, rows: list[EncodedRow], moments: dict[int, Moments]) -> None:
+def _stream(session: Session, domain: str, rows: list[EncodedRow], measurement: Measurement) -> None:
     model = session.stacked.base.model
     decoder, _, _ = decoder_and_head(model)
     plan = plan_batches([len(row.input_ids) for row in rows], session.config.training.eval_batch_tokens)
@@ -168,29 +148,22 @@ def _stream(session: Session, domain: str, rows: list[EncodedRow], moments: dict
         if number % world_size() != world_rank():
             continue
         tensors = collate_packed([rows[i] for i in batch])
-        row_index_T = torch.tensor(batch)[tensors["row_index_T"]].to(model.device)
-        for moment in moments.values():
-            moment.row_index_T = row_index_T
+        measurement.row_index_T = torch.tensor(batch)[tensors["row_index_T"]].to(model.device)
         inputs = {key: tensors[key].to(model.device) for key in ("input_ids", "position_ids")}
         decoder(**inputs, use_cache=False)
         if session.rank == 0:
             session.report(Measuring(domain, number + 1, len(plan)))
-    for moment in moments.values():
-        for tensor in moment.tensors():
+    for moments in measurement.sites.values():
+        for tensor in moments.tensors():
             sum_over_ranks(tensor)
 
 
-def _output_claim(moment: Moments, b_MO: torch.Tensor, session: Session) -> torch.Tensor:
-    settings = session.config.null_space
-    if moment.row_sums_NM is not None and moment.row_tokens_N is not None:
-        means_NM = (moment.row_sums_NM / moment.row_tokens_N.clamp_min(1)[:, None]).cpu()
+def _output_claim(moments: Moments, b_MO: torch.Tensor, settings: NullSpaceSection) -> torch.Tensor:
+    if moments.row_sums_NM is not None and moments.row_tokens_N is not None:
+        means_NM = (moments.row_sums_NM / moments.row_tokens_N.clamp_min(1)[:, None]).cpu()
         return sampled_directions(means_NM, b_MO, max_rank=settings.max_rank)
-    return output_directions(moment.c_MM.cpu(), b_MO, max_rank=settings.max_rank, energy=settings.energy)
+    return output_directions(moments.c_MM.cpu(), b_MO, max_rank=settings.max_rank, energy=settings.energy)
 
 
-def _capacity(session: Session, claimed: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Share of output directions claimed by all domains so far, this one included, by output width."""
-    claims = [load_basis(session.store.get_bytes(r.basis)) for r in session.store.domains() if r.basis]
-    claims.append(claimed)
-    sites = {site for claim in claims for site in claim if site.startswith(OUTPUT)}
-    return capacity({site: combine([claim[site] for claim in claims if site in claim]) for site in sorted(sites)})
+def _earlier_claims(session: Session) -> list[Basis]:
+    return [Basis.from_bytes(session.store.get_bytes(r.basis)) for r in session.store.domains() if r.basis]

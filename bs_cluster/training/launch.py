@@ -9,9 +9,9 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from bs_cluster.config.identity import config_digest
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.errors import ClusterResourceError
-from bs_cluster.records import canonical_json, sha256_hex
 from bs_cluster.training.entry import run_worker
 
 
@@ -46,11 +46,10 @@ def train_campaign(config: CampaignConfig, plan: Plan, rows: Mapping[str, Any], 
 
     The run's name carries the config's digest: Ray Train restores state by name, and a changed config is another run.
     """
-    dumped = config.model_dump(mode="json")
-    name = f"{config.campaign}-{sha256_hex(canonical_json(dumped))[:12]}"
+    name = f"{config.campaign}-{config_digest(config)[:12]}"
     trainer = TorchTrainer(
         run_worker,
-        train_loop_config={"config": dumped, "rows": dict(rows), "coordinator": coordinator},
+        train_loop_config={"config": config.model_dump(mode="json"), "rows": dict(rows), "coordinator": coordinator},
         torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=plan.workers,

@@ -33,7 +33,8 @@ from bs_cluster.records import (
     canonical_json,
     sha256_hex,
 )
-from bs_cluster.stacks.adapter_files import folded_tensors, write_adapter
+from bs_cluster.stacks.adapter_files import write_adapter
+from bs_cluster.stacks.basis import Basis
 from bs_cluster.store.hashing import stage_entries
 from bs_cluster.training.callback import RoundCallback
 from bs_cluster.training.guard import SpikeGuard, improves
@@ -42,12 +43,8 @@ from bs_cluster.training.packing import pack_rows
 from bs_cluster.training.session import Session
 from bs_cluster.training.trainer import StackTrainer, world_size
 
-OUTPUT, INPUT = "output:", "input:"  # which side of a site a basis entry belongs to, as a prefix of its path
 
-
-def train_round(
-    session: Session, step: TrainRound, basis: tuple[str, Mapping[str, torch.Tensor]] | None
-) -> tuple[RoundOutcome, StackManifest | None]:
+def train_round(session: Session, step: TrainRound, basis: Basis | None) -> tuple[RoundOutcome, StackManifest | None]:
     """Trains ``step.stack``; every rank calls it and gets the same answer.
 
     Returns the outcome and, where the stack is to be committed, its manifest; its files are in the store then and
@@ -64,12 +61,11 @@ def train_round(
     before = mean_loss(before_rows)
     seed = round_seed(config.seed, step.stack.name)
     name = stacked.begin(stack_config(config.stack, step.stack, step.position), seed)
-    stacked.tuner.set_bases(*split_sides(basis[1] if basis else {}))
+    stacked.tuner.confine(basis)
     stacked.fire(context, train=name)
 
     callback = _optimise(session, training, rows, name, seed, before)
-    tensors = folded_tensors(stacked.tuner, name)
-    stacked.freeze(name, tensors)
+    tensors = stacked.tuner.freeze(name)
     stacked.fire([*context, name])
     after_rows = session.score(rows.validation)
     after, gain = mean_loss(after_rows), paired_difference(before_rows, after_rows)
@@ -112,7 +108,7 @@ def train_round(
         base=stacked.base.ref,
         config_digest=domain_digest(config, step.stack.domain),
         data_fingerprint=rows.fingerprint,
-        basis=basis[0] if basis else None,
+        basis=basis.digest if basis else None,
         files=_upload(session, step, tensors, callback.history),
         metrics=metrics,
         code_version=__version__,
@@ -123,13 +119,6 @@ def train_round(
 def round_seed(seed: int, name: str) -> int:
     """A seed of 31 bits for a stack's start, its rows' order and its noise."""
     return int(sha256_hex(canonical_json([seed, name]))[:8], 16) >> 1
-
-
-def split_sides(entries: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """A basis blob's entries as (output side, input side), keyed by site path."""
-    output = {key.removeprefix(OUTPUT): value for key, value in entries.items() if key.startswith(OUTPUT)}
-    inputs = {key.removeprefix(INPUT): value for key, value in entries.items() if key.startswith(INPUT)}
-    return output, inputs
 
 
 def _training_of(config: CampaignConfig, domain: str) -> TrainingSection:

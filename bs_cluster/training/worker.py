@@ -20,7 +20,7 @@ from bs_cluster.data.frozen import DomainRows
 from bs_cluster.events import DomainClosed, Event, Phase, RoundEnded, RoundStarted
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import CloseDomain, Finished, TrainRound
-from bs_cluster.stacks.adapter_files import load_basis
+from bs_cluster.stacks.basis import Basis
 from bs_cluster.store.store import Store
 from bs_cluster.training.closing import close_domain
 from bs_cluster.training.prewarm import compile_operations
@@ -79,7 +79,7 @@ def run_worker(settings: dict[str, Any]) -> None:
 def _train(session: Session, step: TrainRound, basis: tuple[str, Any] | None, call: Any, group: str) -> None:
     if session.rank == 0:
         session.report(RoundStarted(step.stack, effective_domain(session.config, step.stack.domain).steps or 0))
-    fetched = (basis[0], load_basis(ray.get(basis[1], timeout=CALL_TIMEOUT_S))) if basis else None
+    fetched = Basis.from_bytes(ray.get(basis[1], timeout=CALL_TIMEOUT_S)) if basis else None
     outcome, manifest = train_round(session, step, fetched)
     if session.rank == 0:
         if manifest is not None:

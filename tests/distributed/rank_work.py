@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load
 
+from bs_cluster.adapter_format import WEIGHTS_NAME
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.encoding import encode_domains
 from bs_cluster.config.schema import CampaignConfig
@@ -21,7 +23,7 @@ from bs_cluster.coordinator.coordinator import Coordinator
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.records import CloseDomain, DomainRecord, RoundOutcome, TrainRound
-from bs_cluster.stacks.adapter_files import load_basis
+from bs_cluster.stacks.basis import Basis
 from bs_cluster.store import Store
 from bs_cluster.training.closing import close_domain
 from bs_cluster.training.prewarm import compile_operations
@@ -59,7 +61,7 @@ class DrivenByHand:
         given = _from_rank_0(self.coordinator.next_step(self.group) if self.coordinator else None)
         step, basis = given["step"], given["basis"]
         if isinstance(step, TrainRound):
-            outcome, manifest = train_round(self.session, step, basis and (basis[0], load_basis(basis[1])))
+            outcome, manifest = train_round(self.session, step, Basis.from_bytes(basis[1]) if basis else None)
             if self.coordinator and manifest:
                 self.coordinator.commit(self.group, manifest, outcome)
             elif self.coordinator:
@@ -67,9 +69,9 @@ class DrivenByHand:
             dist.barrier()
             if manifest is None:
                 return Round(outcome, [], {})
-            files = {entry.name: self.store.get_bytes(entry.sha256) for entry in manifest.files}
-            lines = files["history.jsonl"].decode().splitlines()
-            return Round(outcome, [json.loads(line) for line in lines], load_basis(files["adapter_model.safetensors"]))
+            lines = self.store.get_bytes(manifest.file("history.jsonl").sha256).decode().splitlines()
+            stack = load(self.store.get_bytes(manifest.file(WEIGHTS_NAME).sha256))
+            return Round(outcome, [json.loads(line) for line in lines], stack)
         if isinstance(step, CloseDomain):
             outcomes = self.coordinator.outcomes_of(step.domain) if self.coordinator else None
             record = close_domain(self.session, step, _from_rank_0(outcomes))
@@ -85,8 +87,8 @@ class DrivenByHand:
             done.append(result)
         return done
 
-    def claim(self, record: DomainRecord) -> Tensors:
-        return load_basis(self.store.get_bytes(record.basis)) if record.basis else {}
+    def claim(self, record: DomainRecord) -> Basis:
+        return Basis.from_bytes(self.store.get_bytes(record.basis)) if record.basis else Basis()
 
     def validation_losses(self, domain: str) -> list[tuple[float, int]]:
         rows = self.session.rows(domain).validation

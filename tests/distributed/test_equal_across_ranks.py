@@ -11,7 +11,7 @@ import torch
 from ranks import on_ranks
 from tiny_campaign import campaign, write_inputs
 
-from bs_cluster.training.round import INPUT, OUTPUT
+from bs_cluster.adapter_format import tensor_key
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -107,7 +107,7 @@ class TestWorldSize:
             without_time = [{**r.outcome.to_dict(), "seconds": 0} for r in first["rounds"].values()]
             assert without_time == [{**r.outcome.to_dict(), "seconds": 0} for r in second["rounds"].values()]
             for domain, claim in first["claims"].items():
-                assert all(torch.equal(basis, second["claims"][domain][site]) for site, basis in claim.items())
+                assert claim.to_bytes() == second["claims"][domain].to_bytes()
 
     def test_rounds_improved_and_the_stores_are_sound(self, one, two):
         for found in (one["output"], one["input"], *(two[0][name] for name in (*SPACES, "randomized"))):
@@ -137,18 +137,20 @@ def smallest_cosine(a_OK: torch.Tensor, b_OK: torch.Tensor) -> float:
 class TestClaims:
     @pytest.mark.parametrize("space", ["output", "input"])
     def test_are_the_same_directions_at_either_world_size(self, one, two, space):
-        for site, basis in two[0][space]["claims"]["aa"].items():
-            other = one[space]["claims"]["aa"][site]
+        others = getattr(one[space]["claims"]["aa"], space)
+        for site, basis in getattr(two[0][space]["claims"]["aa"], space).items():
+            other = others[site]
             assert basis.shape == other.shape, site
             assert smallest_cosine(basis, other) > 1 - 1e-4, site
 
     @pytest.mark.parametrize("name", [*SPACES, "randomized"])
     def test_are_orthonormal_and_on_every_site(self, two, name):
-        sides = {"output": [OUTPUT], "input": [INPUT], "both": [OUTPUT, INPUT], "randomized": [OUTPUT]}[name]
+        sides = {"output": ["output"], "input": ["input"], "both": ["output", "input"], "randomized": ["output"]}[name]
         for claim in two[0][name]["claims"].values():
-            assert {site.partition(":")[0] + ":" for site in claim} == set(sides)
-            assert len(claim) == 14 * len(sides)  # seven projections, two layers
-            for site, basis in claim.items():
+            entries = list(claim.entries())
+            assert {side for side, _, _ in entries} == set(sides)
+            assert len(entries) == 14 * len(sides)  # seven projections, two layers
+            for _, site, basis in entries:
                 assert 1 <= basis.shape[1] <= 4, site
                 torch.testing.assert_close(basis.t() @ basis, torch.eye(basis.shape[1]), atol=1e-5, rtol=0)
 
@@ -158,12 +160,11 @@ class TestClaims:
         later = [r for stack, r in found["rounds"].items() if stack.startswith("bb")]
         assert later
         for round_ in later:
-            for entry, basis in found["claims"]["aa"].items():
-                side, _, site = entry.partition(":")
+            for side, site, basis in found["claims"]["aa"].entries():
                 part = "stack_B" if side == "output" else "stack_A"
-                tensor_ERX = round_.stack[f"base_model.model.{site}.{part}"]
+                tensor_ERX = round_.stack[tensor_key(site, part)]
                 written = torch.linalg.norm(tensor_ERX.double() @ basis.double())
-                assert written <= 1e-5 * torch.linalg.norm(tensor_ERX.double()), entry
+                assert written <= 1e-5 * torch.linalg.norm(tensor_ERX.double()), (side, site)
                 assert torch.linalg.norm(tensor_ERX) > 0
 
     @pytest.mark.parametrize("name", SPACES)
@@ -176,6 +177,6 @@ class TestClaims:
     def test_the_free_side_is_left_free(self, two):
         """A claim on outputs says nothing about inputs."""
         found = two[0]["output"]
-        site = next(iter(found["claims"]["aa"])).removeprefix(OUTPUT)
-        a_MI = found["rounds"]["bb_r1"].stack[f"base_model.model.{site}.stack_A"].flatten(0, 1)
+        site = next(iter(found["claims"]["aa"].output))
+        a_MI = found["rounds"]["bb_r1"].stack[tensor_key(site, "stack_A")].flatten(0, 1)
         assert torch.linalg.matrix_rank(a_MI) == min(a_MI.shape)

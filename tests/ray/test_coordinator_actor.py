@@ -13,7 +13,7 @@ from tiny_history import domain_record, stack_manifest, write_files
 from bs_cluster.campaign.train import start_coordinator
 from bs_cluster.errors import ClusterResourceError, FencedError, OutOfOrderError
 from bs_cluster.records import CloseDomain, Finished, RoundOutcome, StackId, TrainRound
-from bs_cluster.stacks.adapter_files import basis_bytes, load_basis
+from bs_cluster.stacks.basis import Basis
 from bs_cluster.store import Store
 from bs_cluster.training.launch import resource_plan
 
@@ -104,15 +104,15 @@ def test_a_killed_coordinator_goes_on_from_the_store(coordinator, store, tmp_pat
     step = ask(coordinator, "next_step", group)["step"]
     assert isinstance(step, CloseDomain)
     assert step.stacks == (StackId("aa", 1),)
-    claim = {"output:somewhere": torch.eye(5)[:, :2]}
-    close(coordinator, store, "aa", 0, group, store.put_bytes("claim", basis_bytes(claim)).sha256)
+    claim = Basis({"somewhere": torch.eye(5)[:, :2]})
+    close(coordinator, store, "aa", 0, group, store.put_bytes("claim", claim.to_bytes()).sha256)
     work = ask(coordinator, "next_step", group)
     assert work["step"].stack == StackId("bb", 1)
     assert work["step"].parents == (ref,)
     digest, handle = work["basis"]
     fetched = ray.get(handle, timeout=CALL_TIMEOUT_S)
     assert store.get_bytes(digest) == fetched
-    assert load_basis(fetched)["output:somewhere"].shape == (5, 2)
+    assert Basis.from_bytes(fetched).output["somewhere"].shape == (5, 2)
 
     finish_round(coordinator, store, tmp_path, "bb", group)
     close(coordinator, store, "bb", 1, group)
@@ -124,8 +124,8 @@ def test_a_basis_handed_out_before_the_death_can_be_had_again_after_it(coordinat
     ask(coordinator, "report", {"kind": "phase", "text": "hello"})
     group = ask(coordinator, "register")
     finish_round(coordinator, store, tmp_path, "aa", group)
-    claim = {"output:somewhere": torch.eye(5)[:, :2]}
-    close(coordinator, store, "aa", 0, group, store.put_bytes("claim", basis_bytes(claim)).sha256)
+    claim = Basis({"somewhere": torch.eye(5)[:, :2]})
+    close(coordinator, store, "aa", 0, group, store.put_bytes("claim", claim.to_bytes()).sha256)
     before = ask(coordinator, "next_step", group)["basis"]
     kill(coordinator)
     after = ask(coordinator, "next_step", ask(coordinator, "register"))["basis"]

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from tiny_campaign import campaign
 
-from bs_cluster.campaign.bundle import config_digest
 from bs_cluster.campaign.connect import connect, process_environment
 from bs_cluster.campaign.recorder import tracking_uri
 from bs_cluster.campaign.run import run_folder, run_storage
+from bs_cluster.config.identity import bundle_digest
 from bs_cluster.errors import ConfigError
 from bs_cluster.quiet import KEEP_FREED_MEMORY
 
@@ -83,12 +83,12 @@ class TestFolders:
 
 class TestConfigDigest:
     def test_changes_with_what_a_bundle_depends_on(self, make):
-        before = config_digest(make())
-        assert config_digest(make()) == before
+        before = bundle_digest(make())
+        assert bundle_digest(make()) == before
         for changes in ({"router": {"epochs": 3}}, {"sweep": {"search": "beam"}}, {"training": {"steps": 7}}):
-            assert config_digest(make(**changes)) != before
+            assert bundle_digest(make(**changes)) != before
 
     def test_does_not_change_with_where_it_is_stored_and_shown(self, make, tmp_path):
-        before = config_digest(make())
-        assert config_digest(make(store={"uri": str(tmp_path / "moved")})) == before
-        assert config_digest(make(registry={"tracking_uri": "http://named"})) == before
+        before = bundle_digest(make())
+        assert bundle_digest(make(store={"uri": str(tmp_path / "moved")})) == before
+        assert bundle_digest(make(registry={"tracking_uri": "http://named"})) == before

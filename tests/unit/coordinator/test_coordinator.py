@@ -13,8 +13,7 @@ from bs_cluster.coordinator.coordinator import EVENTS_KEPT, Coordinator, check_i
 from bs_cluster.errors import ConfigError, FencedError, OutOfOrderError
 from bs_cluster.events import Phase
 from bs_cluster.records import CloseDomain, Finished, RoundOutcome, StackId, TrainRound
-from bs_cluster.stacks.adapter_files import basis_bytes, load_basis
-from bs_cluster.stacks.nullspace import combine
+from bs_cluster.stacks.basis import Basis
 from bs_cluster.store import Store
 
 
@@ -68,8 +67,8 @@ class Driver:
     def reject(self, stack: StackId) -> None:
         self.coordinator.reject(self.group, self.outcome(stack, False))
 
-    def close(self, domain: str, position: int, claims: dict[str, torch.Tensor] | None = None) -> None:
-        basis = self.store.put_bytes("claim.safetensors", basis_bytes(claims)).sha256 if claims else None
+    def close(self, domain: str, position: int, claim: Basis | None = None) -> None:
+        basis = self.store.put_bytes("claim.safetensors", claim.to_bytes()).sha256 if claim else None
         record = dataclasses.replace(domain_record(self.store, domain, position), basis=basis)
         self.coordinator.close(self.group, record)
 
@@ -150,12 +149,13 @@ def test_a_coordinator_on_the_same_store_carries_on(driver, tmp_path):
     assert third.step.context == (StackId("chat", 1),)
 
 
-def claims(seed: int) -> dict[str, torch.Tensor]:
+def claims(seed: int) -> Basis:
     generator = torch.Generator().manual_seed(seed)
-    bases = {}
-    for site in ("output:a", "output:b", "input:a")[: 3 if seed else 2]:
-        bases[site] = torch.linalg.qr(torch.randn(10, 2 + seed, generator=generator))[0]
-    return bases
+
+    def directions() -> torch.Tensor:
+        return torch.linalg.qr(torch.randn(10, 2 + seed, generator=generator))[0]
+
+    return Basis({"a": directions(), "b": directions()}, {"a": directions()} if seed else {})
 
 
 def test_the_basis_is_all_claims_combined_once_for_each_set_of_closed_domains(driver):
@@ -165,7 +165,7 @@ def test_the_basis_is_all_claims_combined_once_for_each_set_of_closed_domains(dr
     assert driver.basis is None  # a closing is not confined
     driver.close("chat", 0, claims(0))
     digest, handle = driver.basis
-    assert load_basis(handle).keys() == claims(0).keys()
+    assert {(side, site) for side, site, _ in Basis.from_bytes(handle).entries()} == {("output", "a"), ("output", "b")}
     driver.train(StackId("code", 1))
     assert driver.basis == (digest, handle)
     assert len(driver.shared) == 1
@@ -176,12 +176,9 @@ def test_the_basis_is_all_claims_combined_once_for_each_set_of_closed_domains(dr
     assert both != digest
     assert len(driver.shared) == 2
     assert driver.store.get_bytes(both) == handle
-    combined = load_basis(handle)
-    assert combined.keys() == {"output:a", "output:b", "input:a"}
-    for site, basis_XK in combined.items():
-        parts = [claim[site] for claim in (claims(0), claims(1)) if site in claim]
-        assert torch.equal(basis_XK, combine(parts))
-        assert basis_XK.shape[1] == sum(part.shape[1] for part in parts)
+    assert handle == Basis.combine([claims(0), claims(1)]).to_bytes()
+    ranks = {(side, site): basis_XK.shape[1] for side, site, basis_XK in Basis.from_bytes(handle).entries()}
+    assert ranks == {("output", "a"): 5, ("output", "b"): 5, ("input", "a"): 3}
 
 
 def test_a_restarted_coordinator_hands_out_the_same_basis(driver, tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import PAD, tiny_gemma3
 
-from bs_cluster.data.batch import IGNORE, collate, collate_packed, plan_batches, train_batches
+from bs_cluster.data.batch import IGNORE, collate, collate_packed, pad, plan_batches, train_batches
 from bs_cluster.data.encode import EncodedRow
 
 lengths = st.lists(st.integers(1, 60), max_size=60)
@@ -23,6 +23,16 @@ def test_a_plan_holds_every_row_once_within_the_padded_area(lengths, max_tokens)
     for batch in plan:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= max_tokens
     assert plan_batches(lengths, max_tokens) == plan
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=6), min_size=1, max_size=5).filter(any), st.booleans())
+def test_padding_fills_each_row_up_to_the_longest_on_the_side_asked_for(sequences, left):
+    padded_BT = pad(sequences, -1, "left" if left else "right")
+    longest = max(map(len, sequences))
+    assert padded_BT.shape == (len(sequences), longest)
+    for row, sequence in zip(padded_BT.tolist(), sequences, strict=True):
+        blank = [-1] * (longest - len(sequence))
+        assert row == (blank + sequence if left else sequence + blank)
 
 
 @given(rows)

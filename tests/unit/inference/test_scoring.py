@@ -10,6 +10,7 @@ from stacked_bases import SETTINGS as STACK
 from stacked_bases import tiny_stacked_base
 from tiny import save_tiny_base
 
+from bs_cluster.adapter_format import PARTS
 from bs_cluster.base import load_base
 from bs_cluster.config import CampaignConfig
 from bs_cluster.config.schema import BaseSection
@@ -17,7 +18,6 @@ from bs_cluster.data.encode import EncodedRow
 from bs_cluster.inference.scoring import mean_loss, score_batch, score_routed
 from bs_cluster.inference.stacked import StackedBase, stack_config
 from bs_cluster.records import RowLoss, StackId
-from bs_cluster.stacks.layer import PARTS
 from bs_cluster.sweep.combinations import mask_weights
 from bs_cluster.sweep.plan import plan_work
 from bs_cluster.training.session import Session
@@ -154,3 +154,8 @@ def test_a_dropped_stack_leaves_no_trace(tmp_path):
         stacked.drop(name)
         assert stacked.names == ()
         assert score_batch(stacked, some) == bare
+    name = stacked.begin(stack_config(STACK, StackId("code", 1), 1), seed=1)  # the next domain's, in the same process
+    stacked.fire([], train=name)
+    assert stacked.peft is not None
+    stacked.peft(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().backward()
+    assert all(site.stack_B[name].grad.any() for site in stacked.tuner.sites)

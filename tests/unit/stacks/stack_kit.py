@@ -15,9 +15,10 @@ from reference import PlainSite, PlainStack
 from tiny import tiny_gemma3, tiny_llama
 from torch import nn
 
+from bs_cluster.adapter_format import PARTS
 from bs_cluster.config.schema import PROJECTIONS
 from bs_cluster.stacks import StackConfig, StackModel
-from bs_cluster.stacks.layer import PARTS, StackLinear
+from bs_cluster.stacks.layer import StackLinear
 
 FACTORIES = {"gemma3": tiny_gemma3, "llama": tiny_llama}
 POSITIONS = {"chat": 0, "code": 1, "math": 2, "reasoning": 3}
@@ -95,3 +96,10 @@ def orthonormal(width: int, rank: int, seed: int, dtype: torch.dtype = torch.flo
 
 def random_ids(rows: int, tokens: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(4, 300, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def largest_sine(a_OK: torch.Tensor, b_OK: torch.Tensor) -> float:
+    """Sine of the largest principal angle between two subspaces of one dimension."""
+    a_OK, b_OK = a_OK.double(), b_OK.double()
+    assert a_OK.shape == b_OK.shape
+    return float(torch.linalg.matrix_norm(a_OK - b_OK @ (b_OK.t() @ a_OK), ord=2))

@@ -6,28 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stack_kit import orthonormal, plain_stack, random_ids, stacked_model, tuner
+from stack_kit import largest_sine, orthonormal, plain_stack, random_ids, stacked_model, tuner
 
-from bs_cluster.stacks.nullspace import (
-    Moments,
-    capacity,
-    combine,
-    input_directions,
-    output_directions,
-    overlap,
-    sampled_directions,
-)
+from bs_cluster.stacks.nullspace import input_directions, output_directions, sampled_directions
 
 OWN = ("code_r1", "code_r2")
 STACKS = ["chat_r1", *OWN, "math_r1"]
-M = 2 * 3 * 4  # two stacks, three experts, rank 4
-
-
-def largest_sine(a_OK: torch.Tensor, b_OK: torch.Tensor) -> float:
-    """Sine of the largest principal angle between two subspaces of one dimension."""
-    a_OK, b_OK = a_OK.double(), b_OK.double()
-    assert a_OK.shape == b_OK.shape
-    return float(torch.linalg.matrix_norm(a_OK - b_OK @ (b_OK.t() @ a_OK), ord=2))
 
 
 def leading(rows_NO: torch.Tensor, rank: int) -> torch.Tensor:
@@ -36,25 +20,19 @@ def leading(rows_NO: torch.Tensor, rank: int) -> torch.Tensor:
 
 def streamed(stacks, peft, batches: list[torch.Tensor], sketch: int = 0):
     """Moments of the domain ``code`` over these batches, and every site's inputs."""
-    omega = {site.site: torch.randn(site.in_features, sketch, dtype=torch.float64) for site in stacks.sites}
-    moments = {site.site: Moments(OWN, torch.zeros(M, M, dtype=torch.float64)) for site in stacks.sites}
-    if sketch:
-        for site in stacks.sites:
-            moments[site.site].omega_IQ = omega[site.site].float()
-            moments[site.site].sketch_IQ = torch.zeros(site.in_features, sketch)
     inputs = {site.site: [] for site in stacks.sites}
     hooks = [
         site.register_forward_pre_hook(lambda site, args: inputs[site.site].append(args[0].flatten(0, 1)))
         for site in stacks.sites
     ]
-    stacks.composition.moments = moments
-    with torch.no_grad():
+    columns = (lambda site: torch.randn(site.in_features, sketch)) if sketch else None
+    with torch.no_grad(), stacks.measuring(OWN, sketch=columns) as measurement:
         for ids_BT in batches:
             peft(input_ids=ids_BT)
-    stacks.composition.moments = {}
     for hook in hooks:
         hook.remove()
-    return moments, {site: torch.cat(parts) for site, parts in inputs.items()}
+    assert stacks.composition.measurement is None
+    return measurement.sites, {site: torch.cat(parts) for site, parts in inputs.items()}
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "llama"])
@@ -67,7 +45,7 @@ def test_streamed_directions_equal_the_svd_of_all_token_deltas(kind: str):
         deltas_TO = torch.stack(
             [plain_stack(site, name).delta(inputs[site.site], site.top_k, site.scale) for name in OWN]
         ).sum(0)
-        b_MO = torch.cat([site.stack_B[name].flatten(0, 1) for name in OWN])
+        b_MO = site.written(OWN)
         found_OK = output_directions(moments[site.site].c_MM, b_MO, max_rank=8, energy=1.0)
         assert largest_sine(found_OK, leading(deltas_TO, 8)) < 1e-4
         torch.testing.assert_close(found_OK.t() @ found_OK, torch.eye(8))
@@ -87,6 +65,13 @@ def test_two_workers_sum_to_one():
         sums = [a + b for a, b in zip(first[site.site].tensors(), second[site.site].tensors(), strict=True)]
         for ours, total in zip(sums, whole[site.site].tensors(), strict=True):
             torch.testing.assert_close(ours, total, rtol=1e-5, atol=1e-5)
+
+
+def test_only_stacks_that_fire_can_be_measured():
+    stacks = tuner(stacked_model("llama", STACKS))
+    stacks.fire(["chat_r1"])
+    with pytest.raises(KeyError, match="code_r1"), stacks.measuring(OWN):
+        pass
 
 
 def test_energy_and_max_rank_bound_the_claim():
@@ -150,40 +135,6 @@ def test_the_input_sketch_survives_few_directions_and_massive_activations(width,
 
 def test_an_input_that_never_came_claims_nothing():
     assert input_directions(torch.zeros(10, 4), torch.randn(10, 4), max_rank=4, energy=0.99).shape == (10, 0)
-
-
-@given(widths=st.lists(st.integers(0, 6), min_size=1, max_size=4), seed=st.integers(0, 1000))
-@settings(max_examples=50, deadline=None)
-def test_combined_bases_are_orthonormal_and_span_every_claim(widths: list[int], seed: int):
-    claims = [orthonormal(16, width, seed + i, torch.float32) for i, width in enumerate(widths)]
-    combined_OK = combine(claims)
-    assert combined_OK.shape == (16, min(16, sum(widths)))
-    torch.testing.assert_close(combined_OK.t() @ combined_OK, torch.eye(combined_OK.shape[1]), rtol=1e-5, atol=1e-5)
-    for claim_OK in claims:
-        torch.testing.assert_close(combined_OK @ (combined_OK.t() @ claim_OK), claim_OK, rtol=1e-3, atol=1e-3)
-
-
-def test_a_direction_claimed_twice_counts_once():
-    basis_OK = orthonormal(12, 3, 0, torch.float32)
-    combined = combine([basis_OK, basis_OK[:, :2], -basis_OK[:, 2:]])
-    assert combined.shape == (12, 3)
-    assert largest_sine(combined, basis_OK) < 1e-6
-
-
-def test_overlap_of_spaces_made_by_hand():
-    axes = torch.eye(6)
-    assert overlap(axes[:, :2], axes[:, 2:4]) == 0.0
-    assert overlap(axes[:, :2], axes[:, :4]) == pytest.approx(1.0)
-    assert overlap(axes[:, :2], axes[:, 1:3]) == pytest.approx(0.5)
-    assert overlap(axes[:, :0], axes) == 0.0
-    tilted = torch.stack([torch.cos(torch.tensor(0.3)), torch.sin(torch.tensor(0.3))])[:, None]
-    assert overlap(torch.eye(2)[:, :1], tilted) == pytest.approx(torch.cos(torch.tensor(0.3)).item() ** 2)
-
-
-def test_capacity_is_the_fullest_site_of_each_width():
-    bases = {"a": torch.zeros(10, 2), "b": torch.zeros(10, 5), "c": torch.zeros(4, 1), "d": torch.zeros(8, 0)}
-    assert capacity(bases) == {"10": 0.5, "4": 0.25, "8": 0.0}
-    assert capacity({}) == {}
 
 
 def test_the_papers_sampling_can_miss_what_the_exact_way_finds():

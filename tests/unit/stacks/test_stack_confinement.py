@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bs_cluster.stacks.adapter_files import folded_tensors, write_adapter
-from bs_cluster.stacks.layer import PARTS
+from bs_cluster.adapter_format import PARTS, tensor_key
+from bs_cluster.stacks.adapter_files import write_adapter
+from bs_cluster.stacks.basis import Basis
 
 LEARNING = "code_r1"
 
@@ -27,7 +28,7 @@ def trained(space: str, steps: int = 6):
             output[path] = orthonormal(site.out_features, 9, 1, torch.float32)
         if space in ("input", "both"):
             inputs[path] = orthonormal(site.in_features, 7, 2, torch.float32)
-    stacks.set_bases(output, inputs)
+    stacks.confine(Basis(output, inputs))
     optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.01)
     ids_BT = random_ids(4, 12)
     losses = []
@@ -45,11 +46,11 @@ def trained(space: str, steps: int = 6):
 @pytest.mark.parametrize("space", ["output", "input", "both"])
 def test_stored_stacks_do_not_touch_the_bases_after_training(tmp_path, space: str):
     peft, output, inputs = trained(space)
-    write_adapter(tmp_path, tuner(peft).peft_config[LEARNING], folded_tensors(tuner(peft), LEARNING))
+    write_adapter(tmp_path, tuner(peft).peft_config[LEARNING], tuner(peft).folded(LEARNING))
     stored = load_file(tmp_path / "adapter_model.safetensors")
     for part, bases in (("stack_B", output), ("stack_A", inputs)):
         for path, basis_XK in bases.items():
-            tensor = stored[f"base_model.model.{path}.{part}"]
+            tensor = stored[tensor_key(path, part)]
             assert (tensor @ basis_XK).norm() <= 1e-5 * tensor.norm()
             free = tuner(peft).sites[tuner(peft).site_names().index(path)]
             assert (getattr(free, part)[LEARNING] @ basis_XK).norm() > 1e-2  # the parameter itself is not confined
@@ -61,13 +62,13 @@ def test_the_function_trained_is_the_function_stored():
     stacks, ids_BT = tuner(peft), random_ids(2, 10, seed=5)
     with torch.no_grad():
         in_training = peft(input_ids=ids_BT).logits
-        tensors = folded_tensors(stacks, LEARNING)
+        tensors = stacks.folded(LEARNING)
         unconfined = stacks.sites[0].stack_B[LEARNING].clone()
-        stacks.set_bases({}, {})
+        stacks.confine(None)
         dropped = peft(input_ids=ids_BT).logits
         for path, site in zip(stacks.site_names(), stacks.sites, strict=True):
             for part in PARTS:
-                getattr(site, part)[LEARNING].copy_(tensors[f"base_model.model.{path}.{part}"])
+                getattr(site, part)[LEARNING].copy_(tensors[tensor_key(path, part)])
         stored = peft(input_ids=ids_BT).logits
         stacks.fire(["chat_r1", LEARNING])
         frozen = peft(input_ids=ids_BT).logits
@@ -110,12 +111,12 @@ def test_no_tensor_of_width_by_width_is_ever_made():
         path: orthonormal(site.out_features, 3, 1, torch.float32)
         for path, site in zip(stacks.site_names(), stacks.sites, strict=True)
     }
-    stacks.set_bases(bases, {})
+    stacks.confine(Basis(bases))
     site = next(site for site in stacks.sites if site.out_features != site.in_features)
     x = torch.randn(2, 5, site.in_features, requires_grad=True)
     with Shapes() as shapes:
         site(x).sum().backward()
-        folded_tensors(stacks, LEARNING)
+        stacks.folded(LEARNING)
     width, tokens = site.out_features, 10
     assert any(width in shape for shape in shapes.seen)
     assert not [shape for shape in shapes.seen if shape.count(width) > 1]
@@ -126,7 +127,7 @@ def test_a_basis_without_columns_and_no_basis_confine_nothing():
     peft = stacked_model("llama", [LEARNING])
     stacks = tuner(peft)
     path = stacks.site_names()[0]
-    stacks.set_bases({path: torch.zeros(stacks.sites[0].out_features, 0)}, {})
+    stacks.confine(Basis({path: torch.zeros(stacks.sites[0].out_features, 0)}))
     assert stacks.sites[0].basis_OK is None
     a_MI, b_MO = stacks.sites[0].effective(LEARNING)
     assert torch.equal(b_MO, stacks.sites[0].stack_B[LEARNING].flatten(0, 1))

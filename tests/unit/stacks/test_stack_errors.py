@@ -13,6 +13,7 @@ from bs_cluster.errors import StackError
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import BaseRef
 from bs_cluster.stacks import StackConfig
+from bs_cluster.stacks.basis import Basis
 
 
 def test_a_pattern_that_matches_nothing():
@@ -46,7 +47,7 @@ def test_gate_weights_of_the_wrong_width():
 def test_bases_for_sites_that_are_not_there():
     stacks = tuner(stacked_model("llama", ["chat_r1"]))
     with pytest.raises(KeyError, match=r"layers\.9\.mlp"):
-        stacks.set_bases({"model.layers.9.mlp.up_proj": orthonormal(64, 2, 0)}, {})
+        stacks.confine(Basis({"model.layers.9.mlp.up_proj": orthonormal(64, 2, 0)}))
 
 
 @pytest.mark.parametrize("other", [{"rank": 8}, {"experts": 4}, {"top_k": 1}, {"alpha": 8.0}])

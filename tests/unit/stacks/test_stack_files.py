@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from stack_kit import FACTORIES, add_stacks, config, orthonormal, random_ids, stacked_model, tuner
 from tiny import save_tiny_base
 
+from bs_cluster.adapter_format import PARTS, tensor_key
 from bs_cluster.base import load_base
 from bs_cluster.config.schema import BaseSection
 from bs_cluster.stacks import METHOD, StackConfig
-from bs_cluster.stacks.adapter_files import basis_bytes, folded_tensors, load_basis, write_adapter
-from bs_cluster.stacks.layer import PARTS
+from bs_cluster.stacks.adapter_files import write_adapter
+from bs_cluster.stacks.basis import Basis
 
 STACKS = ["chat_r1", "code_r1", "math_r1"]
 ROOT = Path(__file__).parents[3]
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 def written(peft, folder: Path) -> dict[str, Path]:
     """Every stack of ``peft`` in the project's own files."""
     for name, settings in tuner(peft).peft_config.items():
-        write_adapter(folder / name, settings, folded_tensors(tuner(peft), name))
+        write_adapter(folder / name, settings, tuner(peft).folded(name))
     return {name: folder / name for name in tuner(peft).peft_config}
 
 
@@ -101,7 +102,7 @@ def test_files_hold_one_fp32_tensor_per_part_and_site_and_always_the_same_bytes(
         assert (one / name).read_bytes() == (two / name).read_bytes()
     tensors = load_file(one / "adapter_model.safetensors")
     paths = tuner(peft).site_names()
-    assert set(tensors) == {f"base_model.model.{path}.{part}" for path in paths for part in PARTS}
+    assert set(tensors) == {tensor_key(path, part) for path in paths for part in PARTS}
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
     settings = PeftConfig.from_pretrained(one)
     assert isinstance(settings, StackConfig)
@@ -173,28 +174,51 @@ def test_a_deleted_stack_is_gone_and_the_others_stay():
     assert learning_names(peft) == {"math_r1"}
 
 
+def test_the_only_stack_can_be_deleted_and_another_added():
+    """A domain's first round that is not kept: what is left is the base, bit for bit, free for the next."""
+    peft, ids_BT = stacked_model("llama", ["chat_r1"]), random_ids(1, 8)
+    stacks = tuner(peft)
+    stacks.fire([], train="chat_r1")
+    stacks.confine(Basis({stacks.site_names()[0]: orthonormal(stacks.sites[0].out_features, 5, 1, torch.float32)}))
+    peft.delete_adapter("chat_r1")
+    with torch.no_grad():
+        assert torch.equal(stacks(input_ids=ids_BT).logits, FACTORIES["llama"]()(input_ids=ids_BT).logits)
+    assert stacks.composition.train is None
+    assert stacks.sites[0].basis_OK is None
+    peft.add_adapter("code_r1", config("code_r1"))
+    stacks.fire([], train="code_r1")
+    assert learning_names(peft) == {"code_r1"}
+
+
+def test_a_frozen_stack_is_what_freezing_returned():
+    peft, ids_BT = stacked_model("llama", STACKS), random_ids(1, 8)
+    stacks = tuner(peft)
+    stacks.fire(["chat_r1"], train="math_r1")
+    learned = logits(peft, ids_BT)
+    tensors = stacks.freeze("math_r1")
+    assert stacks.composition.firing == ("chat_r1",)
+    assert stacks.composition.train is None
+    assert learning_names(peft) == set()
+    stacks.fire(["chat_r1", "math_r1"])
+    torch.testing.assert_close(logits(peft, ids_BT), learned)
+    again = stacks.folded("math_r1")
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[key], tensors[key]) for key in tensors)
+
+
 def test_a_folded_file_needs_no_basis(tmp_path):
     peft = stacked_model("llama", ["chat_r1"])
     stacks, ids_BT = tuner(peft), random_ids(1, 8)
-    bases = [{}, {}]
+    output, inputs = {}, {}
     for path, site in zip(stacks.site_names(), stacks.sites, strict=True):
-        bases[0][path] = orthonormal(site.out_features, 5, 1, torch.float32)
-        bases[1][path] = orthonormal(site.in_features, 6, 2, torch.float32)
+        output[path] = orthonormal(site.out_features, 5, 1, torch.float32)
+        inputs[path] = orthonormal(site.in_features, 6, 2, torch.float32)
     stacks.fire([], train="chat_r1")
-    stacks.set_bases(*bases)
+    stacks.confine(Basis(output, inputs))
     confined = logits(peft, ids_BT)
     folder = written(peft, tmp_path)["chat_r1"]
     again = PeftModel.from_pretrained(FACTORIES["llama"](), folder, adapter_name="chat_r1")
     torch.testing.assert_close(logits(again, ids_BT), confined, rtol=1e-5, atol=1e-5)
-
-
-def test_bases_round_trip_and_equal_bases_give_equal_bytes():
-    bases = {"output:b": orthonormal(6, 2, 0, torch.float32), "input:a": orthonormal(4, 1, 1, torch.float32).t().t()}
-    data = basis_bytes(bases)
-    assert data == basis_bytes(dict(reversed(bases.items())))
-    back = load_basis(data)
-    assert back.keys() == bases.keys()
-    assert all(torch.equal(back[key], bases[key]) for key in bases)
 
 
 def test_two_stacks_share_one_block_without_a_second_copy():

@@ -9,9 +9,9 @@ from stack_kit import FACTORIES, add_stacks, leaves, plain_site, plain_stack, ra
 from tiny import save_tiny_base
 from torch.nn import functional as F
 
+from bs_cluster.adapter_format import PARTS
 from bs_cluster.base import load_base
 from bs_cluster.config.schema import BaseSection
-from bs_cluster.stacks.layer import PARTS
 
 FROZEN = ["chat_r1", "chat_r2", "code_r1"]
 LEARNING = "math_r1"

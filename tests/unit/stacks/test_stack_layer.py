@@ -12,11 +12,12 @@ from reference import balance_loss, softmax_over_largest
 from stack_kit import add_stacks, leaves, orthonormal, plain_site, plain_stack, tuner
 from torch import nn
 
+from bs_cluster.adapter_format import PARTS
 from bs_cluster.stacks.balance import LoadBalance
+from bs_cluster.stacks.basis import Basis
 from bs_cluster.stacks.composition import Training
 from bs_cluster.stacks.fused import Block, Learning, top_k_softmax
 from bs_cluster.stacks.fused import add_stacks as add_fused
-from bs_cluster.stacks.layer import PARTS
 
 FROZEN = ["chat_r1", "chat_r2", "code_r1"]
 DOMAINS = ["chat", "code", "math"]
@@ -94,7 +95,7 @@ def test_outputs_and_all_gradients_equal_the_reference(case: Case):
     output_K = orthonormal(case.outputs, 1, case.seed) if case.space in ("output", "both") else None
     input_K = orthonormal(case.inputs, 1, case.seed + 1) if case.space in ("input", "both") else None
     sides = [{"proj": basis} if basis is not None else {} for basis in (output_K, input_K)]
-    stacks.set_bases(*sides)
+    stacks.confine(Basis(*sides))
     x = torch.randn(case.rows, case.tokens, case.inputs, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(case.rows, case.tokens, case.outputs, dtype=torch.float64)
     flat = case.rows * case.tokens

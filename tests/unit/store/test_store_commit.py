@@ -112,6 +112,13 @@ def test_a_missing_file_is_refused(store, staged, name):
     refused(store, staged, f"has no {name}")
 
 
+def test_a_manifest_finds_its_files_by_name_and_names_them_where_it_does_not(store, staged):
+    manifest = stack_manifest(store, staged, "chat", 1)
+    assert manifest.file("history.jsonl") in manifest.files
+    with pytest.raises(NotInStoreError, match=r"names no file 'router\.json'; its files are adapter_config\.json, "):
+        manifest.file("router.json")
+
+
 def test_files_that_are_not_those_of_the_manifest_are_refused(store, staged):
     manifest = stack_manifest(store, staged, "chat", 1)
     (staged / "history.jsonl").write_text("{}")
