@@ -109,6 +109,17 @@ def _training(config: CampaignConfig) -> Iterator[Conflict]:
         if training.warmup_steps > steps and not everyone_overrides:
             words = f"the learning rate would still be warming up when {key} = {steps} ends; lower it or raise that"
             yield _conflict("training.warmup_steps", training.warmup_steps, words, key)
+    per_pass = training.num_workers * training.per_device_batch
+    if training.global_batch % per_pass:
+        words = (
+            f"training.num_workers x per_device_batch = {training.num_workers} x {training.per_device_batch} rows are "
+            f"made at once, and no whole number of times; take a multiple of {per_pass}, or change those"
+        )
+        keys = ("training.num_workers", "training.per_device_batch")
+        yield _conflict("training.global_batch", training.global_batch, words, *keys)
+    if config.data.validation_rows < 2:
+        words = "one part of the rows chooses a stack's snapshot, the other decides about its commit; 2 or more"
+        yield _conflict("data.validation_rows", config.data.validation_rows, words)
     if training.offload_optimizer and training.zero_stage == 0:
         words = "ZeRO stage 0 shards no optimizer state to offload; take training.zero_stage 1 or 2"
         yield _conflict("training.offload_optimizer", True, words, "training.zero_stage")

@@ -13,6 +13,8 @@ from bs_cluster.records import canonical_json, sha256_hex
 
 # How a stack is computed, not which stack comes out: left out of its digest, so that a run may go on elsewhere.
 _TRAINING_PLACEMENT = {
+    "num_workers",
+    "per_device_batch",
     "use_gpu",
     "cpus_per_worker",
     "threads_per_worker",
@@ -23,7 +25,6 @@ _TRAINING_PLACEMENT = {
     "max_failures",
     "start_timeout_s",
 }
-_GLOBAL_BATCH = {"num_workers", "per_device_batch", "grad_accum"}
 _PER_DOMAIN = {"steps", "max_rounds", "learning_rate"}
 
 
@@ -75,18 +76,17 @@ def identity_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
 def domain_digest(config: CampaignConfig, name: str) -> str:
     """SHA-256 (hex) of everything that decides how domain ``name`` trains.
 
-    The batch counts as one number, ``num_workers · per_device_batch · grad_accum``: losses are token-weighted
-    means over the global batch, so how it is dealt out to workers must not change a stack, and a run may resume
-    on another number of them. Placement (devices, threads, ZeRO stage, memory savers, retries), evaluators,
+    The batch counts as one number, ``global_batch``: losses are token-weighted means over it, so how it is dealt out
+    to workers must not change a stack, and a run may resume on another number of them. Placement (workers, devices,
+    threads, micro-batch, ZeRO stage, memory savers, retries), evaluators,
     meta-router, store and registry do not count, nor do the other domains: adding one leaves the digest alone.
     """
     training, data = config.training, config.data
-    left_out = _TRAINING_PLACEMENT | _GLOBAL_BATCH | _PER_DOMAIN
+    left_out = _TRAINING_PLACEMENT | _PER_DOMAIN
     decides = {
         "identity": campaign_identity(config),
         "data": data.model_dump(mode="json"),
         "training": training.model_dump(mode="json", exclude=left_out),
-        "global_batch": training.num_workers * training.per_device_batch * training.grad_accum,
         "null_space": config.null_space.model_dump(mode="json"),
         "domain": effective_domain(config, name).model_dump(mode="json"),
         "seed": config.seed,

@@ -128,11 +128,29 @@ class TrainingSection(Section):
     offload_optimizer: bool = Field(default=False, description="Keep optimizer state in host memory.")
     steps: Positive = Field(default=400, le=MAX_STEPS, description="Optimizer steps of a round.")
     max_rounds: Positive = Field(default=3, le=1000, description="Rounds of a domain at most.")
+    # The paper has no error in its rule: its 0.002 is far below that of its rows.
     min_improvement: NonNegative = Field(
-        default=0.002, description="Nats per completion token by which a round must beat its parent to be committed."
+        default=0.002,
+        description="Nats per completion token that a round's gain over its parent must exceed, on rows that did not "
+        "choose its snapshot, to be committed.",
+    )
+    min_improvement_errors: NonNegative = Field(
+        default=1.0, le=10, description="Standard errors that are taken off the gain first; 0 is the paper's rule."
+    )
+    selection_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.34,
+        description="Share of the validation rows that choose a snapshot; the others decide on the commit.",
+    )
+    global_batch: Positive = Field(
+        default=16,
+        le=65536,
+        description="Rows (packed units under packing) of an optimizer step. Workers share them; what one cannot take at "
+        "once it accumulates.",
     )
     per_device_batch: Positive = Field(default=4, le=65536, description="Rows in a worker's micro-batch.")
-    grad_accum: Positive = Field(default=4, le=65536, description="Micro-batches accumulated into a step.")
+    optimizer: str = Field(
+        default="adamw", description="A name of bs_cluster.training.optimizer.OPTIMIZERS, where others can be added."
+    )
     learning_rate: AboveZero = Field(default=1e-4, le=100, description="Peak learning rate.")
     b_lr_ratio: AboveZero = Field(default=1.0, description="Learning rate of B over that of the rest (LoRA+).")
     weight_decay: NonNegative = Field(default=0.01, description="AdamW's decoupled weight decay.")
@@ -152,9 +170,18 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass.")
     eval_every: Positive = Field(default=50, le=MAX_STEPS, description="Steps between validations.")
     eval_batch_tokens: Positive = Field(default=2048, le=MAX_TOKENS, description="Padded tokens in a scoring batch.")
-    # The paper takes an absolute rise of 0.1 for a spike, which ordinary small batches reach.
-    spike_factor: Annotated[float, Field(gt=1)] = Field(
-        default=3.0, description="A loss this many times the running median restores the best snapshot."
+    # The paper takes an absolute rise of 0.1 for a spike, which ordinary small batches reach. Here a step is undone only
+    # if it lost spike_margin more than the parent on the very same batch, which is asked where a step looks suspect.
+    spike_deviations: AboveZero = Field(
+        default=6.0,
+        description="Robust deviations above the last good losses (and spike_margin) that make a step suspect.",
+    )
+    spike_margin: AboveZero = Field(
+        default=0.5,
+        description="Nats per completion token over the parent, on its own batch, that undo a suspect step.",
+    )
+    spike_norm_factor: Annotated[float, Field(gt=1)] = Field(
+        default=10.0, description="A gradient this many times the usual one makes a step suspect too."
     )
     max_spikes: Positive = Field(default=3, le=1000, description="Spikes in a row that end the round (the paper: 4).")
     context: Literal["cumulative", "isolated"] = Field(

@@ -158,6 +158,18 @@ class StackModel(BaseTuner):
         finally:
             self.composition.training = None
 
+    @contextmanager
+    def parent_only(self) -> Iterator[None]:
+        """Leaves the learning stack out for a while, without touching what asks for a gradient: an optimizer's engine
+        holds on to that."""
+        learns, self.composition.train = self.composition.train, None
+        self.composition.weigh(self.composition.firing, None)
+        try:
+            yield
+        finally:
+            self.composition.train = learns
+            self.composition.weigh(self.composition.firing, None)
+
     def _config(self, name: str) -> StackConfig:
         return self.peft_config[name]  # type: ignore[return-value]
 

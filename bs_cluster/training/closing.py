@@ -19,9 +19,9 @@ from bs_cluster.stacks import StackLinear
 from bs_cluster.stacks.basis import Basis
 from bs_cluster.stacks.moments import Measurement, Moments
 from bs_cluster.stacks.nullspace import OVERSAMPLE, input_directions, output_directions, sampled_directions
+from bs_cluster.training.ranks import sum_over_ranks, world_rank, world_size
 from bs_cluster.training.round import round_seed
 from bs_cluster.training.session import Session
-from bs_cluster.training.trainer import sum_over_ranks, world_rank, world_size
 
 
 def close_domain(session: Session, step: CloseDomain, outcomes: Sequence[RoundOutcome]) -> DomainRecord:

@@ -21,7 +21,7 @@ from bs_cluster.inference.scoring import score_batch
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import RowLoss
 from bs_cluster.store.store import Store
-from bs_cluster.training.trainer import sum_over_ranks, world_rank, world_size
+from bs_cluster.training.ranks import sum_over_ranks, world_rank, world_size
 
 
 @dataclass

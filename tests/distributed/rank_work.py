@@ -25,11 +25,11 @@ from bs_cluster.quiet import quieten
 from bs_cluster.records import CloseDomain, DomainRecord, RoundOutcome, TrainRound
 from bs_cluster.stacks.basis import Basis
 from bs_cluster.store import Store
+from bs_cluster.training import loop
 from bs_cluster.training.closing import close_domain
 from bs_cluster.training.prewarm import compile_operations
 from bs_cluster.training.round import train_round
 from bs_cluster.training.session import Session
-from bs_cluster.training.trainer import StackTrainer
 
 Tensors = dict[str, torch.Tensor]
 
@@ -119,25 +119,24 @@ def whole_campaign(config: CampaignConfig) -> dict[str, Any]:
 
 def poisoned_round(config: CampaignConfig, steps: list[int], what: str) -> Round:
     """The first round, with a loss or only a gradient that is NaN on the last rank at these steps (from 1)."""
-    micro_batch = 0
-    clean = StackTrainer.compute_loss
+    clean, step = (loop.completion_loss, loop.share), 0
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        nonlocal micro_batch
-        micro_batch += 1
-        loss = clean(self, model, inputs, return_outputs, num_items_in_batch)
-        step = (micro_batch - 1) // config.training.grad_accum + 1
-        if step in steps and dist.get_rank() == dist.get_world_size() - 1:
-            if what == "loss":
-                self.step_nll = float("nan")
-            return loss * float("nan")
-        return loss
+    def poisoned(value: torch.Tensor) -> torch.Tensor:
+        return value * float("nan") if step in steps and dist.get_rank() == dist.get_world_size() - 1 else value
 
-    StackTrainer.compute_loss = compute_loss
+    def completion_loss(*arguments):
+        nonlocal step
+        step += 1  # one micro-batch a step on each of two ranks
+        return poisoned(clean[0](*arguments)) if what == "loss" else clean[0](*arguments)
+
+    def share(*arguments):
+        return poisoned(clean[1](*arguments))
+
+    loop.completion_loss, loop.share = completion_loss, share
     try:
         return first_round(config)
     finally:
-        StackTrainer.compute_loss = clean
+        loop.completion_loss, loop.share = clean
 
 
 def rejected_round(good: CampaignConfig, bad: CampaignConfig) -> dict[str, Any]:
@@ -148,7 +147,9 @@ def rejected_round(good: CampaignConfig, bad: CampaignConfig) -> dict[str, Any]:
 
     def state() -> dict[str, Any]:
         session.stacked.fire(session.stacked.names)
-        tensors = {key: value.clone() for key, value in session.stacked.tuner.state_dict().items() if "stack_" in key}
+        # As computed with: a rank that has not scored a batch yet still holds a stack in fp32, unpacked.
+        held = session.stacked.tuner.state_dict().items()
+        tensors = {key: value.to(torch.bfloat16).clone() for key, value in held if "stack_" in key}
         return {"losses": campaign.validation_losses("aa"), "stacks": tensors, "names": session.stacked.names}
 
     before = state()

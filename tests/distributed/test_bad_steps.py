@@ -87,7 +87,7 @@ def test_a_round_worse_than_its_parent_is_not_committed(found):
     case = found["rejected"]
     assert case["first"].outcome.committed
     assert not case["second"].outcome.committed
-    assert "a gain of at least 0.002 was wanted" in case["second"].outcome.reason
+    assert "more than 0.002 beyond 1 standard errors was wanted" in case["second"].outcome.reason
 
 
 def test_it_leaves_the_parents_as_they_were_bit_for_bit(ranks):

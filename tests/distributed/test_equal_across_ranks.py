@@ -29,7 +29,7 @@ def jobs(inputs, folder, world: int) -> dict:
     """The same campaigns at each world size, and what only two ranks are needed for."""
 
     def config(name: str, **changes):
-        training = {"num_workers": world, "grad_accum": 2 // world, **changes.pop("training", {})}
+        training = {"num_workers": world, **changes.pop("training", {})}
         return campaign(inputs, folder / name, ("aa", "bb"), training=training, **changes)
 
     found = {

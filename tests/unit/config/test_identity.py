@@ -80,8 +80,8 @@ def test_what_decides_training_changes_the_digest(override: str):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["training.num_workers=2", "training.grad_accum=2"],
-        ["training.per_device_batch=1", "training.grad_accum=16"],
+        ["training.num_workers=2"],
+        ["training.per_device_batch=1"],
         ["training.threads_per_worker=1", "training.cpus_per_worker=2", "training.zero_stage=1"],
         ["training.use_gpu=false", "training.gradient_checkpointing=true", "training.max_failures=0"],
         ["base.cache_dequantized=true", "base.cache_dir=/elsewhere", "base.attention=eager"],

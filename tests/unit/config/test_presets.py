@@ -35,6 +35,6 @@ def test_the_flagship_is_the_papers():
     config = load_config(next(path for path in PRESETS if path.stem == "gemma3_12b"))
     training = config.training
     assert curriculum(config) == ("chat", "code", "math", "medical", "reasoning")
-    assert training.num_workers * training.per_device_batch * training.grad_accum == 16
+    assert training.global_batch == 16
     assert effective_domain(config, "reasoning").steps == 600
     assert effective_domain(config, "chat").steps == 500

@@ -1,22 +1,33 @@
-"""The guard's verdicts and the commit rule."""
+"""The guard suspects by what is usual and judges by the parent; NaN needs no judge."""
 
 from __future__ import annotations
 
 import math
-from statistics import median
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bs_cluster.training.guard import SpikeGuard, improves
+from bs_cluster.config.schema import TrainingSection
+from bs_cluster.training.guard import SpikeGuard
 
 LOSS = st.floats(0.01, 10) | st.sampled_from([math.nan, math.inf, -math.inf, 1e6])
 
 
-def verdicts(losses, factor: float = 3.0, limit: int = 3) -> list[str]:
-    guard = SpikeGuard(factor, limit)
-    return [guard.judge(loss) for loss in losses]
+def guard(**settings) -> SpikeGuard:
+    training = TrainingSection(**settings)
+    return SpikeGuard(training.spike_deviations, training.spike_margin, training.spike_norm_factor, training.max_spikes)
+
+
+def verdicts(losses, parents=None, norms=None, **settings) -> list[str]:
+    """Of a run in which the parent's loss on each batch is known; it is asked only where the guard suspects."""
+    watch, found = guard(**settings), []
+    for i, loss in enumerate(losses):
+        norm = 1.0 if norms is None else norms[i]
+        parent = None if parents is None else parents[i]
+        found.append(watch.judge(loss, norm, parent if watch.suspects(loss, norm) else None))
+    return found
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -26,9 +37,41 @@ def test_a_loss_that_is_not_finite_is_bad_from_the_first_step(bad: float):
     assert verdicts([2.0] * 5 + [bad]) == ["go on"] * 5 + ["restore"]
 
 
-def test_a_spike_is_judged_by_the_median_of_good_steps():
-    assert verdicts([2.0, 2.0, 50.0]) == ["go on"] * 3  # too few to know what is usual
-    assert verdicts([2.0] * 3 + [6.0, 6.1, 2.0, 6.1]) == ["go on"] * 4 + ["restore", "go on", "restore"]
+def test_a_gradient_that_is_not_finite_is_bad_though_its_loss_looks_well():
+    assert verdicts([2.0, 2.0], norms=[1.0, math.nan]) == ["go on", "restore"]
+
+
+def test_a_hard_batch_among_easy_ones_is_no_spike():
+    """Rows that usually lose .06 with some of another kind at 1.04 to 1.22, below what the base itself loses on them:
+    the ordinary life of a mixed domain, in which a factor on the median restored twice in thirty steps."""
+    random = np.random.default_rng(0)
+    losses = [float(random.uniform(0.03, 0.09)) for _ in range(30)]
+    parents = [0.3] * 30
+    for step, loss in ((6, 1.04), (17, 1.22), (18, 1.1)):
+        losses[step], parents[step] = loss, 1.5
+    watch = guard()
+    assert set(verdicts(losses, parents)) == {"go on"}
+    assert sum(watch.suspects(loss, 1.0) for loss in losses) == 0  # nothing is known yet: nobody is asked
+
+
+def test_only_what_is_far_from_usual_is_asked_about():
+    watch = guard()
+    asked = []
+    for loss in [2.0, 2.1, 1.9, 2.05, 2.3, 2.0, 9.0]:
+        asked.append(watch.suspects(loss, 1.0))
+        watch.judge(loss, 1.0, 2.0 if asked[-1] else None)
+    assert asked == [False] * 6 + [True]
+
+
+def test_a_blow_up_is_a_spike():
+    """A rate a thousand times too high: losses the parent never had on any batch."""
+    assert verdicts([2.0] * 5 + [11.0, 14.0, 17.0], [2.0] * 8) == ["go on"] * 5 + ["restore", "restore", "stop"]
+
+
+def test_a_wild_gradient_alone_is_asked_about_and_forgiven():
+    losses, norms = [2.0] * 6, [1.0] * 5 + [50.0]
+    assert verdicts(losses, [2.0] * 6, norms) == ["go on"] * 6
+    assert verdicts([*losses[:5], 2.9], [2.0] * 6, norms)[-1] == "restore"
 
 
 def test_three_bad_steps_in_a_row_end_the_round_and_a_good_one_starts_the_count_anew():
@@ -38,42 +81,23 @@ def test_three_bad_steps_in_a_row_end_the_round_and_a_good_one_starts_the_count_
         "go on",
         "restore",
     ]
-    assert verdicts([nan], limit=1) == ["stop"]
+    assert verdicts([nan], max_spikes=1) == ["stop"]
 
 
-@given(st.lists(LOSS, max_size=60), st.floats(1.1, 10), st.integers(1, 5))
-def test_every_verdict_follows_from_the_good_steps_before_it(losses, factor, limit):
-    guard = SpikeGuard(factor, limit)
-    good, in_a_row, restores = [], 0, 0
+@given(st.lists(LOSS, max_size=60), st.integers(1, 5))
+def test_a_finite_step_no_worse_than_its_parent_is_never_undone(losses, limit):
+    watch = guard(max_spikes=limit)
     for loss in losses:
-        bad = not math.isfinite(loss) or (len(good) >= 3 and loss > factor * median(good[-20:]))
-        in_a_row = in_a_row + 1 if bad else 0
-        restores += bad
-        if not bad:
-            good.append(loss)
-        assert guard.judge(loss) == (("stop" if in_a_row >= limit else "restore") if bad else "go on")
-        assert guard.restores == restores
+        verdict = watch.judge(loss, 1.0, loss if watch.suspects(loss, 1.0) else None)
+        assert (verdict == "go on") == math.isfinite(loss)
 
 
-@given(st.lists(st.floats(1.0, 2.9), min_size=1, max_size=50))
-def test_a_noisy_but_steady_run_is_never_touched(losses):
-    assert set(verdicts(losses)) == {"go on"}
-
-
-def test_a_stack_is_kept_only_if_it_beats_its_parent():
-    """Published flaw 7: a round that made things worse is frozen all the same."""
-    assert improves(2.0, 1.9, 0.002)
-    assert improves(2.0, 2.0 - 2**-9, 2**-9)
-    assert not improves(2.0, 1.999, 0.002)
-    assert not improves(2.0, 2.0, 0.0)
-    assert not improves(2.0, 2.1, 0.0)
-    assert not improves(2.0, math.nan, 0.0)
-    assert not improves(2.0, -math.inf, 0.0)
-    assert not improves(math.nan, 1.0, 0.0)
-
-
-@given(st.floats(0, 20), st.floats(0, 20) | st.just(math.nan), st.floats(0, 1))
-def test_nothing_worse_than_its_parent_is_ever_committed(before, after, wanted):
-    if improves(before, after, wanted):
-        assert after < before
-        assert before - after >= wanted
+@given(st.lists(LOSS, max_size=40), st.lists(LOSS, max_size=40))
+def test_a_guard_that_was_saved_goes_on_as_if_it_had_not_been(before, after):
+    whole, first, second = guard(), guard(), guard()
+    for loss in before:
+        assert whole.judge(loss, 1.0) == first.judge(loss, 1.0)
+    second.load(first.state())
+    for loss in after:
+        assert whole.suspects(loss, 1.0) == second.suspects(loss, 1.0)
+        assert whole.judge(loss, 1.0, 1.0) == second.judge(loss, 1.0, 1.0)

@@ -6,10 +6,9 @@ import pytest
 
 from bs_cluster.config import CampaignConfig
 from bs_cluster.config.schema import TrainingSection
-from bs_cluster.data.encode import EncodedRow
 from bs_cluster.errors import ClusterResourceError
 from bs_cluster.training.launch import Plan, resource_plan
-from bs_cluster.training.round import collate_units, round_seed, split_sides
+from bs_cluster.training.round import round_seed
 from bs_cluster.training.zero import zero_config
 
 DOMAINS = [{"name": "chat", "sources": [{"kind": "embedded", "name": "chat"}]}]
@@ -21,21 +20,23 @@ def campaign(**training) -> CampaignConfig:
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_a_stack_learns_in_fp32_under_every_stage(stage: int):
-    settings = zero_config(TrainingSection(zero_stage=stage))  # type: ignore[arg-type]
+    settings = zero_config(TrainingSection(zero_stage=stage), 1)  # type: ignore[arg-type]
     assert settings["zero_optimization"]["stage"] == stage
     assert not {"bf16", "fp16"} & settings.keys()
     assert settings["zero_allow_untested_optimizer"]
 
 
-def test_batch_sizes_and_clipping_are_said_once_by_the_trainer():
-    settings = zero_config(TrainingSection(per_device_batch=3, grad_accum=5, max_grad_norm=0.5))
-    said = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-    assert {settings[key] for key in said} == {"auto"}
+@pytest.mark.parametrize(("ranks", "passes"), [(1, 4), (2, 2), (4, 1)])
+def test_accumulation_follows_from_the_world_and_the_batch_does_not(ranks: int, passes: int):
+    settings = zero_config(TrainingSection(global_batch=12, per_device_batch=3, max_grad_norm=0.5), ranks)
+    assert settings["gradient_accumulation_steps"] == passes
+    assert settings["train_micro_batch_size_per_gpu"] == 3
+    assert settings["gradient_clipping"] == 0.5
 
 
 def test_offloading_pins_memory_only_beside_a_gpu():
     def offload(**settings) -> dict:
-        return zero_config(TrainingSection(**settings))["zero_optimization"].get("offload_optimizer", {})
+        return zero_config(TrainingSection(**settings), 1)["zero_optimization"].get("offload_optimizer", {})
 
     assert offload() == {}
     assert offload(offload_optimizer=True) == {"device": "cpu", "pin_memory": True}
@@ -68,15 +69,3 @@ def test_seeds_differ_between_stacks_and_campaigns_and_fit_in_31_bits():
     assert len(seeds) == 6
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert round_seed(1, "chat_r1") == round_seed(1, "chat_r1")
-
-
-def test_a_basis_blob_splits_into_its_two_sides():
-    entries = {"output:a.q_proj": 1, "input:a.q_proj": 2, "output:b": 3}
-    assert split_sides(entries) == ({"a.q_proj": 1, "b": 3}, {"a.q_proj": 2})  # type: ignore[arg-type]
-    assert split_sides({}) == ({}, {})
-
-
-def test_a_micro_batch_is_all_real_tokens():
-    batch = collate_units([EncodedRow((4, 5, 6), 1, "a", "chat"), EncodedRow((7, 8), 1, "b", "chat")])
-    assert batch["token_mask"].tolist() == [[1.0] * 5]
-    assert set(batch) == {"input_ids", "position_ids", "labels", "token_mask"}

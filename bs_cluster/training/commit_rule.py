@@ -1,0 +1,42 @@
+"""May a stack be frozen? Decided on rows that had no part in choosing its snapshot, with their uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from bs_cluster.estimates import Estimate
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """``reason`` is what people and the domain's record are told."""
+
+    commit: bool
+    reason: str
+
+
+def split_validation(rows: Sequence[Row], selection_share: float) -> tuple[Sequence[Row], Sequence[Row]]:
+    """(rows that choose the snapshot, rows that decide about the commit), in their order, at least one each.
+
+    Validation rows stand in the order of a hash of their prompt, so a cut is a random split that never changes.
+    """
+    cut = min(max(round(selection_share * len(rows)), 1), len(rows) - 1)
+    return rows[:cut], rows[cut:]
+
+
+def decide(gain: Estimate, wanted: float, errors: float, over_base: Estimate | None = None) -> Decision:
+    """Commits if the paired mean gain over the parent, less ``errors`` standard errors, exceeds ``wanted`` (nats per
+    completion token), and likewise the gain over the bare base where that is given."""
+    for parent, found in (("its parent", gain), ("the base", over_base)):
+        if found is None:
+            continue
+        told = f"gain over {parent} {found.mean:.4f} ± {found.error:.4f} on {found.rows} rows"
+        sure = found.mean - errors * found.error if errors else found.mean
+        if not math.isfinite(sure) or sure <= wanted or found.mean <= 0:
+            return Decision(False, f"{told}; more than {wanted:g} beyond {errors:g} standard errors was wanted")
+    return Decision(True, f"gain {gain.mean:.4f} ± {gain.error:.4f} on {gain.rows} rows")
