@@ -55,7 +55,7 @@ SETTINGS: dict[str, Any] = {
         "eval_every": 3,
         "eval_batch_tokens": 256,
     },
-    "null_space": {"max_rank": 4},
+    "null_space": {"space": "output", "max_rank": 4},
     "sweep": {"evaluators": 2, "cpus_per_evaluator": 1, "gpus_per_evaluator": 0, "threads_per_evaluator": 1},
 }
 

@@ -66,7 +66,7 @@ def test_identity_survives_json_and_names_what_differs():
         "base.quantization=none",
         "data.max_length=400",
         "training.steps=500",
-        "training.num_workers=2",
+        "training.global_batch=32",
         "training.b_lr_ratio=2",
         "null_space.energy=0.5",
         "domains.chat.sources.0.take=7",

@@ -39,6 +39,7 @@ def test_overrides_reach_sections_domains_by_name_items_by_index_and_free_keys()
         MINIMAL,
         [
             "training.num_workers=8",
+            "training.global_batch=64",
             "training.learning_rate=1e-5",
             "domains.code.steps=200",
             "domains.0.max_rounds=1",

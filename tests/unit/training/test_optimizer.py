@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -62,7 +64,7 @@ def test_every_step_has_a_rate_and_the_warm_up_reaches_all_of_it():
         rates.append(schedule.get_last_lr()[0])
         take_steps(optimizer, schedule, weights, 1)
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert all(later < earlier for earlier, later in zip(rates[3:], rates[4:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[3:]))
     assert 0 < rates[-1] < 0.05
 
 
