@@ -199,8 +199,8 @@ class NullSpaceSection(Section):
     """Directions a domain claims at each site, and where later domains may not write."""
 
     enabled: bool = Field(default=True, description="Whether later domains are confined at all.")
-    # The paper's is output. Measured on the embedded campaign, that leaves all stacks together as bad as no null space at
-    # all, and input makes them nearly as good as the right one alone (docs/method.md).
+    # The paper's is output. Measured on the embedded campaign, that leaves all stacks together as bad as no null space
+    # does, and input makes them nearly as good as the right one alone (docs/method.md).
     space: Literal["output", "input", "both"] = Field(
         default="input", description="Where a new domain keeps out: of what earlier ones read, write, or both."
     )
