@@ -1,6 +1,7 @@
 """The campaign's job: ``ray job submit --working-dir . -- python jobs/outer_loop.py --config CONFIG [key=value …]``.
 
-Exit codes: 0 done, 1 failed, 2 the configuration is wrong (nothing was connected to).
+Exit codes: 0 done, 1 failed, 2 the configuration is wrong (nothing was connected to) or
+its data are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bs_cluster.campaign.connect import connect
 from bs_cluster.campaign.console import Console, fail
 from bs_cluster.config.parse import load_config
-from bs_cluster.errors import BrainstacksError, ConfigError
+from bs_cluster.errors import BrainstacksError, ConfigError, DataError
 from bs_cluster.quiet import quieten
 
 
@@ -31,7 +32,7 @@ def main() -> int:
         from bs_cluster.campaign.run import run_campaign  # noqa: PLC0415  # heavy; wrong settings are told at once
 
         return run_campaign(config, console)
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         return fail(str(error), 2)
     except BrainstacksError as error:
         return fail(f"{type(error).__name__}: {error}", 1)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
+import ray.exceptions
 
 from bs_cluster.base import load_tokenizer
 from bs_cluster.campaign.campaign import Campaign
@@ -14,7 +15,7 @@ from bs_cluster.data.domains import load_domains
 from bs_cluster.data.encode import encode_router_prompt, encode_rows
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.data.rows import DomainData
-from bs_cluster.errors import DataError
+from bs_cluster.errors import BrainstacksError, DataError
 from bs_cluster.quiet import quieten
 
 
@@ -27,14 +28,22 @@ def start_encoding(campaign: Campaign) -> dict[str, ray.ObjectRef]:
 
 
 def fetch(handles: Mapping[str, ray.ObjectRef]) -> dict[str, DomainRows]:
-    return dict(zip(handles, ray.get(list(handles.values())), strict=True))
+    return dict(zip(handles, _get(list(handles.values())), strict=True))
+
+
+def _get(handles: list[ray.ObjectRef]) -> list[Any]:
+    """What the task returned, or its own error as it was raised there, without the task's traceback in its words."""
+    try:
+        return ray.get(handles)
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, BrainstacksError) else error) from None
 
 
 def raise_early(handles: Mapping[str, ray.ObjectRef]) -> None:
     """Raises the encoding task's own error (a DataError, mostly) as soon as there is one; returns at once."""
     ready, _ = ray.wait(list(handles.values())[:1], timeout=0)
     if ready:
-        ray.get(ready)
+        _get(ready)
 
 
 def _encode(config: dict[str, Any]) -> Any:
@@ -68,7 +77,7 @@ def encode_domains(campaign: Campaign) -> dict[str, DomainRows]:
             validation=tuple(encode_rows(data.validation, tokenizer, config.data)),
             sweep=tuple(encode_rows(data.sweep, tokenizer, config.data)),
             router_prompts=tuple(
-                tuple(encode_router_prompt(row.prompt, tokenizer, config.data, limit)) for row in data.sweep
+                tuple(encode_router_prompt(row.asked, tokenizer, config.data, limit)) for row in data.sweep
             ),
             fingerprint=data.fingerprint,
             counts=data.counts,

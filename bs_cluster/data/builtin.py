@@ -15,7 +15,7 @@ import yaml
 
 from bs_cluster.data.icd import icd_pairs
 from bs_cluster.data.procedural import MATH_TASKS, REASONING_TASKS, gym_pairs
-from bs_cluster.data.pycode import human_eval_pairs, stdlib_pairs
+from bs_cluster.data.pycode import stdlib_pairs
 from bs_cluster.errors import DataError
 
 Pair = tuple[str, str]
@@ -60,8 +60,7 @@ def _chat(seed: int) -> list[Pair]:
 
 
 def _code(seed: int) -> list[Pair]:
-    problems = package_file("human_eval", "data/HumanEval.jsonl.gz", "human-eval")
-    return [*stdlib_pairs(), *human_eval_pairs(problems)]
+    return stdlib_pairs()
 
 
 def _math(seed: int) -> list[Pair]:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bs_cluster.config.identity import curriculum
-from bs_cluster.config.schema import CampaignConfig, DataSection, DomainSection
+from bs_cluster.config.schema import CampaignConfig, DomainSection
 from bs_cluster.config.sources import SourceSection
 from bs_cluster.data.clean import clean_text, holds_chat_tokens, normalise
 from bs_cluster.data.decontaminate import GENERALISTS, detect_domain, domain_words
 from bs_cluster.data.encode import encode_prompt
-from bs_cluster.data.formats import convert
-from bs_cluster.data.rows import DomainData, Row, make_row
+from bs_cluster.data.formats import UnusableRow, convert
+from bs_cluster.data.near_duplicates import Splits, drop_near_duplicates
+from bs_cluster.data.rows import DomainData, Prompt, Row, Turn, make_row, plain_text
 from bs_cluster.data.sources import read_source
 from bs_cluster.data.split import fingerprint, split_rows
 from bs_cluster.errors import DataError
@@ -46,7 +47,14 @@ def load_domains(config: CampaignConfig, tokenizer: PreTrainedTokenizerBase | No
     drop_duplicates(pools)
     if config.data.decontaminate:
         move_contaminated(pools)
-    return {pool.section.name: _finish(pool, config.data) for pool in pools}
+    splits = [Splits(*split_rows(pool.section.name, pool.rows, pool.moved_in, config.data)) for pool in pools]
+    apart = splits
+    if config.data.near_duplicates is not None:
+        apart = drop_near_duplicates(splits, config.data.near_duplicates)
+    return {
+        pool.section.name: _finish(pool, before, after)
+        for pool, before, after in zip(pools, splits, apart, strict=True)
+    }
 
 
 def drop_duplicates(pools: Sequence[Pool]) -> None:
@@ -83,7 +91,7 @@ def move_contaminated(pools: Sequence[Pool]) -> None:
             if target is None:
                 kept.append(row)
                 continue
-            by_name[target].moved_in.append(make_row(row.prompt, row.completion, target))
+            by_name[target].moved_in.append(make_row(row.asked, row.completion, target))
             by_name[target].counts["contaminated_in"] += 1
         pool.counts["contaminated_out"] += len(pool.rows) - len(kept)
         pool.rows = kept
@@ -100,23 +108,48 @@ def _read(domain: DomainSection, config: CampaignConfig) -> Pool:
 
 
 def _read_into(pool: Pool, source: SourceSection, config: CampaignConfig) -> None:
-    strip = config.data.strip_chat_tokens
+    strip, read, unusable = config.data.strip_chat_tokens, 0, Counter[str]()
     for raw in read_source(source, seed=config.seed):
-        pair = convert(raw, source.row_format)
-        pool.counts["read"] += 1
-        pool.counts["stripped"] += strip and any(map(holds_chat_tokens, pair))
-        prompt, completion = (clean_text(text, strip=strip) for text in pair)
+        read += 1
+        try:
+            prompt, completion = convert(raw, source.row_format)
+        except UnusableRow as error:
+            unusable[str(error)] += 1
+            continue
+        pool.counts["stripped"] += strip and any(map(holds_chat_tokens, (plain_text(prompt), completion)))
+        prompt, completion = _cleaned(prompt, strip), clean_text(completion, strip=strip)
         if prompt and completion:
             pool.rows.append(make_row(prompt, completion, pool.section.name))
         else:
             pool.counts["empty"] += 1
+    pool.counts["read"] += read
+    pool.counts["unusable"] += unusable.total()
+    pool.counts.update({f"unusable: {reason}": count for reason, count in unusable.items()})
+    if read and unusable.total() == read:
+        reasons = "; ".join(f"{reason} ({count} rows)" for reason, count in unusable.most_common(3))
+        raise DataError(f"none of its {read} rows can be used: {reasons}; choose the format that fits")
 
 
-def _finish(pool: Pool, data: DataSection) -> DomainData:
+def _cleaned(prompt: Prompt, strip: bool) -> Prompt:
+    """The prompt clean, turn by turn; empty if one of them is, but for a system that says nothing."""
+    if isinstance(prompt, str):
+        return clean_text(prompt, strip=strip)
+    turns = [Turn(turn.role, clean_text(turn.content, strip=strip)) for turn in prompt]
+    said = tuple(turn for turn in turns if turn.content or turn.role != "system")
+    return said if all(turn.content for turn in said) else ""
+
+
+def _finish(pool: Pool, before: Splits, after: Splits) -> DomainData:
     name = pool.section.name
-    train, validation, sweep = split_rows(name, pool.rows, pool.moved_in, data)
-    steps = ("read", "empty", "stripped", "duplicates", "contaminated_out", "contaminated_in")
+    if not (after.train and after.validation and after.sweep):
+        raise DataError(
+            f"domain {name!r}: every row of a split is nearly the same as a held-out one; "
+            "give it more varied rows, or raise data.near_duplicates"
+        )
+    steps = ("read", "unusable", "empty", "stripped", "duplicates", "contaminated_out", "contaminated_in")
     counts = {step: pool.counts[step] for step in steps}
-    counts |= {"train": len(train), "validation": len(validation), "sweep": len(sweep)}
-    digest = fingerprint(train=train, validation=validation, sweep=sweep)
-    return DomainData(name, train, validation, sweep, digest, counts)
+    counts |= {step: count for step, count in pool.counts.items() if step.startswith("unusable: ")}
+    counts["near_duplicates"] = before.size - after.size
+    counts |= {"train": len(after.train), "validation": len(after.validation), "sweep": len(after.sweep)}
+    digest = fingerprint(train=after.train, validation=after.validation, sweep=after.sweep)
+    return DomainData(name, after.train, after.validation, after.sweep, digest, counts)

@@ -1,7 +1,8 @@
 """How a raw row of each known data set becomes ``(prompt, completion)``.
 
-A converter returns the pair as text. An empty string in either place says that the row has nothing to learn from
-(a conversation without an answer); the loader drops and counts it. A missing column is an error.
+A converter returns the pair: the completion as text, the prompt as text or, of a conversation, as its turns. An empty
+string says that the row has nothing to learn from (a conversation without an answer); ``UnusableRow`` says why this
+format can make nothing of the row. The loader counts both. A missing column is an error.
 """
 
 from __future__ import annotations
@@ -13,19 +14,34 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from bs_cluster.config import plugins
+from bs_cluster.data.rows import Prompt, Turn
 from bs_cluster.errors import DataError
 
 RawRow = Mapping[str, Any]
-Pair = tuple[str, str]
+Pair = tuple[Prompt, str]
 Converter = Callable[[RawRow], Pair]
 
 USER_ROLES = frozenset({"user", "human"})
-ASSISTANT_ROLES = frozenset({"assistant", "gpt", "model"})
+ASSISTANT_ROLES = frozenset({"assistant", "gpt", "model", "chatgpt"})
+SYSTEM_ROLES = frozenset({"system", "developer"})
+
+
+class UnusableRow(DataError):
+    """A row that its format can make nothing of. The message is the reason, the same for all rows of that kind."""
 
 
 def convert(raw: RawRow, format_name: str) -> Pair:
-    """The raw row's prompt and completion by the named format. Raises DataError for an unknown name or column."""
-    return converter(format_name)(raw)
+    """The raw row's prompt and completion by the named format.
+
+    Raises DataError for an unknown name or column, UnusableRow for a row of another shape.
+    """
+    make_pair = converter(format_name)
+    try:
+        return make_pair(raw)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise UnusableRow(f"not in the shape of format {format_name}") from error
 
 
 @functools.cache
@@ -51,8 +67,13 @@ def column(raw: RawRow, *names: str) -> Any:
 
 
 def text(raw: RawRow, *names: str) -> str:
-    """The same as text; a null becomes the empty string."""
-    value = column(raw, *names)
+    """The same as text; a null becomes the empty string. Raises UnusableRow for a list or a mapping."""
+    return _as_text(column(raw, *names), names[0])
+
+
+def _as_text(value: Any, name: str) -> str:
+    if isinstance(value, Mapping) or (isinstance(value, Sequence) and not isinstance(value, str)):
+        raise UnusableRow(f"{name} is a {'mapping' if isinstance(value, Mapping) else 'list'} where text is wanted")
     return "" if value is None else str(value)
 
 
@@ -61,23 +82,61 @@ def joined(*parts: str) -> str:
     return "\n\n".join(part.strip() for part in parts if part.strip())
 
 
-def first_turn(messages: Any) -> Pair:
-    """First user message of a conversation and the answer to it. Takes ``role``/``content`` and ``from``/``value``."""
-    prompt = ""
+def turns_of(messages: Any) -> list[Turn]:
+    """A conversation's turns, neighbours of one role joined. Takes ``role``/``content`` and ``from``/``value``."""
+    turns: list[Turn] = []
     for message in messages or ():
-        role = str(message.get("role") or message.get("from") or "").lower()
+        role = _role(str(message.get("role") or message.get("from") or "").lower())
         content = _content(message.get("content", message.get("value")))
-        if role in USER_ROLES and not prompt:
-            prompt = content
-        elif role in ASSISTANT_ROLES and prompt:
-            return prompt, content
-    return prompt, ""
+        if turns and turns[-1].role == role:
+            turns[-1] = Turn(role, joined(turns[-1].content, content))
+        else:
+            turns.append(Turn(role, content))
+    return turns
+
+
+def _role(name: str) -> str:
+    for role, names in {"user": USER_ROLES, "assistant": ASSISTANT_ROLES, "system": SYSTEM_ROLES}.items():
+        if name in names:
+            return role
+    raise UnusableRow(f"a turn of role {name[:40] or 'nobody'}")
+
+
+def first_turn(messages: Any) -> Pair:
+    """First user message of a conversation and the answer to it, as the paper takes its data sets."""
+    turns = turns_of(messages)
+    asked = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
+    if asked is None:
+        return "", ""
+    answer = next((turn.content for turn in turns[asked:] if turn.role == "assistant"), "")
+    return turns[asked].content, answer
+
+
+def conversation(messages: Any) -> Pair:
+    """The last answer of a conversation, and all that was said before it as its prompt.
+
+    Earlier answers are read and not learned: a row has one completion.
+    """
+    turns = turns_of(messages)
+    answered = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+    if not answered:
+        return tuple(turns), ""
+    asked = tuple(turns[: answered[-1]])
+    if not asked or asked[-1].role != "user":
+        raise UnusableRow("an answer that no user's message comes before")
+    if any(turn.role == "system" for turn in asked[1:]):
+        raise UnusableRow("a system message in the middle of a conversation")
+    return asked, turns[answered[-1]].content
 
 
 def _content(value: Any) -> str:
     """Message content as text; some sets nest it as ``[{"type": "text", "text": …}]``."""
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return "\n".join(_content(part.get("text") if isinstance(part, Mapping) else part) for part in value)
+        return "\n".join(_content(part) for part in value)
+    if isinstance(value, Mapping):
+        if value.get("type", "text") != "text" or not isinstance(value.get("text"), str):
+            raise UnusableRow(f"a message that holds {str(value.get('type', 'no text'))[:40]}")
+        return value["text"]
     return "" if value is None else str(value)
 
 
@@ -93,17 +152,27 @@ def _think_tags(pair: Pair) -> Pair:
 
 
 def prompt_completion(raw: RawRow) -> Pair:
-    return text(raw, "prompt"), text(raw, "completion")
+    """Text, or TRL's conversational form: lists of messages in both columns, or in ``prompt`` alone."""
+    prompt, completion = column(raw, "prompt"), column(raw, "completion")
+    if not _is_list(prompt) and not _is_list(completion):
+        return text(raw, "prompt"), text(raw, "completion")
+    asked = prompt if _is_list(prompt) else [{"role": "user", "content": text(raw, "prompt")}]
+    answer = completion if _is_list(completion) else [{"role": "assistant", "content": text(raw, "completion")}]
+    return conversation([*asked, *answer])
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def alpaca(raw: RawRow) -> Pair:
     """``instruction``, ``input`` (may be absent or empty), ``output``."""
-    return joined(text(raw, "instruction"), str(raw.get("input") or "")), text(raw, "output")
+    return joined(text(raw, "instruction"), _as_text(raw.get("input"), "input")), text(raw, "output")
 
 
 def dolly(raw: RawRow) -> Pair:
     """databricks-dolly-15k. The context goes first: a prompt too long loses its start, never its question."""
-    return joined(str(raw.get("context") or ""), text(raw, "instruction")), text(raw, "response")
+    return joined(_as_text(raw.get("context"), "context"), text(raw, "instruction")), text(raw, "response")
 
 
 def gsm8k(raw: RawRow) -> Pair:
@@ -112,8 +181,13 @@ def gsm8k(raw: RawRow) -> Pair:
 
 
 def messages(raw: RawRow) -> Pair:
-    """``messages`` or ``conversations``: first user turn and its answer (nvidia/Daring-Anteater and others)."""
-    return first_turn(column(raw, "messages", "conversations"))
+    """OpenAI's ``messages`` or ShareGPT's ``conversations``: the last answer to all that was said before."""
+    return conversation(column(raw, "messages", "conversations"))
+
+
+def daring_anteater(raw: RawRow) -> Pair:
+    """nvidia/Daring-Anteater: first user turn and its answer."""
+    return first_turn(column(raw, "conversations"))
 
 
 def ultrafeedback_sft(raw: RawRow) -> Pair:
@@ -183,7 +257,7 @@ def sky_t1(raw: RawRow) -> Pair:
 FORMATS: dict[str, Converter] = {
     "prompt_completion": prompt_completion,
     "alpaca": alpaca,
-    "daring_anteater": messages,
+    "daring_anteater": daring_anteater,
     "dolly": dolly,
     "gsm8k": gsm8k,
     "medical_reasoning": medical_reasoning,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import gzip
-import json
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,13 +36,6 @@ def stdlib_pairs() -> list[Pair]:
     root = Path(sysconfig.get_path("stdlib"))
     present = [path for name in STDLIB_FILES if (path := root / name).exists()]
     return [pair for path in present for pair in module_pairs(path.read_text(encoding="utf-8"))]
-
-
-def human_eval_pairs(path: Path) -> list[Pair]:
-    """The HumanEval problems with their canonical solutions, in the same form."""
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        problems = [json.loads(line) for line in lines]
-    return [pair for problem in problems for pair in module_pairs(problem["prompt"] + problem["canonical_solution"])]
 
 
 def module_pairs(source: str) -> Iterator[Pair]:

@@ -1,4 +1,4 @@
-"""The two records everything else in ``data`` is about."""
+"""The records everything else in ``data`` is about."""
 
 from __future__ import annotations
 
@@ -9,19 +9,51 @@ from bs_cluster.data.clean import normalise
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One message of a conversation. ``role`` is ``system``, ``user`` or ``assistant``."""
+
+    role: str
+    content: str
+
+
+Prompt = str | tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
 class Row:
-    """One example. ``id`` names its content: the same words give the same id in any domain or file."""
+    """One example. ``id`` names its content: the same words give the same id in any domain or file.
+
+    ``turns`` is the prompt of a conversation of more than one message, which a chat template wants; ``prompt`` is
+    its text then, for every other template and for comparing rows. Only the completion is learned.
+    """
 
     prompt: str
     completion: str
     domain: str
     id: str
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def asked(self) -> Prompt:
+        """What is encoded: the turns if there are any, else the prompt."""
+        return self.turns or self.prompt
 
 
-def make_row(prompt: str, completion: str, domain: str) -> Row:
+def make_row(prompt: Prompt, completion: str, domain: str) -> Row:
     """A row with its id, the first 16 hex digits of SHA-256 of the normalised prompt, a NUL and the completion."""
-    content = f"{normalise(prompt)}\x00{completion}".encode()
-    return Row(prompt=prompt, completion=completion, domain=domain, id=hashlib.sha256(content).hexdigest()[:16])
+    text = plain_text(prompt)
+    content = f"{normalise(text)}\x00{completion}".encode()
+    turns = () if isinstance(prompt, str) or len(prompt) == 1 else prompt
+    return Row(text, completion, domain, hashlib.sha256(content).hexdigest()[:16], turns)
+
+
+def plain_text(prompt: Prompt) -> str:
+    """A prompt as one text: a lone question as it is; where there was talk before, each turn names its speaker."""
+    if isinstance(prompt, str):
+        return prompt
+    said = [turn for turn in prompt if turn.role != "system"]
+    names = {"system": "", "user": "User: ", "assistant": "Assistant: "} if len(said) > 1 else {}
+    return "\n\n".join(names.get(turn.role, "") + turn.content for turn in prompt)
 
 
 @dataclass(frozen=True)
@@ -29,9 +61,10 @@ class DomainData:
     """A domain's rows, ready to encode. The three splits share no prompt, with each other or with other domains.
 
     ``fingerprint`` is a SHA-256 (hex) over the ordered rows of each split. ``counts`` says what happened to the
-    rows on the way: ``read``; ``empty`` (nothing to learn from); ``stripped`` (held chat template tokens, which
-    were cut out); ``duplicates`` (prompt already taken); ``contaminated_out`` (moved to the domain they belong
-    to); ``contaminated_in`` (received so); and the sizes ``train``, ``validation``, ``sweep``.
+    rows on the way: ``read``; ``unusable`` (and ``unusable: reason`` for each kind of it); ``empty`` (nothing to
+    learn from); ``stripped`` (held chat template tokens, which were cut out); ``duplicates`` (prompt already
+    taken); ``contaminated_out`` (moved to the domain they belong to); ``contaminated_in`` (received so);
+    ``near_duplicates`` (left out: too like a held-out row); and the sizes ``train``, ``validation``, ``sweep``.
     """
 
     name: str

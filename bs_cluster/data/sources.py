@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
+import gzip
 import itertools
 import json
 import os
+import re
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -27,6 +31,9 @@ from bs_cluster.errors import DataError
 
 RawRow = Mapping[str, Any]
 
+GZIP = b"\x1f\x8b"
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+MAX_LINE_BYTES = 32 * 1024 * 1024
 # Of each task when ``take`` does not say: a procedural source has no end of its own.
 ROWS_PER_TASK = 500
 
@@ -68,16 +75,40 @@ def _files(source: FileSource) -> list[str]:
 @raw_rows.register
 def _(source: JsonlSource, seed: int) -> Iterator[RawRow]:
     for path in _files(source):
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _json_object(line, f"{path}:{number}")
+        for number, line in enumerate(_lines(path), start=1):
+            if line.strip():
+                yield _json_object(line, f"{path}:{number}")
 
 
-def _json_object(line: str, place: str) -> RawRow:
+def _lines(path: str) -> Iterator[bytes]:
+    """A text file's lines, unpacked where it is gzipped. Raises DataError for what cannot be read or has no lines."""
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        with open(path, "rb") as plain:
+            start = plain.read(3)
+            if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise DataError(f"{path} is UTF-16; save it as UTF-8")
+            plain.seek(len(codecs.BOM_UTF8) if start == codecs.BOM_UTF8 else 0)
+            with gzip.open(plain) if start[:2] == GZIP else plain as lines:
+                while line := lines.readline(MAX_LINE_BYTES + 1):
+                    if len(line) > MAX_LINE_BYTES:
+                        raise DataError(f"{path} has a line of more than {MAX_LINE_BYTES} bytes; one object a line")
+                    yield line
+    except (OSError, EOFError, zlib.error) as error:  # gzip's own errors among them
+        raise DataError(f"{path} cannot be read: {error}; mend it, or take it out of the source") from error
+
+
+def _json_object(line: bytes, place: str) -> RawRow:
+    try:
+        row = json.loads(line.decode("utf-8"))
+        if SURROGATE.search(line):
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place} is not UTF-8 (byte {error.start}); save the file as UTF-8") from error
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place} holds half a surrogate pair, which is no character; mend or drop the line") from error
+    except RecursionError as error:
+        raise DataError(f"{place} is nested too deep; one flat object a line is expected") from error
+    except ValueError as error:  # no JSON, or a number of thousands of digits
         raise DataError(f"{place} is not JSON ({error}); one object a line is expected") from error
     if not isinstance(row, dict):
         raise DataError(f"{place} holds a {type(row).__name__}; one object a line is expected")
@@ -91,7 +122,7 @@ def _(source: ParquetSource, seed: int) -> Iterator[RawRow]:
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(batch_size=1024):
                     yield from batch.to_pylist()
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path} cannot be read as Parquet: {error}") from error
 
 

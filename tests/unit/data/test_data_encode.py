@@ -1,5 +1,7 @@
 """Tokens: one boundary between prompt and completion everywhere, templates kept whole."""
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from tiny import tiny_tokenizer
 
 from bs_cluster.config.schema import DataSection
 from bs_cluster.data.encode import encode_prompt, encode_rows, prompt_text
-from bs_cluster.data.rows import make_row
+from bs_cluster.data.rows import Turn, make_row
 from bs_cluster.errors import DataError
 
 TOKENIZER = tiny_tokenizer()
@@ -81,6 +83,39 @@ def test_what_cannot_be_encoded_is_refused_with_the_way_out():
         encode_prompt("hi", TOKENIZER, DataSection(template="chat"))
     with pytest.raises(DataError, match=r"template 'alpaca' alone takes \d+ tokens, data.max_prompt_length is 50"):
         encode_prompt("hi", TOKENIZER, DataSection(max_prompt_length=50))
+
+
+TALK = (Turn("system", "Be brief."), Turn("user", "2+2?"), Turn("assistant", "4"), Turn("user", "Sure?"))
+ROLES = tiny_tokenizer()
+ROLES.chat_template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+NO_SYSTEM = tiny_tokenizer()
+NO_SYSTEM.chat_template = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + ROLES.chat_template
+)
+
+
+def shown(prompt, tokenizer, **data):
+    return tokenizer.decode(encode_prompt(prompt, tokenizer, DataSection(template="chat", **data)))
+
+
+def test_a_conversation_is_encoded_by_the_tokenizers_template_with_its_roles():
+    assert shown(TALK, ROLES) == "<bos>[system]Be brief.[user]2+2?[assistant]4[user]Sure?[assistant]"
+    assert shown(TALK, NO_SYSTEM) == "<bos>[user]Be brief.\n\n2+2?[assistant]4[user]Sure?[assistant]"
+    row = encode_rows([make_row(TALK, "Yes", "d")], ROLES, DataSection(template="chat"))[0]
+    assert ROLES.decode(row.input_ids[row.prompt_length :]) == "Yes<eos>"
+
+
+def test_a_conversation_too_long_loses_its_oldest_exchange_and_then_all_but_the_question():
+    limits = {"max_length": 99}
+    assert shown(TALK, ROLES, max_prompt_length=45, **limits) == "<bos>[system]Be brief.[user]Sure?[assistant]"
+    assert shown(TALK, ROLES, max_prompt_length=23, **limits) == "<bos>[user]Sure?[assistant]"
+
+
+def test_a_prompt_of_megabytes_costs_little():
+    started = time.process_time()
+    data = DataSection(template="plain", max_prompt_length=40)
+    assert len(encode_prompt("word " * 4_000_000, TOKENIZER, data)) == 40
+    assert time.process_time() - started < 5
 
 
 def test_no_rows_encode_to_no_rows():

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -31,7 +32,15 @@ def campaign(folder, domains, after=None, keywords=None, **data):
                 name=name, sources=(source,), after=(after or {}).get(name, ()), keywords=(keywords or {}).get(name, ())
             )
         )
-    sizes = {"validation_rows": 2, "sweep_rows": 2, "max_length": 64, "max_prompt_length": 48, **data}
+    # Numbered sentences are all near each other.
+    sizes = {
+        "near_duplicates": None,
+        "validation_rows": 2,
+        "sweep_rows": 2,
+        "max_length": 64,
+        "max_prompt_length": 48,
+        **data,
+    }
     return CampaignConfig(campaign="test", domains=tuple(sections), data=DataSection(**sizes))
 
 
@@ -50,8 +59,8 @@ def test_each_domain_comes_split_and_counted(tmp_path):
     assert (len(law.train), len(law.validation), len(law.sweep)) == (16, 2, 2)
     assert all(row.domain == "law" for row in (*law.train, *law.validation, *law.sweep))
     assert law.counts == {
-        "read": 20, "empty": 0, "stripped": 0, "duplicates": 0, "contaminated_out": 0, "contaminated_in": 0,
-        "train": 16, "validation": 2, "sweep": 2,
+        "read": 20, "unusable": 0, "empty": 0, "stripped": 0, "duplicates": 0, "contaminated_out": 0,
+        "contaminated_in": 0, "near_duplicates": 0, "train": 16, "validation": 2, "sweep": 2,
     }  # fmt: skip
 
 
@@ -74,7 +83,7 @@ def test_no_prompt_is_in_two_splits_or_two_domains(tmp_path, seed):
     assert sum(map(len, splits)) == len(set().union(*splits))
     for data in loaded.values():
         kept = sum(data.counts[split] for split in ("train", "validation", "sweep"))
-        lost = sum(data.counts[step] for step in ("empty", "duplicates", "contaminated_out"))
+        lost = sum(data.counts[step] for step in ("empty", "duplicates", "contaminated_out", "near_duplicates"))
         assert kept == data.counts["read"] - lost + data.counts["contaminated_in"]
 
 
@@ -157,6 +166,58 @@ def test_errors_name_the_domain_and_the_source(tmp_path):
     (tmp_path / "law.jsonl").write_text('{"question": "x", "answer": "y"}\n')
     message = r"domain 'law', source jsonl .*law\.jsonl: no column 'prompt'; the row has \['answer', 'question'\]"
     with pytest.raises(DataError, match=message):
+        load_domains(config)
+
+
+def test_what_is_near_a_held_out_row_is_left_out_and_counted(tmp_path):
+    facts = {f"{chr(65 + i % 26)}{170 + i}": f"thing{i * i}" for i in range(40)}
+    pairs = [(f"What does code {code} stand for?", f"The {thing}.") for code, thing in facts.items()]
+    pairs += [(f"Which mark is put on a {thing}?", f"{code}.") for code, thing in facts.items()]
+    held_out = {"validation_rows": 6, "sweep_rows": 6}
+    kept = load_domains(campaign(tmp_path, {"law": pairs}, near_duplicates=0.4, **held_out))["law"]
+    every = load_domains(campaign(tmp_path, {"law": pairs}, **held_out))["law"]
+    sizes = [sum(data.counts[split] for split in ("train", "validation", "sweep")) for data in (every, kept)]
+    assert kept.counts["near_duplicates"] == sizes[0] - sizes[1] > 0
+
+    def codes(*rows):
+        return {re.search(r"\b[A-Z]\d\d+", f"{row.prompt} {row.completion}")[0] for row in rows}
+
+    assert codes(*every.train) & codes(*every.validation, *every.sweep)
+    assert not codes(*kept.train) & codes(*kept.validation, *kept.sweep)
+    assert not codes(*kept.validation) & codes(*kept.sweep)
+    alike = [(f"one{i} two{j}", "so") for i in range(2) for j in range(5)]
+    with pytest.raises(DataError, match=r"domain 'law': every row of a split is nearly the same"):
+        load_domains(campaign(tmp_path, {"law": alike}, near_duplicates=0.01))
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_conversations_load_and_what_cannot_be_used_is_counted_and_named(tmp_path):
+    talk = [{"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Yes?"), ("user", "Why"))]
+    rows = [{"prompt": p, "completion": c} for p, c in plain("law")]
+    rows += [{"prompt": [*talk[:2], {"role": "user", "content": f"Why {i}?"}], "completion": "So"} for i in range(3)]
+    rows += [
+        {"prompt": {"a": 1}, "completion": "c"},
+        {"prompt": "p", "completion": {"a": 1}},
+        {"prompt": "q", "completion": {}},
+    ]
+    config = campaign(tmp_path, {"law": []}, near_duplicates=None)
+    write_rows(tmp_path / "law.jsonl", rows)
+    law = load_domains(config)["law"]
+    assert law.counts["unusable"] == 3
+    assert law.counts["unusable: prompt is a mapping where text is wanted"] == 1
+    assert law.counts["unusable: completion is a mapping where text is wanted"] == 2
+    loaded = [row for row in (*law.train, *law.validation, *law.sweep) if row.turns]
+    assert sorted(row.turns[-1].content for row in loaded) == ["Why 0?", "Why 1?", "Why 2?"]
+    assert not any("{" in row.prompt or "[" in row.prompt for row in loaded)
+
+
+def test_a_source_with_nothing_usable_is_refused_with_the_reason(tmp_path):
+    config = campaign(tmp_path, {"law": []})
+    write_rows(tmp_path / "law.jsonl", [{"prompt": {"a": 1}, "completion": "c"}] * 2)
+    with pytest.raises(DataError, match=r"none of its 2 rows can be used: prompt is a mapping .*\(2 rows\)"):
         load_domains(config)
 
 

@@ -1,5 +1,7 @@
 """Readers: files, a local folder read as a Hub data set, reasoning-gym, the embedded domains."""
 
+import codecs
+import gzip
 import json
 
 import datasets
@@ -55,6 +57,50 @@ def test_broken_files_are_named_with_the_line(folder):
         read(kind="jsonl", path=str(folder / "list.jsonl"))
     with pytest.raises(DataError, match=r"bad\.jsonl cannot be read as Parquet"):
         read(kind="parquet", path=str(folder / "bad.jsonl"))
+
+
+ROW = b'{"prompt": "p", "completion": "c"}\n'
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (ROW + b'{"prompt": "\xff"}\n', r"x\.jsonl:2 is not UTF-8 \(byte 12\); save the file as UTF-8"),
+        (codecs.BOM_UTF16_LE + ROW.decode().encode("utf-16-le"), r"x\.jsonl is UTF-16; save it as UTF-8"),
+        (ROW + b'{"prompt": "\\ud83d"}\n', r"x\.jsonl:2 holds half a surrogate pair"),
+        (ROW + b'{"prompt": ' + b"9" * 5000 + b"}\n", r"x\.jsonl:2 is not JSON"),
+        (ROW + b"[" * 200_000 + b"\n", r"x\.jsonl:2 is nested too deep"),
+        (gzip.compress(ROW)[:-9], r"x\.jsonl cannot be read: .*; mend it"),
+        (gzip.compress(ROW)[:10] + b"rubbish", r"x\.jsonl cannot be read: .*; mend it"),
+    ],
+    ids=["bad-utf-8", "utf-16", "lone-surrogate", "huge-number", "deep", "cut-gzip", "bad-gzip"],
+)
+def test_files_that_are_no_good_are_named_with_line_and_way_out(tmp_path, data, reason):
+    (tmp_path / "x.jsonl").write_bytes(data)
+    with pytest.raises(DataError, match=reason):
+        read(kind="jsonl", path=str(tmp_path / "x.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [gzip.compress(ROW * 2), codecs.BOM_UTF8 + ROW * 2, ROW + b"\r\n" + ROW.strip()],
+    ids=["gzip", "bom", "crlf"],
+)
+def test_gzip_a_byte_order_mark_and_blank_lines_are_read(tmp_path, data):
+    (tmp_path / "x.jsonl").write_bytes(data)
+    assert read(kind="jsonl", path=str(tmp_path / "x.jsonl")) == [{"prompt": "p", "completion": "c"}] * 2
+
+
+def test_whole_surrogate_pairs_are_characters(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"prompt": "\\ud83d\\ude00"}\n')
+    assert read(kind="jsonl", path=str(tmp_path / "x.jsonl")) == [{"prompt": "\N{GRINNING FACE}"}]
+
+
+def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("bs_cluster.data.sources.MAX_LINE_BYTES", 1000)
+    (tmp_path / "x.jsonl").write_bytes(gzip.compress(b"x" * 1_000_000))
+    with pytest.raises(DataError, match="a line of more than 1000 bytes"):
+        read(kind="jsonl", path=str(tmp_path / "x.jsonl"))
 
 
 def test_where_on_a_column_that_is_not_there_says_which_are(folder):

@@ -1,12 +1,15 @@
 """Cleaning, normalising, and raw rows of every known format."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bs_cluster.config.sources import BUILT_IN_FORMATS
 from bs_cluster.data.clean import clean_text, holds_chat_tokens, normalise, strip_chat_tokens
-from bs_cluster.data.formats import FORMATS, convert
+from bs_cluster.data.formats import FORMATS, UnusableRow, convert
+from bs_cluster.data.rows import Turn, make_row, plain_text
 from bs_cluster.errors import DataError
 
 CHAT_TOKENS = [
@@ -61,6 +64,15 @@ def test_cleaning_any_text_twice_is_cleaning_it_once(text):
     assert clean_text(once, strip=True) == once
 
 
+@pytest.mark.parametrize(
+    "text", ["<|im_" * 20_000 + "start|>" * 20_000, "x" * 500_000 + "<b" * 30_000 + "os>" * 30_000]
+)
+def test_nested_halves_of_tokens_go_in_linear_time(text):
+    started = time.process_time()
+    assert strip_chat_tokens(text).strip("x") == ""
+    assert time.process_time() - started < 5
+
+
 def test_prompts_that_differ_in_case_and_space_are_the_same():
     assert normalise("  What\tIS\n it? ") == normalise("what is it?")
 
@@ -85,11 +97,16 @@ EXAMPLES = [
     ("dolly", {"instruction": "Who?", "context": "Ann won.", "response": "Ann", "category": "qa"},
      ("Ann won.\n\nWho?", "Ann")),
     ("gsm8k", {"question": "2+2?", "answer": "He has 2+2=<<2+2=4>>4.\n#### 4"}, ("2+2?", "He has 2+2=4.\n#### 4")),
-    ("messages", {"messages": TURNS}, ("2+2?", "4")),
+    ("messages", {"messages": TURNS},
+     ((Turn("system", "Be brief."), Turn("user", "2+2?"), Turn("assistant", "4"), Turn("user", "Sure?")), "Yes")),
+    ("prompt_completion", {"prompt": TURNS[1:4], "completion": TURNS[4:]},
+     ((Turn("user", "2+2?"), Turn("assistant", "4"), Turn("user", "Sure?")), "Yes")),
+    ("prompt_completion", {"prompt": TURNS[:2], "completion": "4"},
+     ((Turn("system", "Be brief."), Turn("user", "2+2?")), "4")),
     ("messages", {"conversations": SHARE_TURNS}, ("2+2?", "4")),
     ("messages", {"messages": [{"role": "user", "content": [{"type": "text", "text": "2+2?"}]}, TURNS[2]]},
      ("2+2?", "4")),
-    ("messages", {"messages": TURNS[:2]}, ("2+2?", "")),
+    ("messages", {"messages": TURNS[1:2]}, ("2+2?", "")),
     ("daring_anteater", {"system": "", "mask": "User", "conversations": SHARE_TURNS}, ("2+2?", "4")),
     ("ultrafeedback_sft", {"prompt": "2+2?", "chosen": TURNS[1:3], "rejected": []}, ("2+2?", "4")),
     ("nemotron_v2", {"uuid": "1", "category": "math", "messages": TURNS[:3]}, ("2+2?", "4")),
@@ -116,7 +133,50 @@ EXAMPLES = [
 
 @pytest.mark.parametrize(("name", "raw", "pair"), EXAMPLES)
 def test_each_format_turns_a_real_row_into_prompt_and_completion(name, raw, pair):
-    assert tuple(text.strip() for text in convert(raw, name)) == pair
+    prompt, completion = convert(raw, name)
+    if not isinstance(prompt, str) and len(prompt) == 1:
+        prompt = prompt[0].content
+    assert (prompt.strip() if isinstance(prompt, str) else prompt, completion.strip()) == pair
+
+
+USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "reason"),
+    [
+        ("prompt_completion", {"prompt": {"text": "Hi"}, "completion": "Hello"}, "prompt is a mapping"),
+        ("prompt_completion", {"prompt": "Hi", "completion": {"text": "Hello"}}, "completion is a mapping"),
+        ("prompt_completion", {"prompt": ["Hi"], "completion": "Hello"}, "not in the shape"),
+        ("alpaca", {"instruction": "Hi", "input": ["x"], "output": "Hello"}, "input is a list"),
+        ("gsm8k", {"question": "Hi", "answer": ["Hello"]}, "answer is a list"),
+        ("messages", {"messages": "Hi"}, "not in the shape"),
+        ("messages", {"messages": 7}, "not in the shape"),
+        ("messages", {"messages": [USER, {"role": "tool", "content": "7"}, ANSWER]}, "a turn of role tool"),
+        ("messages", {"messages": [ANSWER]}, "no user's message"),
+        ("messages", {"messages": [USER, {"role": "system", "content": "Be brief."}, ANSWER]}, "no user's message"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]}, "holds image_url"),
+        ("medqa", {"question": "q", "answer": "a", "options": "b", "answer_idx": "A"}, "not in the shape"),
+    ],
+)
+def test_what_no_text_can_be_made_of_is_unusable_and_never_its_python_text(name, raw, reason):
+    with pytest.raises(UnusableRow, match=reason):
+        convert(raw, name)
+
+
+def test_neighbours_of_one_role_are_one_turn_and_what_follows_the_last_answer_is_left():
+    turns = [USER, {"role": "user", "content": "there"}, ANSWER, USER]
+    assert convert({"messages": turns}, "messages") == ((Turn("user", "Hi\n\nthere"),), "Hello")
+
+
+def test_a_prompt_of_several_turns_as_text():
+    system, question = Turn("system", "Be brief."), Turn("user", "Hi")
+    assert plain_text((question,)) == "Hi"
+    assert plain_text((system, question)) == "Be brief.\n\nHi"
+    talk = (system, question, Turn("assistant", "Hello"), Turn("user", "Bye"))
+    assert plain_text(talk) == "Be brief.\n\nUser: Hi\n\nAssistant: Hello\n\nUser: Bye"
+    assert make_row(talk, "x", "d").turns == talk
+    assert make_row((question,), "x", "d") == make_row("Hi", "x", "d")
 
 
 def test_every_format_has_an_example():
