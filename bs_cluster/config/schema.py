@@ -170,8 +170,8 @@ class TrainingSection(Section):
     max_grad_norm: AboveZero = Field(default=1.0, description="Gradients are clipped to this norm.")
     load_balance: NonNegative = Field(default=0.01, description="Weight of the load-balance loss beside the task loss.")
     noise: bool = Field(default=True, description="Noise in the gate of the stack in training, never in frozen ones.")
-    # The paper packs. Its sequences attend across rows; ours do not, at the price of a kernel that knows row ends,
-    # which pays on a GPU only. The flagship's config turns it on.
+    # The paper packs, and its rows then attend to each other. Ours do not, which without flash attention takes a mask
+    # over the whole sequence; the configs for GPUs turn it on.
     packing: bool = Field(default=False, description="Put rows end to end in one sequence in place of padding them.")
     # The paper's scripts checkpoint always. Off is faster wherever the activations fit.
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass.")
