@@ -56,7 +56,8 @@ def encode_domains(campaign: Campaign) -> dict[str, DomainRows]:
     """Every domain's encoded splits, in curriculum order.
 
     A closed domain's rows are those of its record, whatever its sources give today; the rows of an open domain are
-    read anew, less any that a closed domain has trained or been judged on.
+    read anew, less any that a closed domain has trained or been judged on. Raises DataError when they are not those
+    that the domain's committed rounds trained on.
     """
     config, store, domains = campaign.config, campaign.store, campaign.domains
     closed = {
@@ -69,8 +70,15 @@ def encode_domains(campaign: Campaign) -> dict[str, DomainRows]:
         return {name: closed[name] for name in domains}
     tokenizer = load_tokenizer(config.base)
     taken = frozenset().union(*(rows.ids for rows in closed.values()))
+    begun = {manifest.stack.domain: manifest.data_fingerprint for _, manifest in store.stacks()}
 
     def encode(data: DomainData) -> DomainRows:
+        if begun.get(data.name, data.fingerprint) != data.fingerprint:
+            raise DataError(
+                f"domain {data.name}: its rows are not those that its committed rounds trained on "
+                f"({data.fingerprint[:12]} now, {begun[data.name][:12]} then); put its sources, data settings and the "
+                "list of domains back until it is closed, or start another campaign"
+            )
         limit = config.router.max_prompt_length
         rows = DomainRows(
             train=tuple(encode_rows(data.train, tokenizer, config.data)),
