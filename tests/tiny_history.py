@@ -100,8 +100,14 @@ def domain_record(store: Store, domain: str, position: int = 0, rejected: int = 
 
 
 def bundle_manifest(store: Store, number: int = 1) -> BundleManifest:
-    """A bundle of every committed stack, with a stand-in for the router's weights already in the store."""
+    """A bundle of every committed stack, with a report and a stand-in for the router's weights already in the store."""
     refs = tuple(ref for ref, _ in store.stacks())
+    report = {"loss": {"routed": {"chat": 1.5}}, "router": {"regret": 0.01 * number}, "stacks": [1], "campaign": "demo"}
+    files = {
+        "router.json": json.dumps({"bundle": number}),
+        "report.json": json.dumps(report),
+        "report.md": f"# Report {number}\n" + "x" * 10_000,
+    }
     return BundleManifest(
         schema_version=SCHEMA_VERSION,
         campaign=store.campaign,
@@ -109,6 +115,6 @@ def bundle_manifest(store: Store, number: int = 1) -> BundleManifest:
         base=BASE,
         domains=tuple(dict.fromkeys(ref.stack.domain for ref in refs)),
         stacks=refs,
-        files=(store.put_bytes("router.json", json.dumps({"bundle": number}).encode()),),
+        files=tuple(store.put_bytes(name, text.encode()) for name, text in files.items()),
         metrics={"regret": 0.01},
     )

@@ -50,6 +50,7 @@ class Recorder:
         self.config, self.store, self.say = campaign.config, campaign.store, say
         self._registry: Registry | None = None
         self._away = False
+        self._refusals: set[str] = set()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
         self._pending: list[Future[None]] = []
 
@@ -77,6 +78,7 @@ class Recorder:
             self._later(partial(_log_figures, stack=stack, folder=folder))
         if report is not None:
             self._later(lambda registry: registry.log_report(report))
+        self._later(lambda registry: registry.end_campaign("FINISHED"))
         _, late = wait(self._pending, timeout=FLUSH_TIMEOUT_S)
         if late:
             self.say(f"MLflow has not taken {len(late)} updates in {FLUSH_TIMEOUT_S:.0f} s; the next run goes on")
@@ -101,16 +103,16 @@ class Recorder:
                 self.say(f"MLflow is away; training goes on, the next run brings it up to the store ({error})")
             self._away = True
         except RegistryError as error:  # the store has everything: not a reason to fail a campaign
-            self.say(str(error))
+            if str(error) not in self._refusals:
+                self.say(str(error))
+            self._refusals.add(str(error))
 
     def _open(self) -> Registry:
         from bs_cluster.registry import Registry  # noqa: PLC0415  # MLflow takes seconds to import
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        if self.uri.startswith("sqlite:///"):
-            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        registry = Registry(self.uri, self.config.campaign, self.config.registry.experiment)
+        registry = Registry(self.uri, self.config.campaign, self.config.registry.experiment, self.say)
         registry.open_campaign(self.config.model_dump(mode="json"))
         return registry
 

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
 from bs_cluster.errors import RegistryError, RegistryUnavailable
+from bs_cluster.registry.database import ensure_database
 
 QUIET_S = 20.0  # after a failure, how long calls fail at once instead of waiting for the same silence again
 PAGE = 1000
@@ -41,10 +42,10 @@ AWAY_CODES = {
 class Connection:
     """An MLflow tracking server and registry at one URI (``http(s)://…`` or ``sqlite:////absolute/path.db``)."""
 
-    def __init__(self, tracking_uri: str):
+    def __init__(self, tracking_uri: str, say: Callable[[str], None] = print):
         for name, value in PATIENCE.items():
             os.environ.setdefault(name, value)
-        self.tracking_uri = tracking_uri
+        self.tracking_uri, self._say = tracking_uri, say
         self._database = _sqlite_path(tracking_uri)
         self._client: MlflowClient | None = None
         self._quiet_until = 0.0
@@ -58,10 +59,15 @@ class Connection:
         try:
             if self._client is None:
                 if self._database is not None:
-                    self._database.parent.mkdir(parents=True, exist_ok=True)
+                    ensure_database(self._database, self._say)
                 self._client = MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
             yield self._client
         except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+            if (status := http_status(error)) in (401, 403):
+                raise RegistryError(
+                    f"MLflow at {self.tracking_uri} does not let us in (HTTP {status}); set MLFLOW_TRACKING_TOKEN, or "
+                    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; the store has everything meanwhile"
+                ) from error
             if not is_away(error):
                 raise RegistryError(f"MLflow at {self.tracking_uri} refused to {action}: {error}") from error
             self._quiet_until = time.monotonic() + QUIET_S
@@ -95,8 +101,7 @@ def _sqlite_path(tracking_uri: str) -> Path | None:
 def is_away(error: BaseException) -> bool:
     """Whether MLflow could not answer, as opposed to answering no. Looks through the chain of causes, because the
     client wraps connection errors (an ``OSError`` with ``requests`` too) without a code."""
-    link: BaseException | None = error
-    while link is not None:
+    for link in _causes(error):
         if isinstance(link, RestException):
             return link.get_http_status_code() >= 500 or link.error_code in AWAY_CODES
         if isinstance(link, requests.HTTPError) and link.response is not None:
@@ -105,8 +110,24 @@ def is_away(error: BaseException) -> bool:
             return True
         if isinstance(link, MlflowException) and link.error_code in AWAY_CODES:
             return True
-        link = link.__cause__ or link.__context__
     return False
+
+
+def http_status(error: BaseException) -> int | None:
+    """The HTTP status that MLflow, or a proxy before it, answered with; None where there was no answer."""
+    for link in _causes(error):
+        if isinstance(link, MlflowException):
+            return link.get_http_status_code()
+        if isinstance(link, requests.HTTPError) and link.response is not None:
+            return link.response.status_code
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def all_pages(search: Callable[..., Any], **query: Any) -> list[Any]:

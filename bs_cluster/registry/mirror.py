@@ -4,7 +4,7 @@ The store decides, MLflow shows. There is no outbox on disk, because it would on
 left to register is what the store's refs name and MLflow, asked by manifest digest, does not have. ``sync`` works that
 off in order. So MLflow may be away while a campaign trains, or be wiped and rebuilt, and the end is the same.
 
-One writer: the coordinator's process. Every method raises ``RegistryUnavailable`` when MLflow is away, at once for a
+One writer: the campaign's driver. Every method raises ``RegistryUnavailable`` when MLflow is away, at once for a
 while after it was found to be, and ``RegistryError`` when it refuses.
 """
 
@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bs_cluster.errors import RegistryError
 from bs_cluster.records import BundleManifest, DomainRecord, StackId, StackManifest, StackRef
@@ -29,7 +29,10 @@ from bs_cluster.registry.versions import Entry, Versions
 from bs_cluster.store import Store
 
 HISTORY = "history.jsonl"
+REPORTS = REPORT, REPORT_TEXT = "report.json", "report.md"
 REPORT_METRICS = ("loss", "isolated_at_commit", "isolated_drift_max", "router", "sweep", "timing")
+SHOWN_REPORT = "report"  # tag of the campaign's run: digest of the bundle whose report it shows
+Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 @dataclass(frozen=True)
@@ -44,27 +47,39 @@ class SyncReport:
 
 
 class Registry:
-    """``tracking_uri`` is ``http(s)://…`` or ``sqlite:////absolute/path.db``, whose artifacts go beside it."""
+    """``tracking_uri`` is ``http(s)://…`` or ``sqlite:////absolute/path.db``, whose artifacts go beside it. ``say`` is
+    given what a person should know: that a ruined database was moved aside."""
 
-    def __init__(self, tracking_uri: str, campaign: str, experiment: str):
+    def __init__(self, tracking_uri: str, campaign: str, experiment: str, say: Callable[[str], None] = print):
         self.tracking_uri, self.campaign, self.experiment = tracking_uri, campaign, experiment
-        self._connection = Connection(tracking_uri)
+        self._connection = Connection(tracking_uri, say)
         self._runs = Runs(self._connection, campaign, experiment)
         self._versions = Versions(self._connection, campaign)
 
     # Live: what a campaign shows while it runs
 
     def open_campaign(self, params: Mapping[str, Any]) -> None:
-        """Find or create the campaign's run, mark it running and log ``params``, flattened."""
+        """Find or create the campaign's run, mark it running and log ``params``, flattened. What a process that died
+        left running is marked killed. To be followed by ``end_campaign``, however the process ends."""
         self._runs.refresh()
-        self._start(None, params)
+        with self._fresh_after_failure():
+            self._runs.log_params(self._runs.take(), wording.flatten(params))
+
+    def end_campaign(self, status: Status) -> None:
+        """Mark the campaign's run, and every run of a round that still shows as running, as ended."""
+        with self._fresh_after_failure():
+            self._runs.end_all(status)
 
     def round_started(self, stack: StackId, params: Mapping[str, Any]) -> None:
-        """Find or create the run of a round, mark it running and log ``params``, flattened."""
-        self._start(stack, params)
+        """Find or create the run of a round, mark it running and log ``params``, flattened. A round whose end is
+        mirrored already stays finished: events lag where MLflow is slow."""
+        with self._fresh_after_failure():
+            run = self._runs.stack(stack)
+            self._runs.log_params(run, wording.flatten(params))
+            self._runs.start(run)
 
     def log_metrics(self, stack: StackId | None, step: int, metrics: Mapping[str, float]) -> None:
-        """Log metrics to the run of a round, or with None to the campaign's."""
+        """Log metrics to the run of a round, or with None to the campaign's; what it shows at that step stays."""
         with self._fresh_after_failure():
             self._runs.log_points(self._runs.of(stack), _at(step, metrics))
 
@@ -74,21 +89,9 @@ class Registry:
             self._runs.log_folder(self._runs.of(stack), directory, "figures")
 
     def log_report(self, directory: Path) -> None:
-        """Upload the campaign's report, log its key numbers as metrics, show its text, and end the campaign's run."""
-        report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
-        values = wording.numbers({name: report[name] for name in REPORT_METRICS if name in report}, "report/")
-        text = wording.cut((directory / "report.md").read_text(encoding="utf-8"), wording.MAX_TAG)
+        """Upload the campaign's report with its figures. Its words and numbers come from the bundle, by ``sync``."""
         with self._fresh_after_failure():
-            run = self._runs.campaign()
-            self._runs.log_folder(run, directory, "report")
-            self._runs.log_points(run, _at(0, values), {"mlflow.note.content": text})
-            self._runs.set_status(run, "FINISHED")
-
-    def _start(self, stack: StackId | None, params: Mapping[str, Any]) -> None:
-        with self._fresh_after_failure():
-            run = self._runs.of(stack)
-            self._runs.log_params(run, wording.flatten(params))
-            self._runs.set_status(run, "RUNNING")
+            self._runs.log_folder(self._runs.campaign(), directory, "report")
 
     @contextmanager
     def _fresh_after_failure(self) -> Iterator[None]:
@@ -115,6 +118,7 @@ class Registry:
         bundles = [
             number for number, digest, manifest in store.bundles() if self._mirror_bundle(store, digest, manifest)
         ]
+        self._mirror_report(store)
         self._versions.point_champions()
         return SyncReport(
             stacks=tuple(stacks),
@@ -131,9 +135,8 @@ class Registry:
         run = self._runs.stack(ref.stack)
         tags = wording.stack_tags(manifest, ref.manifest)
         if run.data.tags.get("manifest") != ref.manifest:
-            history = self._runs.missing(run, read_history(store, manifest))
-            self._runs.log_points(run, history, tags)
-        self._runs.set_status(run, "FINISHED")
+            self._runs.log_points(run, read_history(store, manifest), tags)
+        self._runs.end(run)
         entry = Entry(
             model=f"{self.campaign}-{ref.stack.domain}",
             name=ref.stack.name,
@@ -164,7 +167,7 @@ class Registry:
             self._runs.log_points(run, _at(outcome.steps, wording.outcome_metrics(outcome)))
             if not outcome.committed:
                 self._runs.tag(run, wording.outcome_tags(outcome))
-                self._runs.set_status(run, "FINISHED")
+                self._runs.end(run)
         self._versions.describe(f"{self.campaign}-{record.domain}", wording.domain_text(record, self.campaign))
         # The mark comes last: it says that all of the above is done.
         self._runs.log_points(campaign, _at(record.position, wording.domain_metrics(record)), {mark: record.digest()})
@@ -192,6 +195,26 @@ class Registry:
             write_bundle_card(model, Path(scratch), store, digest)
             self._versions.register(entry, model)
         return True
+
+    def _mirror_report(self, store: Store) -> None:
+        """Show the newest bundle's report: its files, its text and, at the bundle's number as step, its numbers."""
+        bundles = store.bundles()
+        if not bundles:
+            return
+        number, digest, manifest = bundles[-1]
+        run = self._runs.campaign()
+        blobs = {entry.name: entry.sha256 for entry in manifest.files if entry.name in REPORTS}
+        if run.data.tags.get(SHOWN_REPORT) == digest or len(blobs) < len(REPORTS):
+            return
+        files = {name: store.get_bytes(sha256) for name, sha256 in blobs.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                (Path(folder) / name).write_bytes(content)
+            self._runs.log_folder(run, Path(folder), "report")
+        report = json.loads(files[REPORT])
+        values = wording.numbers({name: report[name] for name in REPORT_METRICS if name in report}, "report/")
+        text = wording.cut(files[REPORT_TEXT].decode(), wording.MAX_TAG)
+        self._runs.log_points(run, _at(number, values), {"mlflow.note.content": text, SHOWN_REPORT: digest})
 
 
 def read_history(store: Store, manifest: StackManifest) -> list[Point]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import psutil
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
 from bs_cluster.errors import RegistryError
@@ -21,6 +24,9 @@ BATCH = 1000
 BATCH_PARAMS = 100
 DATASET_DIGEST = 36
 
+OWNER = "owner"  # tag: the process that keeps a campaign's run running
+DECIDED = "committed"  # tag, true or false: the round's end is mirrored; what its beginning still says comes too late
+
 
 class Runs:
     """Finds, creates and fills the runs of one campaign in one experiment. Raises as ``Connection.to`` does."""
@@ -31,10 +37,12 @@ class Runs:
         self._experiment = experiment
         self._experiment_id: str | None = None
         self._known: dict[str | None, Run] | None = None  # stack name, None for the campaign's own -> run
+        self._shown: dict[str, set[tuple[int, str]]] = {}  # run id -> (step, key) of the points it has
 
     def refresh(self) -> None:
         """Forget what was looked up: MLflow may have been wiped or edited since."""
         self._experiment_id = self._known = None
+        self._shown.clear()
 
     def experiment_id(self) -> str:
         if self._experiment_id is None:
@@ -78,23 +86,33 @@ class Runs:
         self.tag(run, changed)
 
     def log_points(self, run: Run, points: Iterable[Point], tags: Mapping[str, str] | None = None) -> None:
-        """Log points in few calls. ``tags`` are set with the last of them, so that they mean: all of it arrived."""
+        """Log those points that the run does not show yet, by step and key, in few calls. MLflow would keep a point as
+        often as it is told: live and from the store, by a round that was begun again, after an answer got lost.
+        ``tags`` are set with the last of them, so that they mean: all of it arrived."""
+        points = list(points)
+        shown: set[tuple[int, str]] = self._points_of(run) if points else set()
+        new = [point for point in points if point[:2] not in shown]
         now_ms = int(time.time() * 1000)
-        metrics = [Metric(key, value, now_ms, step) for step, key, value in points]
+        metrics = [Metric(key, value, now_ms, step) for step, key, value in new]
         last = [RunTag(key, value) for key, value in (tags or {}).items()]
+        if not metrics and not last:
+            return
         size = BATCH - len(last)
         with self._connection.to(f"log metrics of {run.info.run_name}") as client:
             for start in range(0, max(len(metrics), 1), size):
                 final = start + size >= len(metrics)
                 client.log_batch(run.info.run_id, metrics[start : start + size], tags=last if final else [])
+        shown |= {point[:2] for point in new}
+        run.data.tags.update(tags or {})
 
-    def missing(self, run: Run, points: Iterable[Point]) -> list[Point]:
-        """Those of ``points`` that the run does not show yet, by step and key: live logging may have been here."""
-        points, shown = list(points), set()
-        with self._connection.to(f"read the curves of {run.info.run_name}") as client:
-            for key in {key for _, key, _ in points} & set(run.data.metrics):
-                shown |= {(metric.step, key) for metric in client.get_metric_history(run.info.run_id, key)}
-        return [point for point in points if point[:2] not in shown]
+    def _points_of(self, run: Run) -> set[tuple[int, str]]:
+        """(step, key) of what a run shows: read once, remembered while this process alone adds to it."""
+        if run.info.run_id not in self._shown:
+            with self._connection.to(f"read the curves of {run.info.run_name}") as client:
+                keys = client.get_run(run.info.run_id).data.metrics
+                histories = [client.get_metric_history(run.info.run_id, key) for key in keys]
+            self._shown[run.info.run_id] = {(point.step, point.key) for history in histories for point in history}
+        return self._shown[run.info.run_id]
 
     def log_dataset(self, run: Run, record: DomainRecord) -> None:
         """Show what a round was trained on: the fingerprint of the domain's rows and their counts, not the rows."""
@@ -116,20 +134,46 @@ class Runs:
         if tags:
             self.log_points(run, (), tags)
 
-    def set_status(self, run: Run, status: str) -> None:
-        """``RUNNING`` (again), or ``FINISHED`` with the time it ended."""
+    def start(self, run: Run) -> None:
+        """Mark a run running, again if need be; but not one whose round's end is mirrored: events lag."""
+        if DECIDED not in run.data.tags:
+            with self._connection.to(f"mark {run.info.run_name} RUNNING") as client:
+                client.update_run(run.info.run_id, "RUNNING")
+
+    def end(self, run: Run, status: str = "FINISHED") -> None:
+        """Mark a run ``FINISHED``, ``FAILED`` or ``KILLED``, with the time it ended."""
         with self._connection.to(f"mark {run.info.run_name} {status}") as client:
-            if status == "RUNNING":
-                client.update_run(run.info.run_id, status)
-            else:
-                client.set_terminated(run.info.run_id, status)
+            client.set_terminated(run.info.run_id, status)
+
+    def end_all(self, status: str) -> None:
+        """End whatever of this campaign shows as running."""
+        self._known = None
+        for run in list(self._known_runs().values()):
+            if run.info.status == "RUNNING":
+                self.end(run, status)
+
+    def take(self) -> Run:
+        """The campaign's run, running and this process's own. Rounds that a process before it left running, and
+        campaigns whose process on this machine died without a word, are ``KILLED``."""
+        self.end_all("KILLED")
+        running = f"attributes.status = 'RUNNING' and tags.campaign != '{self._campaign}'"
+        with self._connection.to("look for campaigns whose process died") as client:
+            others = all_pages(client.search_runs, experiment_ids=[self.experiment_id()], filter_string=running)
+        dead = {run.data.tags["campaign"] for run in others if _is_dead(run.data.tags.get(OWNER))}
+        for run in others:
+            if run.data.tags["campaign"] in dead:
+                self.end(run, "KILLED")
+        campaign = self.campaign()
+        self.tag(campaign, {OWNER: _this_process()})
+        self.start(campaign)
+        return campaign
 
     def finish(self, stack: StackId) -> None:
-        """Marks a decided round's run finished if it shows as running: word of its beginning may have come only after
-        a sync had seen its end in the store."""
+        """Marks a decided round's run finished where it does not show so: its process may have been killed between its
+        end in the store and here."""
         run = self._known_runs().get(stack.name)
-        if run is not None and run.info.status == "RUNNING":
-            self.set_status(run, "FINISHED")
+        if run is not None and run.info.status != "FINISHED":
+            self.end(run)
 
     def _known_runs(self) -> dict[str | None, Run]:
         if self._known is None:
@@ -149,3 +193,19 @@ class Runs:
         with self._connection.to(f"create run {name}") as client:
             known[key] = client.create_run(self.experiment_id(), tags=tags, run_name=name)
         return known[key]
+
+
+def _this_process() -> str:
+    """Host, process id and its start in Unix seconds: an id is used again, both together are not."""
+    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
+
+
+def _is_dead(owner: str | None) -> bool:
+    """Whether the process that a tag names has ended; one of another machine, or of none, is left alone."""
+    host, pid, started = owner.split() if owner else ("", "0", "0")
+    if host != socket.gethostname():
+        return False
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.0f}" != started
+    except psutil.NoSuchProcess:
+        return True

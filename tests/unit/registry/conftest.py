@@ -1,11 +1,13 @@
 import itertools
 import shutil
+import time
 
 import pytest
 from mlflow import MlflowClient
 from tiny_history import bundle_manifest, commit_round, domain_record
 
 from bs_cluster.registry import Registry, artifacts
+from bs_cluster.registry.database import ensure_database
 from bs_cluster.store import Store
 
 ANSWERING_MODEL = """
@@ -28,12 +30,21 @@ mlflow.models.set_model(Answering())
 
 
 @pytest.fixture(scope="session")
-def migrated(tmp_path_factory):
-    """An empty MLflow database with its schema, which costs seconds to make."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    uri = f"sqlite:///{path}"
-    MlflowClient(uri, uri).search_experiments()
-    return path
+def built(tmp_path_factory):
+    """An empty MLflow database with its schema, and the seconds that it took to build."""
+    path, started = tmp_path_factory.mktemp("mlflow") / "mlflow.db", time.monotonic()
+    ensure_database(path, print)
+    return path, time.monotonic() - started
+
+
+@pytest.fixture(scope="session")
+def migrated(built):
+    return built[0]
+
+
+@pytest.fixture(scope="session")
+def building_s(built):
+    return built[1]
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What a campaign shows while it runs, and what of it MLflow accepts."""
 
-import json
 import shutil
 
 import pytest
@@ -48,27 +47,82 @@ def test_a_round_is_a_child_of_its_campaign_and_found_again(registry, client, ur
     assert [point.value for point in client.get_metric_history(chat.info.run_id, "loss")] == [2.0, 1.0]
 
 
-def test_the_report_and_its_figures_arrive(registry, client, tmp_path):
+def test_figures_and_the_report_folder_arrive(registry, client, tmp_path):
     registry.open_campaign({})
     report = tmp_path / "report"
     report.mkdir()
-    (report / "report.json").write_text(
-        json.dumps({"loss": {"routed": {"chat": 1.5}}, "router": {"regret": 0.02}, "stacks": [1], "campaign": "demo"})
-    )
-    (report / "report.md").write_text("# Report\n" + "x" * 10_000)
+    (report / "report.json").write_text("{}")
     (report / "loss.png").write_bytes(b"png")
     registry.log_report(report)
     registry.log_figures(None, report)
     (run,) = client.search_runs(["1"])
-    assert run.data.metrics == {"report/loss/routed/chat": 1.5, "report/router/regret": 0.02}
-    assert run.data.tags["mlflow.note.content"].startswith("# Report")
-    assert run.info.status == "FINISHED"
-    assert {file.path for file in client.list_artifacts(run.info.run_id, "report")} == {
-        "report/report.json",
-        "report/report.md",
-        "report/loss.png",
-    }
+    for folder in ("report", "figures"):
+        listed = {file.path for file in client.list_artifacts(run.info.run_id, folder)}
+        assert listed == {f"{folder}/report.json", f"{folder}/loss.png"}
     assert (tmp_path / "mlartifacts").is_dir()
+
+
+def test_a_round_begun_again_shows_no_step_twice(registry, client, uri):
+    """Its process was killed after step 2; the next one trains the round from its first step."""
+    registry.round_started(CHAT, {})
+    for step in (1, 2):
+        registry.log_metrics(CHAT, step, {"loss": 3.0 - step})
+    later = Registry(uri, "demo", "brainstacks")
+    later.round_started(CHAT, {})
+    for step in (1, 2, 3):
+        later.log_metrics(CHAT, step, {"loss": 3.0 - step, "val_loss": 1.0})
+    (run,) = client.search_runs(["1"], "tags.stack = 'chat_r1'")
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "val_loss")] == [1, 2, 3]
+
+
+class TestStatus:
+    """Right after a run's end, whatever the end was."""
+
+    def statuses(self, client) -> dict[str, str]:
+        return {run.info.run_name: run.info.status for run in client.search_runs(["1"])}
+
+    @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
+    def test_an_end_is_shown_on_the_campaign_and_on_the_round_under_way(self, registry, client, status):
+        registry.open_campaign({})
+        registry.round_started(CHAT, {})
+        assert self.statuses(client) == {"demo": "RUNNING", "chat_r1": "RUNNING"}
+        registry.end_campaign(status)
+        assert self.statuses(client) == {"demo": status, "chat_r1": status}
+
+    def test_a_finished_campaign_run_again_is_finished_again(self, registry, client, uri):
+        registry.open_campaign({})
+        registry.end_campaign("FINISHED")
+        again = Registry(uri, "demo", "brainstacks")
+        again.open_campaign({})
+        assert self.statuses(client) == {"demo": "RUNNING"}
+        again.end_campaign("FINISHED")
+        assert self.statuses(client) == {"demo": "FINISHED"}
+
+    def test_a_failed_round_that_goes_on_is_running_again(self, registry, client, uri):
+        registry.open_campaign({})
+        registry.round_started(CHAT, {})
+        registry.end_campaign("KILLED")
+        again = Registry(uri, "demo", "brainstacks")
+        again.open_campaign({})
+        assert self.statuses(client) == {"demo": "RUNNING", "chat_r1": "KILLED"}
+        again.round_started(CHAT, {})
+        assert self.statuses(client) == {"demo": "RUNNING", "chat_r1": "RUNNING"}
+
+    def test_the_next_campaign_closes_one_whose_process_was_killed(self, registry, client, uri):
+        """The tag names this process, which lives; another's campaign is closed only once its process is gone."""
+        registry.open_campaign({})
+        registry.round_started(CHAT, {})
+        Registry(uri, "second", "brainstacks").open_campaign({})
+        assert self.statuses(client) == {"demo": "RUNNING", "chat_r1": "RUNNING", "second": "RUNNING"}
+        (campaign,) = client.search_runs(["1"], "tags.kind = 'campaign' and tags.campaign = 'demo'")
+        host, pid, started = campaign.data.tags["owner"].split()
+        client.set_tag(campaign.info.run_id, "owner", f"elsewhere {pid} {started}")
+        Registry(uri, "second", "brainstacks").open_campaign({})
+        assert self.statuses(client)["demo"] == "RUNNING"  # nobody here can tell
+        client.set_tag(campaign.info.run_id, "owner", f"{host} {pid} {int(started) - 5}")  # the id was given again
+        Registry(uri, "second", "brainstacks").open_campaign({})
+        assert self.statuses(client) == {"demo": "KILLED", "chat_r1": "KILLED", "second": "RUNNING"}
 
 
 def test_a_database_that_was_wiped_meanwhile_is_found_anew(registry, client, migrated):

@@ -46,7 +46,7 @@ def wait_for(url: str, server: subprocess.Popen) -> None:
         try:
             if requests.get(url, timeout=1).ok:
                 return
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             time.sleep(0.1)
     raise TimeoutError(f"{url} did not answer within {START_TIMEOUT_S} s")
 

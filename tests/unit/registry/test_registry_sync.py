@@ -47,7 +47,7 @@ def shown(client: MlflowClient) -> dict:
 
 
 def curve(client: MlflowClient, run_id: str, key: str) -> list[tuple[int, float]]:
-    return sorted({(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)})
+    return sorted((metric.step, metric.value) for metric in client.get_metric_history(run_id, key))
 
 
 def run_of(client: MlflowClient, stack: str):
@@ -155,14 +155,39 @@ def test_live_curves_and_the_replay_agree(registry, store, client):
 
 
 @pytest.mark.parametrize("stack", ["chat_r1", "math_r2"])  # committed, and turned away
-def test_a_round_told_of_only_after_its_end_was_mirrored_is_finished_by_the_next_sync(registry, store, client, stack):
+def test_a_round_told_of_only_after_its_end_was_mirrored_stays_finished_with_one_point_a_step(
+    registry, store, client, uri, stack
+):
     """Events lag where MLflow is slow, and a sync mirrors the store as it is by then."""
-    domain, _, number = stack.rpartition("_r")
+    for told in (registry, Registry(uri, "demo", "brainstacks")):
+        registry.sync(store)
+        told.round_started(StackId.parse(stack), {"domain": "chat"})
+        for step in (0, 1, 2):
+            told.log_metrics(StackId.parse(stack), step, {"loss": 3.0 / (step + 1)})
+        run = run_of(client, stack)
+        assert run.info.status == "FINISHED"
+        assert curve(client, run.info.run_id, "loss") == [(0, 3.0), (1, 1.5), (2, 1.0)]
+
+
+def test_a_round_left_running_after_its_commit_is_finished_by_the_next_sync(registry, store, client):
     registry.sync(store)
-    registry.round_started(StackId(domain, int(number)), {"domain": domain})
-    assert run_of(client, stack).info.status == "RUNNING"
+    client.update_run(run_of(client, "chat_r1").info.run_id, "KILLED")
     registry.sync(store)
-    assert run_of(client, stack).info.status == "FINISHED"
+    assert run_of(client, "chat_r1").info.status == "FINISHED"
+
+
+def test_the_report_of_the_newest_bundle_is_shown_whoever_died_before(registry, store, client):
+    registry.sync(store)
+    (run,) = client.search_runs(["1"], "tags.kind = 'campaign'")
+    assert run.data.metrics["report/loss/routed/chat"] == 1.5
+    assert run.data.tags["mlflow.note.content"].startswith("# Report 1")
+    assert len(run.data.tags["mlflow.note.content"]) == 8000
+    files = {file.path for file in client.list_artifacts(run.info.run_id, "report")}
+    assert files == {"report/report.json", "report/report.md"}
+    store.commit_bundle(bundle_manifest(store, 2))
+    registry.sync(store)
+    assert curve(client, run.info.run_id, "report/router/regret") == [(1, 0.01), (2, 0.02)]
+    assert client.get_run(run.info.run_id).data.tags["mlflow.note.content"].startswith("# Report 2")
 
 
 def test_a_long_curve_arrives_whole(registry, client, tmp_path):
