@@ -300,8 +300,7 @@ class BundleManifest(Manifest):
     """What one serves: a base, an ordered set of committed stacks and a meta-router.
 
     ``files`` holds ``router.safetensors``, ``router.json``, ``campaign.yaml`` (the resolved config) and the
-    sweep's ``outcomes.parquet``. ``gates`` is how logits become gate weights when served: ``threshold`` and
-    ``floor:<domain>`` entries.
+    sweep's ``outcomes.parquet``. How logits become gate weights is in ``router.json``.
     """
 
     schema_version: int

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-from bs_cluster.errors import DataError
+from collections.abc import Sequence
 
 
 def all_masks(domain_count: int) -> range:
@@ -24,16 +22,6 @@ def mask_weights(mask: int, domain_count: int) -> list[float]:
 def active_mask(weights: Sequence[float]) -> int:
     """The domains whose gate weight is not zero: the inverse of ``mask_weights`` on binary weights."""
     return sum(1 << d for d, weight in enumerate(weights) if weight != 0)
-
-
-def mask_of(names: Iterable[str], domains: Sequence[str]) -> int:
-    """The mask of the named domains. Raises DataError for a name that the bundle does not have."""
-    mask = 0
-    for name in names:
-        if name not in domains:
-            raise DataError(f"domain {name!r} is not one of the bundle's {list(domains)}")
-        mask |= 1 << list(domains).index(name)
-    return mask
 
 
 def mask_names(mask: int, domains: Sequence[str]) -> tuple[str, ...]:
