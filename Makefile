@@ -1,4 +1,5 @@
 # make run: train the embedded campaign on a local Ray cluster.  make test: lint, types, import contracts, tests.
+# make check: what of it takes less than a minute.  make quick: tests that start no cluster, ranks or long job.
 # make bench: write benchmarks/RESULTS.md anew.
 # All install what they need into .venv first. PYTHON picks the interpreter (3.11 or newer).
 PYTHON ?= python3
@@ -14,7 +15,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAY_AUTH_MODE := disabled
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: run test bench check install ui stop clean
+.PHONY: run test quick bench check install ui stop clean
 
 run: install
 	$(PY) cluster/local.py run --config $(CONFIG) $(OVERRIDES)
@@ -25,8 +26,15 @@ ui: install
 stop:
 	$(PY) cluster/local.py stop
 
+# Clusters and ranks want the machine to themselves; the rest shares it between two processes, file by file.
+WIDE := -m "not ray and not distributed" -n 2 --dist loadfile
+
 test: check
-	$(PY) -m pytest
+	$(PY) -m pytest $(WIDE) --ignore=tests/unit/docs
+	$(PY) -m pytest -m "ray or distributed"
+
+quick: install
+	$(PY) -m pytest -m "not ray and not distributed and not slow" -n 2 --dist loadfile
 
 # About half an hour on two cores: benchmarks/RESULTS.md anew. On a GPU: python -m benchmarks --device cuda
 bench: install
@@ -39,6 +47,7 @@ check: install
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright
 	.venv/bin/lint-imports --no-cache
+	$(PY) -m pytest tests/unit/docs
 
 install: .venv/.installed
 
