@@ -60,7 +60,7 @@ class Learner:
         if not self._sharded:  # without ZeRO, DeepSpeed tells no gradient norm: take the clipped one
             self._optimizer.register_step_pre_hook(self._note_gradient_norm)
         self.engine, *_ = deepspeed.initialize(
-            model=peft,
+            model=_OnlyWhatLearns(peft, self.parameters),
             model_parameters=self.parameters,  # type: ignore[arg-type]  DeepSpeed's own annotation is wrong
             optimizer=self._optimizer,
             lr_scheduler=self.schedule,  # type: ignore[arg-type]  torch's new base class
@@ -99,20 +99,35 @@ class Learner:
         self._clipped_norm = float(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
 
 
+class _OnlyWhatLearns(nn.Module):
+    """What DeepSpeed takes for the model: the learning parameters, in front of all of it.
+
+    DeepSpeed broadcasts whatever its model holds from rank 0, at every start: gigabytes of frozen weights, and a stack
+    that one rank has packed in bf16 and another still holds in fp32. It also leaves hooks on it, which here go with it.
+    """
+
+    def __init__(self, peft: PeftModel, parameters: Sequence[nn.Parameter]):
+        super().__init__()
+        self.learning = nn.ParameterList(parameters)
+        self._whole = [peft]  # in a list, so that it is no submodule
+
+    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+        return self._whole[0](**inputs)
+
+
 @contextmanager
 def learner(peft: PeftModel, training: TrainingSection) -> Iterator[Learner]:
-    """A learner for one round. Afterwards nothing of its engine is left: DeepSpeed leaves hooks on the model, which
-    would keep every round's engine, with its copies of the weights, alive and busy."""
-    held = [peft._forward_pre_hooks, peft._forward_hooks]
-    before = [set(hooks) for hooks in held]
+    """A learner for one round. Afterwards nothing of its engine is left, nor of its copies of the weights."""
+    base: Any = peft.get_base_model()
+    if training.gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
     made = Learner(peft, training)
     try:
         yield made
     finally:
         made.engine.destroy()
-        for hooks, known in zip(held, before, strict=True):
-            for key in set(hooks) - known:
-                del hooks[key]
         del made
+        if training.gradient_checkpointing:
+            base.gradient_checkpointing_disable()
         peft.eval()
         release_memory()

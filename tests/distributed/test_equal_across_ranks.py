@@ -46,6 +46,10 @@ def jobs(inputs, folder, world: int) -> dict:
         for stage in (0, 1, 2):
             zero = config(f"zero{stage}", training={"zero_stage": stage})
             found[f"zero{stage}"] = (rank_work.first_round, (zero,))
+        found["recomputed"] = (
+            rank_work.first_round,
+            (config("recomputed", training={"gradient_checkpointing": True}),),
+        )
     return found
 
 
@@ -113,6 +117,10 @@ class TestWorldSize:
         for found in (one["output"], one["input"], *(two[0][name] for name in (*SPACES, "randomized"))):
             assert found["verify"] == []
             assert all(r.outcome.committed and r.outcome.restores == 0 for r in found["rounds"].values())
+
+
+def test_recomputing_activations_changes_nothing(two):
+    assert_same_round(two[0]["recomputed"], two[0]["zero2"])
 
 
 class TestZeroStages:
