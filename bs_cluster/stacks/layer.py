@@ -111,7 +111,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
         self.packed = self.chosen = None
 
     @torch.no_grad()
-    def _pack(self, dtype: torch.dtype) -> Packed:
+    def pack(self, dtype: torch.dtype) -> Packed:
         """The block of all resident stacks; made when a stack came or went, its entries becoming views of it."""
         names, learns = self.composition.resident, self.composition.train is not None
         if self.packed is not None and self.packed.serves(names, learns, dtype):
@@ -148,7 +148,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
         A slice of the packed block where what fires stands side by side in it; else a copy, kept until something
         else fires.
         """
-        packed, names, learns = self._pack(dtype), self.composition.active, self.composition.train is not None
+        packed, names, learns = self.pack(dtype), self.composition.active, self.composition.train is not None
         places = [packed.names.index(name) for name in names]
         first = places[0] if places else len(packed.names)
         stop = first + len(places)
