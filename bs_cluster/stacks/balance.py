@@ -44,10 +44,10 @@ class LoadBalance:
         return gradient_E1 if mask_T is None else gradient_E1 * mask_T
 
     @torch.no_grad()
-    def count(self, site: int, softmax_ET: torch.Tensor, p_ET: torch.Tensor, mask_T: torch.Tensor | None) -> None:
-        """Adds a micro-batch's tokens: probabilities over all experts, and the top-k that they went to. Padding
+    def count(self, site: int, softmax_ET: torch.Tensor, chosen_ET: torch.Tensor, mask_T: torch.Tensor | None) -> None:
+        """Adds a micro-batch's tokens: probabilities over all experts, and the ``top_k`` that they went to. Padding
         (mask 0) does not count."""
-        both_XT = torch.cat([(p_ET > 0).to(softmax_ET.dtype), softmax_ET, torch.ones_like(softmax_ET[:1])])
+        both_XT = torch.cat([chosen_ET.to(softmax_ET.dtype), softmax_ET, torch.ones_like(softmax_ET[:1])])
         self.counts_PX[site] += both_XT.sum(1) if mask_T is None else both_XT @ mask_T.to(both_XT.dtype)
 
     def totals(self) -> torch.Tensor:

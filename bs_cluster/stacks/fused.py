@@ -22,7 +22,6 @@ m = E·R rows of one stack, X = S·(m + E) rows of A and router, stack by stack,
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -73,34 +72,33 @@ class Base:
 @dataclass(frozen=True)
 class Learning:
     """What the learning stack's gates have in training. ``noise_ET`` is ε; ``dsoftmax_ET`` is the load-balance
-    loss's gradient for the softmax over all experts, and ``count(softmax_ET, p_ET)`` is told how tokens went."""
+    loss's gradient for the softmax over all experts, and ``count(softmax_ET, chosen_ET)`` is told where tokens went."""
 
     noise_ET: torch.Tensor | None = None
     dsoftmax_ET: torch.Tensor | None = None
     count: Watch | None = None
 
 
-def top_k_softmax(logits_SET: torch.Tensor, k: int) -> torch.Tensor:
-    """Softmax over the k largest logits of each stack and token, exactly 0 elsewhere.
+def largest(logits_SET: torch.Tensor, k: int) -> torch.Tensor:
+    """Which k experts of each stack and token have the largest logits (bool); of equal ones the first. Just k always:
+    products of bf16 do come out equal, and a router may start at zero.
 
-    k passes of a maximum, each over whole rows of tokens, are several times faster than sorting T·S tiny rows.
+    An expert is out once k others beat it. Comparing all experts with those d places further on takes E - 1 passes over
+    whole rows of tokens, which is several times faster than sorting T·S tiny rows.
     """
     experts = logits_SET.shape[1]
-    powers_SET = (logits_SET - logits_SET.amax(1, keepdim=True)).exp_()
-    if k < experts:
-        keys_SET = logits_SET * _tie_breaker(experts, logits_SET.dtype, logits_SET.device)
-        rest_SET, kth_S1T = keys_SET, keys_SET.amax(1, keepdim=True)
-        for _ in range(k - 1):
-            rest_SET = rest_SET.masked_fill(rest_SET >= kth_S1T, -torch.inf)
-            kth_S1T = rest_SET.amax(1, keepdim=True)
-        powers_SET.masked_fill_(keys_SET < kth_S1T, 0.0)
+    beaten_SET = torch.zeros(logits_SET.shape, dtype=torch.int8, device=logits_SET.device)
+    for d in range(1, experts):
+        first_SeT = logits_SET[:, :-d] >= logits_SET[:, d:]
+        beaten_SET[:, d:] += first_SeT
+        beaten_SET[:, :-d] += first_SeT.logical_not_()
+    return beaten_SET < k
+
+
+def softmax_of(logits_SET: torch.Tensor, chosen_SET: torch.Tensor) -> torch.Tensor:
+    """Softmax over each stack's and token's chosen experts, exactly 0 elsewhere."""
+    powers_SET = (logits_SET - logits_SET.amax(1, keepdim=True)).exp_().masked_fill_(~chosen_SET, 0.0)
     return powers_SET.div_(powers_SET.sum(1, keepdim=True))
-
-
-@functools.cache
-def _tie_breaker(experts: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Factors (E, 1) a few ulp from one: products of bf16 do come out equal, and just k experts are to fire."""
-    return 1 + torch.arange(experts, dtype=dtype, device=device)[:, None] * 2.0**-20
 
 
 def add_stacks(
@@ -131,11 +129,12 @@ class _AddStacks(Function):
             out = F.linear(x, base.weight(), base.bias_O)
         ul_TX = x_TI @ block.read_XI.t()
         logits_SET, slope_ET = _logits(ul_TX, block, learning)
-        p_SET = top_k_softmax(logits_SET, block.top_k)
+        chosen_SET = largest(logits_SET, block.top_k)
+        p_SET = softmax_of(logits_SET, chosen_SET)
         softmax_ET = None
         if learning.count is not None:
             softmax_ET = torch.softmax(logits_SET[-1], dim=0)
-            learning.count(softmax_ET, p_SET[-1])
+            learning.count(softmax_ET, chosen_SET[-1])
         z_TM = (_by_stack(ul_TX, block)[..., : block.rows] * _gates(p_SET, block, x.dtype)).flatten(1)
         if block.watch is not None:
             block.watch(x_TI, z_TM)

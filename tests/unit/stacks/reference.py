@@ -45,8 +45,8 @@ class PlainStack:
 
 
 def softmax_over_largest(logits_TE: torch.Tensor, k: int) -> torch.Tensor:
-    """Softmax of the k largest entries of each row, zero elsewhere."""
-    order_TE = logits_TE.argsort(dim=1, descending=True)
+    """Softmax of the k largest entries of each row, the first of equal ones, zero elsewhere."""
+    order_TE = logits_TE.argsort(dim=1, descending=True, stable=True)
     gates_TE = torch.zeros_like(logits_TE)
     for t in range(logits_TE.shape[0]):
         chosen = order_TE[t, :k]

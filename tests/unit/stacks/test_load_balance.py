@@ -112,14 +112,14 @@ def test_a_finished_step_reports_the_loss_and_starts_over():
     load = LoadBalance(4, 2, 0.01, 1, torch.device("cpu"))
     probs_TE = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.7, 0.1, 0.1, 0.1]])
     gates_TE = torch.tensor([[0.6, 0.4, 0.0, 0.0], [0.9, 0.1, 0.0, 0.0]])
-    load.count(0, probs_TE.t(), gates_TE.t(), None)
+    load.count(0, probs_TE.t(), gates_TE.t() > 0, None)
     loss, imbalance = load.finish_step(load.totals())
     assert loss == pytest.approx(2 * (0.55 + 0.2))  # N/k (P_1 f_1 + P_2 f_2), f = 1, 1, 0, 0
     assert imbalance == pytest.approx(2.0)  # N/k times the fullest expert's share
     assert load.fraction_PE.tolist() == [[1.0, 1.0, 0.0, 0.0]]
     assert not load.totals().any()
     balanced = LoadBalance(4, 4, 0.01, 1, torch.device("cpu"))
-    balanced.count(0, torch.full((4, 5), 0.25), torch.full((4, 5), 0.25), None)
+    balanced.count(0, torch.full((4, 5), 0.25), torch.ones(4, 5, dtype=torch.bool), None)
     assert balanced.finish_step(balanced.totals()) == pytest.approx((1.0, 1.0))
 
 
