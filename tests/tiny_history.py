@@ -102,7 +102,7 @@ def domain_record(store: Store, domain: str, position: int = 0, rejected: int = 
 def bundle_manifest(store: Store, number: int = 1) -> BundleManifest:
     """A bundle of every committed stack, with a report and a stand-in for the router's weights already in the store."""
     refs = tuple(ref for ref, _ in store.stacks())
-    report = {"loss": {"routed": {"chat": 1.5}}, "router": {"regret": 0.01 * number}, "stacks": [1], "campaign": "demo"}
+    report = {"key_metrics": {"loss/routed/chat": 1.5, "regret/router": 0.01 * number}, "loss": {"base": {"chat": 3.0}}}
     files = {
         "router.json": json.dumps({"bundle": number}),
         "report.json": json.dumps(report),

@@ -7,7 +7,6 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import ray
@@ -18,21 +17,20 @@ from bs_cluster.campaign.measure import Routing
 from bs_cluster.config.identity import bundle_digest
 from bs_cluster.config.parse import to_yaml
 from bs_cluster.data.frozen import DomainRows
-from bs_cluster.estimates import token_mean
 from bs_cluster.records import (
     SCHEMA_VERSION,
     BundleManifest,
-    ModeLosses,
     StackId,
     StackManifest,
 )
-from bs_cluster.report.inputs import MODES, ReportInputs
+from bs_cluster.report.inputs import History, ReportInputs, RouterFacts
+from bs_cluster.report.record import Report
 from bs_cluster.report.stack_figure import draw_stack
 from bs_cluster.router.files import RouterCard, save_router
 from bs_cluster.stacks.basis import Basis
 from bs_cluster.store.store import Store
 
-HELD_OUT_NOTE = "held-out sweep rows, which neither stacks nor meta-router were trained or selected on"
+ROWS_NOTE = "held-out sweep rows, which neither stacks nor meta-router were trained or selected on"
 
 
 def report_inputs(
@@ -53,11 +51,11 @@ def report_inputs(
         domains=domains,
         records=tuple(records),
         histories={manifest.stack.name: _history(store, manifest) for manifest in manifests},
-        losses=domain_means(routing.losses),
-        loss_notes=dict.fromkeys(MODES, HELD_OUT_NOTE),
+        losses=routing.losses,
+        rows_note=ROWS_NOTE,
         isolated_row_losses=isolated,
         overlap=claimed_overlap(store),
-        router=routing.regret,
+        router=RouterFacts(accuracy=routing.regret["accuracy"], best_single=routing.regret["best_single"]),
         gates=routing.gates,
         outcomes=routing.table.to_arrow(),
         sweep=routing.sweep,
@@ -67,27 +65,18 @@ def report_inputs(
     )
 
 
-def domain_means(losses: ModeLosses) -> dict[str, dict[str, float]]:
-    """Nats per completion token by mode and domain, of the modes measured on all of the domain's rows."""
-    means: dict[str, dict[str, float]] = {mode: {} for mode in MODES}
-    for domain in dict.fromkeys(losses.owners):
-        own = losses.select([row for row, owner in enumerate(losses.owners) if owner == domain])
-        means |= {mode: means[mode] | {domain: token_mean(rows)} for mode in MODES if (rows := own.losses(mode))}
-    return means
-
-
 def claimed_overlap(store: Store) -> dict[str, dict[str, float]]:
     """Mean over sites of the overlap between two domains' claimed directions."""
     claims = {r.domain: Basis.from_bytes(store.get_bytes(r.basis)) for r in store.domains() if r.basis}
     return {a: {b: claims[a].overlap(claims[b]) for b in claims} for a in claims}
 
 
-def _history(store: Store, manifest: StackManifest) -> list[dict[str, Any]]:
+def _history(store: Store, manifest: StackManifest) -> History:
     lines = store.get_bytes(manifest.file("history.jsonl").sha256).decode().splitlines()
     return [json.loads(line) for line in lines]
 
 
-def stack_figures(store: Store, histories: Mapping[str, list[dict[str, Any]]], directory: Path) -> dict[StackId, Path]:
+def stack_figures(store: Store, histories: Mapping[str, History], directory: Path) -> dict[StackId, Path]:
     """Draws each committed stack's figure; the folder to log per stack."""
     folders = {}
     for ref, _ in store.stacks():
@@ -109,7 +98,7 @@ def versions_and_machine() -> dict[str, str]:
     return found | {name: version(name) for name in names}
 
 
-def commit_bundle(campaign: Campaign, routing: Routing, directory: Path) -> tuple[int, BundleManifest]:
+def commit_bundle(campaign: Campaign, routing: Routing, report: Report, directory: Path) -> tuple[int, BundleManifest]:
     """Stores router, outcomes, config and report as blobs and commits the bundle that names them.
 
     ``directory`` holds the report already. Returns the bundle's number and manifest.
@@ -140,7 +129,7 @@ def commit_bundle(campaign: Campaign, routing: Routing, directory: Path) -> tupl
         domains=domains,
         stacks=refs,
         files=tuple(store.put_file(directory / name, name) for name in names),
-        metrics={key: float(routing.regret[key]) for key in ("regret", "label_regret", "all_on_regret")},
+        metrics=report.key_metrics,
         config_digest=bundle_digest(config),
         code_version=__version__,
     )

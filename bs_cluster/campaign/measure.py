@@ -19,6 +19,7 @@ from bs_cluster.data.batch import plan_batches
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.inference.evaluator import Evaluator
 from bs_cluster.records import ModeLosses, RowLoss, StackManifest, canonical_json, sha256_hex
+from bs_cluster.report.record import SweepReport
 from bs_cluster.router.fit import TrainedRouter, route, train_router
 from bs_cluster.router.gates import serve_weights
 from bs_cluster.router.holdout import split_holdout
@@ -40,7 +41,7 @@ class Routing:
     losses: ModeLosses
     regret: dict[str, Any]
     gates: dict[str, dict[str, float]]
-    sweep: dict[str, float]
+    sweep: SweepReport
     timing: dict[str, float]
 
 
@@ -112,13 +113,13 @@ def sweep_and_route(
         losses=mode_losses(held, routed, manifests, regret["best_single"]),
         regret=regret,
         gates=_mean_gates(held, weights_BD, domains),
-        sweep={
-            "rows": float(len(sweep_rows)),
-            "combinations": float(len(table.masks())),
-            "rows_per_s": measured / (swept - started) if measured else 0.0,
-            "seconds": swept - started,
-            "reused": float(len(table) - measured),
-        },
+        sweep=SweepReport(
+            rows=len(sweep_rows),
+            combinations=len(table.masks()),
+            rows_per_s=measured / (swept - started) if measured else None,
+            seconds=swept - started,
+            reused=len(table) - measured,
+        ),
         timing={"sweep": swept - started, "router": ended - swept},
     )
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -23,7 +21,8 @@ from bs_cluster.coordinator.coordinator import check_identity
 from bs_cluster.errors import StoreError
 from bs_cluster.events import Event, StepDone
 from bs_cluster.records import BundleManifest
-from bs_cluster.report.terminal import render_terminal
+from bs_cluster.report.record import Report
+from bs_cluster.report.terminal import render_terminal, terminal_console
 from bs_cluster.report.write import write_report
 from bs_cluster.sweep.targets import check_targets
 from bs_cluster.training.launch import resource_plan
@@ -44,7 +43,7 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
     if done is not None:
         console.say(f"campaign {config.campaign} is complete: bundle {done.number}, nothing left to do")
         recorder.finish()
-        show_report(json.loads(store.get_bytes(done.file("report.json").sha256)), config, recorder)
+        show_report(Report.from_json(store.get_bytes(done.file("report.json").sha256)), config, recorder)
         return 0
 
     console.say(f"campaign {config.campaign}: {' -> '.join(domains)}")
@@ -70,7 +69,7 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
     directory = run_folder(config)
     inputs = report_inputs(campaign, rows, routing, isolated, timing)
     report = write_report(inputs, directory)
-    number, _ = commit_bundle(campaign, routing, directory)
+    number, _ = commit_bundle(campaign, routing, report, directory)
     console.say(f"{'bundle':<14} {number} committed")
     recorder.finish(directory, stack_figures(store, inputs.histories, directory / "stacks"))
     show_report(report, config, recorder)
@@ -89,9 +88,9 @@ def finished_bundle(campaign: Campaign) -> BundleManifest | None:
     return bundle if complete and closed and bundle.config_digest == bundle_digest(config) else None
 
 
-def show_report(report: Mapping[str, Any], config: CampaignConfig, recorder: Recorder) -> None:
-    print()
-    print(render_terminal(dict(report)))
+def show_report(report: Report, config: CampaignConfig, recorder: Recorder) -> None:
+    print(flush=True)
+    terminal_console().print(render_terminal(report))
     print()
     print(f"  report and figures   {run_folder(config)}")
     print(f"  MLflow               mlflow server --backend-store-uri {recorder.uri}", flush=True)

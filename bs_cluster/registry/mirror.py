@@ -30,7 +30,6 @@ from bs_cluster.store import Store
 
 HISTORY = "history.jsonl"
 REPORTS = REPORT, REPORT_TEXT = "report.json", "report.md"
-REPORT_METRICS = ("loss", "isolated_at_commit", "isolated_drift_max", "router", "sweep", "timing")
 SHOWN_REPORT = "report"  # tag of the campaign's run: digest of the bundle whose report it shows
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -197,7 +196,7 @@ class Registry:
         return True
 
     def _mirror_report(self, store: Store) -> None:
-        """Show the newest bundle's report: its files, its text and, at the bundle's number as step, its numbers."""
+        """Show the newest bundle's report: its files, its text and, at the bundle's number as step, its key metrics."""
         bundles = store.bundles()
         if not bundles:
             return
@@ -211,8 +210,7 @@ class Registry:
             for name, content in files.items():
                 (Path(folder) / name).write_bytes(content)
             self._runs.log_folder(run, Path(folder), "report")
-        report = json.loads(files[REPORT])
-        values = wording.numbers({name: report[name] for name in REPORT_METRICS if name in report}, "report/")
+        values = wording.numbers(json.loads(files[REPORT])["key_metrics"], "report/")
         text = wording.cut(files[REPORT_TEXT].decode(), wording.MAX_TAG)
         self._runs.log_points(run, _at(number, values), {"mlflow.note.content": text, SHOWN_REPORT: digest})
 

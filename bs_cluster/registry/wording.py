@@ -146,10 +146,10 @@ def open_domain_text(domain: str, campaign: str) -> str:
 
 
 def domain_metrics(record: DomainRecord) -> dict[str, float]:
-    """The matrix measured when this domain closed, as campaign metrics at step ``position``: a domain whose
-    ``loss/<domain>/isolated`` is a flat line was not disturbed by those after it."""
+    """The matrix measured on validation rows when this domain closed, as campaign metrics at step ``position``: one
+    whose ``validation/<domain>/isolated`` is a flat line was not disturbed by those after it."""
     return {
-        **numbers(record.matrix, "loss/"),
+        **numbers(record.matrix, "validation/"),
         **numbers(record.capacity, "capacity/"),
         "basis_rank_mean": record.basis_rank_mean,
         f"seconds/{record.domain}": record.seconds,

@@ -1,84 +1,167 @@
-"""From what was measured to the report: one plain dict of finite numbers, and the verdicts they support."""
+"""From what was measured to the report: finite numbers, findings with their intervals, checks."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
-from numbers import Integral, Real
-from typing import Any
 
 from bs_cluster.errors import DataError
-from bs_cluster.records import DomainRecord, canonical_json
+from bs_cluster.records import MODES, DomainRecord, RoundOutcome
+from bs_cluster.report.checks import claims_are_orthogonal, frozen_beats_parent, nothing_moved
+from bs_cluster.report.compare import Compared
+from bs_cluster.report.findings import find
 from bs_cluster.report.gains import mask_gains, mask_names
-from bs_cluster.report.inputs import MODES, ReportInputs
-from bs_cluster.report.verdicts import judge
+from bs_cluster.report.inputs import ReportInputs
+from bs_cluster.report.record import (
+    ALL,
+    FOREIGN,
+    MIXED,
+    POLICIES,
+    BestCombination,
+    Report,
+    RoundReport,
+    RouterReport,
+    SweepReport,
+)
 
-ROUTER_KEYS = ("regret", "label_regret", "all_on_regret", "base_regret", "best_single_regret", "accuracy")
+GROUPS = (ALL, MIXED, FOREIGN)
 
 
-def build_report(inputs: ReportInputs) -> dict[str, Any]:
-    """The campaign's report. Every number is finite; one that was not measured, or came out as NaN, is None.
-
-    ``verdicts`` are claims that the numbers decide, ``not_measured`` the claims that they do not reach.
+def build_report(inputs: ReportInputs) -> Report:
+    """The campaign's report, without figures.
 
     Raises:
         DataError: a domain's rows now are not the rows it closed with, so drift has no meaning.
     """
     records = [record for domain in inputs.domains if (record := inputs.record(domain))]
-    report = _finite(
-        {
-            "campaign": inputs.campaign,
-            "domains": inputs.domains,
-            "base": inputs.base.to_dict(),
-            "stacks": [_round(outcome) for record in records for outcome in record.rounds],
-            "loss": {mode: {d: inputs.losses.get(mode, {}).get(d) for d in inputs.domains} for mode in MODES},
-            "loss_notes": inputs.loss_notes,
-            "isolated_at_commit": {record.domain: record.isolated for record in records},
-            **_drift(inputs),
-            "matrix": {record.domain: record.matrix for record in records},
-            "overlap": inputs.overlap,
-            "capacity": {record.domain: record.capacity for record in records},
-            "basis_rank_mean": {record.domain: record.basis_rank_mean for record in records},
-            "router": {**dict.fromkeys(ROUTER_KEYS), **inputs.router},
-            "gates": inputs.gates,
-            "sweep": _sweep(inputs),
-            "timing": inputs.timing,
-            "data_counts": inputs.data_counts,
-            "environment": inputs.environment,
-            "config": inputs.config_yaml,
-        }
+    compared = Compared(inputs.losses, inputs.domains)
+    rounds = tuple(_round(outcome) for record in records for outcome in record.rounds)
+    drift = _drift(inputs)
+    # One row that a loss before and NaN now cannot be said as a number.
+    largest = math.nan if any(map(math.isnan, drift.values())) else max(drift.values(), default=math.nan)
+    drift_rows = sum(len(inputs.isolated_row_losses[domain]) for domain in drift)
+    losses = {mode: {o: compared.loss(mode, o) for o in (*inputs.owners, *GROUPS)} for mode in MODES}
+    router = _router(inputs, compared)
+    by_domain = {domain: _number(value) for domain, value in drift.items()}
+    overlap = {a: _numbers(row) for a, row in inputs.overlap.items()}
+    findings = find(compared, inputs.domains, rounds)
+    checks = (
+        nothing_moved(_number(largest), by_domain, drift_rows),
+        frozen_beats_parent(rounds),
+        claims_are_orthogonal(overlap),
     )
-    verdicts = judge(report)
-    report["verdicts"] = [
-        {"claim": v.claim, "holds": v.holds, "detail": v.detail} for v in verdicts if v.holds is not None
-    ]
-    report["not_measured"] = [{"claim": v.claim, "detail": v.detail} for v in verdicts if v.holds is None]
-    canonical_json(report)  # our own invariant: what leaves here can be written
-    return report
+    report = Report(
+        campaign=inputs.campaign,
+        domains=inputs.domains,
+        owners=inputs.owners,
+        base=inputs.base,
+        findings=findings,
+        checks=checks,
+        rows={owner: compared.rows(owner) for owner in (*inputs.owners, *GROUPS)},
+        rows_note=inputs.rows_note,
+        loss={mode: {owner: compared.mean(mode, owner) for owner in inputs.owners} for mode in MODES},
+        losses=losses,
+        router=router,
+        gates={owner: _numbers(row) for owner, row in inputs.gates.items()},
+        stacks=rounds,
+        validation_rows={record.domain: len(record.row_losses) for record in records},
+        validation_base={record.domain: _number(record.base_loss) for record in records},
+        isolated_at_commit={record.domain: _number(record.isolated) for record in records},
+        isolated_drift_max=_number(largest),
+        isolated_drift=by_domain,
+        isolated_drift_rows=drift_rows,
+        matrix={record.domain: {d: _numbers(row) for d, row in record.matrix.items()} for record in records},
+        overlap=overlap,
+        capacity={record.domain: _numbers(record.capacity) for record in records},
+        basis_rank_mean={record.domain: _number(record.basis_rank_mean) for record in records},
+        sweep=_sweep(inputs),
+        timing=_numbers(inputs.timing),
+        data_counts={domain: dict(counts) for domain, counts in inputs.data_counts.items()},
+        environment=dict(inputs.environment),
+        config=inputs.config_yaml,
+        key_metrics={},
+    )
+    return dataclasses.replace(report, key_metrics=key_metrics(report))
 
 
-def _round(outcome) -> dict[str, Any]:
-    row = outcome.to_dict()
-    identity = row.pop("stack")
-    return {"domain": identity["domain"], "round": identity["round"], **row}
+def key_metrics(report: Report) -> dict[str, float]:
+    """The few numbers by which campaigns are compared side by side, each under one name; all on the sweep rows."""
+    found: dict[str, float | None] = {}
+    for mode in ("base", "isolated", "ungated", "routed", "oracle"):
+        total = report.losses[mode][ALL]
+        found[f"loss/{mode}"] = total.mean if total else None
+    found |= {f"loss/routed/{owner}": report.loss["routed"][owner] for owner in report.owners}
+    router = report.router
+    found |= {
+        "regret/router": router.regret,
+        "regret/label": router.label_regret,
+        "regret/best_single": router.best_single_regret,
+        "router_accuracy": router.accuracy,
+        "isolated_drift_max": report.isolated_drift_max,
+        "findings_that_hold": float(report.count("holds")),
+        "findings_that_fail": float(report.count("fails")),
+        "findings_undecided": float(report.count("undecided")),
+        "sweep_rows_per_s": report.sweep.rows_per_s,
+        "seconds": report.timing.get("total"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def _drift(inputs: ReportInputs) -> dict[str, Any]:
-    """How far any validation row's isolated loss moved after its domain closed, in nats: the largest, and by domain.
+def _round(outcome: RoundOutcome) -> RoundReport:
+    return RoundReport(
+        domain=outcome.stack.domain,
+        round=outcome.stack.round,
+        val_before=_number(outcome.val_before),
+        val_after=_number(outcome.val_after),
+        gain=_number(outcome.gain),
+        gain_error=_number(outcome.gain_error),
+        rows=outcome.rows,
+        committed=outcome.committed,
+        manifest=outcome.manifest,
+        steps=outcome.steps,
+        restores=outcome.restores,
+        seconds=_number(outcome.seconds),
+        reason=outcome.reason,
+    )
 
-    NaN on both sides is a row that cannot be scored, not a drift; on one side it is one, and no number can say it.
+
+def _router(inputs: ReportInputs, compared: Compared) -> RouterReport:
+    regrets = {
+        mode: {owner: compared.difference(mode, "oracle", owner) for owner in (*inputs.owners, *GROUPS)}
+        for mode in POLICIES
+        if mode in inputs.losses.nll
+    }
+
+    def regret(mode: str) -> float | None:
+        found = compared.mean(mode, ALL), compared.mean("oracle", ALL)
+        return None if found[0] is None or found[1] is None else found[0] - found[1]
+
+    return RouterReport(
+        rows=compared.rows(ALL),
+        regret=regret("routed"),
+        label_regret=regret("label"),
+        all_on_regret=regret("ungated"),
+        base_regret=regret("base"),
+        best_single_regret=regret("best_single"),
+        accuracy=_number(inputs.router.accuracy),
+        best_single=inputs.router.best_single,
+        notes=inputs.router.notes,
+        regrets=regrets,
+    )
+
+
+def _drift(inputs: ReportInputs) -> dict[str, float]:
+    """How far any validation row's isolated loss moved after its domain closed, the largest by domain, in nats.
+
+    NaN on both sides is a row that cannot be scored, not a drift; on one side it is one, and the domain's is NaN.
     """
     by_domain: dict[str, float] = {}
     for domain, now in inputs.isolated_row_losses.items():
         record = inputs.record(domain)
         if record is not None and record.row_losses:
             by_domain[domain] = _largest_change(record, now)
-    rows = sum(len(inputs.isolated_row_losses[domain]) for domain in by_domain)
-    if any(math.isnan(change) for change in by_domain.values()):
-        largest = math.nan
-    else:
-        largest = max(by_domain.values(), default=None)
-    return {"isolated_drift_max": largest, "isolated_drift": by_domain, "isolated_drift_rows": rows}
+    return by_domain
 
 
 def _largest_change(record: DomainRecord, now: tuple[float, ...]) -> float:
@@ -95,27 +178,21 @@ def _largest_change(record: DomainRecord, now: tuple[float, ...]) -> float:
     return math.nan if any(math.isnan(change) for change in changes) else max(changes)
 
 
-def _sweep(inputs: ReportInputs) -> dict[str, Any]:
-    """The sweep's size and speed, and the combination that served each domain's rows best on average."""
-    gains = mask_gains(inputs.outcomes, inputs.domains)
+def _sweep(inputs: ReportInputs) -> SweepReport:
+    """The sweep's size and speed, and the combination that served each owner's rows best on average."""
+    gains = mask_gains(inputs.outcomes, inputs.owners)
     best = {}
-    for domain in inputs.domains:
-        if found := gains.best(domain):
+    for owner in inputs.owners:
+        if found := gains.best(owner):
             mask, gain = found
-            best[domain] = {"mask": mask, "domains": mask_names(mask, inputs.domains), "gain": gain}
-    return {**dict.fromkeys(("rows", "combinations", "rows_per_s")), **inputs.sweep, "best": best}
+            best[owner] = BestCombination(mask, tuple(mask_names(mask, inputs.domains)), gain)
+    return dataclasses.replace(inputs.sweep, best=best)
 
 
-def _finite(value: Any) -> Any:
-    """JSON-ready values: numpy scalars become Python's, tuples lists, and what is not finite None."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value) if math.isfinite(value) else None
-    raise TypeError(f"a report cannot hold {value!r} ({type(value).__name__}); pass numbers, text, lists and dicts")
+def _number(value: float | None) -> float | None:
+    """``value`` as Python's own float; None where it is not finite, which JSON cannot say."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in values.items()}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
-from bs_cluster.report import curves, heatmaps
+from bs_cluster.report import curves, heatmaps, intervals
 from bs_cluster.report.inputs import ReportInputs
+from bs_cluster.report.record import FigureFile, Report
 from bs_cluster.report.style import save, style
 
 
@@ -20,11 +20,12 @@ class Plot:
 
     name: str
     title: str
-    draw: Callable[[ReportInputs, dict[str, Any]], Figure | None]
+    draw: Callable[[ReportInputs, Report], Figure | None]
 
 
 PLOTS = (
-    Plot("loss_by_mode", "Loss by domain and mode", curves.loss_bars),
+    Plot("loss_by_mode", "Loss by mode", intervals.loss_bars),
+    Plot("regret", "Regret by routing", intervals.regret),
     Plot("boosting", "Residual boosting, round by round", curves.boosting),
     Plot("loss_matrix", "Loss after each domain closed", heatmaps.loss_matrix),
     Plot("sweep", "What the sweep found", heatmaps.sweep_outcomes),
@@ -33,8 +34,8 @@ PLOTS = (
 )
 
 
-def draw_figures(inputs: ReportInputs, report: dict[str, Any], directory: Path) -> list[dict[str, str]]:
-    """Write ``<directory>/<name>.png`` for every figure that applies; what was written, as ``{file, title}``."""
+def draw_figures(inputs: ReportInputs, report: Report, directory: Path) -> tuple[FigureFile, ...]:
+    """Write ``<directory>/<name>.png`` for every figure that applies; what was written."""
     directory.mkdir(parents=True, exist_ok=True)
     drawn = []
     with style():
@@ -42,5 +43,5 @@ def draw_figures(inputs: ReportInputs, report: dict[str, Any], directory: Path) 
             figure = plot.draw(inputs, report)
             if figure is not None:
                 save(figure, directory / f"{plot.name}.png")
-                drawn.append({"file": f"{directory.name}/{plot.name}.png", "title": plot.title})
-    return drawn
+                drawn.append(FigureFile(f"{directory.name}/{plot.name}.png", plot.title))
+    return tuple(drawn)

@@ -1,25 +1,39 @@
-"""The report as a page: verdicts first, then the tables they rest on, then the figures."""
+"""The report as a page: findings first, then checks, then the tables they rest on, then the figures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
-from bs_cluster.report.inputs import MODES
+from bs_cluster.estimates import Estimate
+from bs_cluster.report.record import ALL, POLICIES, Answer, Report
+from bs_cluster.report.wording import (
+    NOT_MEASURED,
+    SERVABLE,
+    TABLE_MODES,
+    best_servable,
+    duration,
+    interval,
+    loss,
+    percent,
+    range_of_rows,
+    signed,
+    tally,
+    unmeasured,
+)
 
-NOT_MEASURED = "–"
-# The oracle picks a subset per row in hindsight: a bound, never the best of what one could serve.
-SERVABLE = tuple(mode for mode in MODES if mode != "oracle")
+MARKS: dict[Answer, str] = {"holds": "✅", "fails": "❌", "undecided": "❔", "not measured": "➖"}
 
 
-def render_markdown(report: dict[str, Any]) -> str:
-    """GitHub-flavoured Markdown. ``report['figures']`` (file, title), when there, are linked relative to the page."""
+def render_markdown(report: Report) -> str:
+    """GitHub-flavoured Markdown; figures are linked relative to the page."""
     sections = [
         _head(report),
-        _verdicts(report),
+        findings(report),
+        _checks(report),
         _losses(report),
-        _rounds(report),
         _router(report),
+        _rounds(report),
+        _validation(report),
         _sweep(report),
         _null_space(report),
         _data(report),
@@ -30,154 +44,232 @@ def render_markdown(report: dict[str, Any]) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; the first column reads left, the others right. Cells are escaped, not trusted."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
-def _head(report: dict[str, Any]) -> str:
-    base = report["base"]
-    held = sum(verdict["holds"] for verdict in report["verdicts"])
+def _head(report: Report) -> str:
+    base = report.base
     return (
-        f"# {report['campaign']}\n\n"
-        f"{len(report['domains'])} domains ({', '.join(report['domains'])}) "
-        f"on `{base['model']}` ({base['quantization']}). "
-        f"**{held} of {len(report['verdicts'])} claims hold.** Losses are nats per completion token; lower is better."
+        f"# {report.campaign}\n\n"
+        f"{len(report.domains)} domains ({', '.join(report.domains)}) on `{base.model}` ({base.quantization}). "
+        f"**{tally(report)}.** Losses are nats per completion token over all tokens of the rows named; lower is better."
     )
 
 
-def _verdicts(report: dict[str, Any]) -> str:
-    lines = ["## Verdicts", ""]
-    for verdict in report["verdicts"]:
-        mark = "✅" if verdict["holds"] else "❌ **Does not hold:**"
-        lines.append(f"- {mark} **{verdict['claim']}.** {_cell(verdict['detail'])}.")
-    lines += [f"- ➖ {gap['claim']}: not measured, {_cell(gap['detail'])}." for gap in report["not_measured"]]
-    return "\n".join(lines)
+def findings(report: Report) -> str:
+    """The findings as a section: what the numbers could have contradicted."""
+    rows: list[Sequence[object]] = []
+    for finding in report.findings:
+        if finding.answer == "not measured":
+            continue
+        single = finding.parts[0] if len(finding.parts) == 1 else None
+        detail = f" ({finding.detail})" if finding.detail else ""
+        claim = f"**{finding.claim}**{detail}"
+        figures = _difference(single.difference) if single else ("", "", "")
+        rows.append([claim, *figures, finding.wanted, _answer(finding.answer)])
+        if single is None:
+            rows += [[p.name, *_difference(p.difference), "", _answer(p.answer)] for p in finding.parts]
+    if not rows:
+        return ""
+    intro = (
+        "Each could have failed. A difference is paired row by row on the same rows; below 0 is better. A finding "
+        "holds or fails where its 95 % interval lies on one side of what is wanted; spanning both, it is undecided."
+    )
+    header = ["finding", "difference", "95 % interval", "rows", "wanted", ""]
+    return "\n\n".join(["## Findings", intro, table(header, rows)])
 
 
-def _losses(report: dict[str, Any]) -> str:
-    loss = report["loss"]
+def _checks(report: Report) -> str:
+    known = [check for check in report.checks if check.answer != "not measured"]
+    lines = [f"- {MARKS[check.answer]} **{check.claim}.** {_cell(check.detail)}." for check in known]
+    lines += [f"- {MARKS[gap.answer]} {gap.claim}: not measured, {_cell(gap.detail)}." for gap in unmeasured(report)]
+    intro = "These hold by construction, unless the code is broken; they are judged exactly."
+    return "\n\n".join(["## Checks", intro, "\n".join(lines)])
+
+
+def _losses(report: Report) -> str:
+    modes = report.modes(TABLE_MODES)
+    if not modes:
+        return ""
     rows = []
-    for domain in report["domains"]:
-        servable = [loss[mode][domain] for mode in SERVABLE if loss[mode][domain] is not None]
-        best = min(servable, default=None)
+    for owner in report.measured_owners:
+        best = best_servable(report, owner)
         cells = [
-            f"**{_loss(loss[mode][domain])}**"
-            if mode in SERVABLE and best is not None and loss[mode][domain] == best
-            else _loss(loss[mode][domain])
-            for mode in MODES
+            f"**{loss(value)}**" if mode in SERVABLE and value is not None and value == best else loss(value)
+            for mode in modes
+            for value in [report.loss[mode][owner]]
         ]
-        at_commit = _loss(report["isolated_at_commit"].get(domain))
-        rows.append([domain, *cells, at_commit])
-    notes = [f"*{mode}*: {_cell(note)}." for mode, note in report["loss_notes"].items()]
-    legend = "Bold is the best that can be served. *parents*: with the stacks that were active in its training."
-    body = table(["domain", *MODES, "isolated at commit"], rows)
-    return "\n\n".join(["## Loss by domain and mode", body, " ".join([legend, *notes])])
+        rows.append([owner, *cells, report.rows[owner]])
+    for group in report.groups:
+        totals = [report.losses[mode][group] for mode in modes]
+        rows.append([group, *(loss(total.mean if total else None) for total in totals), report.rows[group]])
+    spread = [
+        [owner, *(interval(report.losses[mode][owner], ".3f") for mode in modes)]
+        for owner in (*report.measured_owners, *report.groups)
+    ]
+    legend = (
+        f"On {report.rows_note}. Bold is the best that can be served. *isolated*: own stacks alone, which is what "
+        "routing by label serves; *ungated*: all stacks on; *best single*: the one domain that is best alone"
+        + (f" ({report.router.best_single})" if report.router.best_single else "")
+        + "; *oracle*: each row's best combination in hindsight. "
+        + (
+            "*parents*: with the stacks that were active in its training."
+            if "parents" in modes
+            else "Stacks trained beside no others, so that *parents* is *isolated*."
+        )
+    )
+    names = [mode.replace("_", " ") for mode in modes]
+    return "\n\n".join(
+        [
+            "## Loss by mode",
+            table(["rows of", *names, "rows"], rows),
+            legend,
+            "95 % intervals over rows, of each loss alone (differences are above, and far tighter):",
+            table(["rows of", *names], spread),
+        ]
+    )
 
 
-def _rounds(report: dict[str, Any]) -> str:
-    if not report["stacks"]:
+def _router(report: Report) -> str:
+    router = report.router
+    if not any(by_owner[ALL] for by_owner in router.regrets.values()):
+        return ""
+    lines = []
+    for mode, by_owner in router.regrets.items():
+        named = f" ({router.best_single})" if mode == "best_single" and router.best_single else ""
+        lines.append([POLICIES[mode] + named, *_difference(by_owner[ALL])])
+    intro = "Regret: loss above the best combination per row in hindsight, on rows the judged meta-router never saw."
+    if router.accuracy is not None:
+        intro += f" The domains it chose measured as good as that best on {percent(router.accuracy)} of the rows."
+    parts = ["## Meta-router", intro, *router.notes, table(["routing", "regret", "95 % interval", "rows"], lines)]
+    by_owner_lines = [
+        [owner, *(_mean(by_owner[owner]) for by_owner in router.regrets.values()), report.rows[owner]]
+        for owner in (*report.measured_owners, *report.groups)
+    ]
+    names = [POLICIES[mode] for mode in router.regrets]
+    parts += ["Regret by whose rows they are:", table(["rows of", *names, "rows"], by_owner_lines)]
+    if report.gates:
+        gates = [
+            [owner, *(_two(report.gates[owner].get(domain)) for domain in report.domains)]
+            for owner in report.owners
+            if owner in report.gates
+        ]
+        parts += ["Mean gate weight served:", table(["rows of", *report.domains], gates)]
+    return "\n\n".join(parts)
+
+
+def _rounds(report: Report) -> str:
+    if not report.stacks:
         return "## Rounds\n\nNo round was run."
     rows = [
         [
-            f"{row['domain']} r{row['round']}",
-            _loss(row["val_before"]),
-            _loss(row["val_after"]),
-            _change(row["val_before"], row["val_after"]),
-            "committed" if row["committed"] else "rejected",
-            row["steps"],
-            row["restores"],
-            _duration(row["seconds"]),
-            row["reason"],
-            f"`{row['manifest'][:12]}`" if row["manifest"] else NOT_MEASURED,
+            row.name,
+            loss(row.val_before),
+            loss(row.val_after),
+            signed(row.gain),
+            "–" if row.gain_error is None else f"{row.gain_error:.3f}",
+            row.rows,
+            "committed" if row.committed else "rejected",
+            row.steps,
+            row.restores,
+            duration(row.seconds),
+            row.reason,
+            f"`{row.manifest[:12]}`" if row.manifest else NOT_MEASURED,
         ]
-        for row in report["stacks"]
+        for row in report.stacks
     ]
-    header = ["stack", "before", "after", "change", "", "steps", "restores", "time", "reason", "manifest"]
-    return "## Rounds of residual boosting\n\n" + table(header, rows)
+    header = [
+        "stack",
+        "before",
+        "after",
+        "gain",
+        "± s.e.",
+        "rows",
+        "",
+        "steps",
+        "restores",
+        "time",
+        "reason",
+        "manifest",
+    ]
+    intro = "On validation rows, which are not the rows of the tables above. Gain: paired over the rows that decided."
+    return "\n\n".join(["## Rounds of residual boosting", intro, table(header, rows)])
 
 
-def _router(report: dict[str, Any]) -> str:
-    router = report["router"]
-    policies = (
-        ("meta-router", "regret"),
-        ("by label", "label_regret"),
-        ("best single domain", "best_single_regret"),
-        ("all domains on", "all_on_regret"),
-        ("base alone", "base_regret"),
+def _validation(report: Report) -> str:
+    """What closed domains were left with, on the rows that chose it, and whether it moved since."""
+    if not report.validation_rows:
+        return ""
+    rows = [
+        [
+            domain,
+            loss(report.validation_base[domain]),
+            loss(report.isolated_at_commit[domain]),
+            _drift(report.isolated_drift, domain),
+            count,
+        ]
+        for domain, count in report.validation_rows.items()
+    ]
+    intro = (
+        f"The same validation rows ({range_of_rows(report)}) at the domain's closing and now. Snapshots and rounds "
+        "were chosen on them, so that they flatter: what a domain is worth is in *Loss by mode*."
     )
-    measured = [(name, router[key]) for name, key in policies if router[key] is not None]
-    if not measured:
-        return ""
-    best = min(regret for _, regret in measured)
-    rows = [[name, f"**{_regret(value)}**" if value == best else _regret(value)] for name, value in measured]
-    intro = "Regret: loss above the best combination per row in hindsight, on rows the meta-router never saw."
-    if router["accuracy"] is not None:
-        intro += f" The domains it chose measured as good as that best on {_percent(router['accuracy'])} of the rows."
-    parts = ["## Meta-router", intro, table(["routing", "regret (nats)"], rows)]
-    if by_domain := router.get("by_domain"):
-        lines = [[domain, *(_regret(row.get(key)) for _, key in policies)] for domain, row in by_domain.items()]
-        parts += ["Regret by the row's true domain:", table(["rows of", *(name for name, _ in policies)], lines)]
-    if report["gates"]:
-        gate_rows = [
-            [true, *(_gate(report["gates"][true].get(domain)) for domain in report["domains"])]
-            for true in report["domains"]
-            if true in report["gates"]
-        ]
-        parts += [
-            "Mean gate weight served, by the row's true domain:",
-            table(["rows of", *report["domains"]], gate_rows),
-        ]
-    return "\n\n".join(parts)
+    header = ["domain", "base", "isolated at commit", "largest change of a row since", "rows"]
+    return "\n\n".join(["## Validation rows", intro, table(header, rows)])
 
 
-def _sweep(report: dict[str, Any]) -> str:
-    sweep = report["sweep"]
-    if sweep["rows"] is None:
+def _drift(drift: Mapping[str, float | None], domain: str) -> str:
+    if domain not in drift:
+        return NOT_MEASURED
+    moved = drift[domain]
+    return "NaN on one side" if moved is None else "0" if moved == 0 else f"{moved:.3g}"
+
+
+def _sweep(report: Report) -> str:
+    sweep = report.sweep
+    if sweep.rows is None:
         return ""
-    facts = f"{sweep['rows']:,.0f} rows"
-    facts += f" under {sweep['combinations']:,.0f} combinations" if sweep["combinations"] is not None else ""
-    facts += f", {sweep['rows_per_s']:.1f} scored rows per second" if sweep["rows_per_s"] is not None else ""
+    facts = f"{sweep.rows:,} rows"
+    facts += f" under {sweep.combinations:,} combinations" if sweep.combinations is not None else ""
+    facts += f", {sweep.rows_per_s:.1f} scored rows per second" if sweep.rows_per_s else ""
     parts = ["## Sweep", facts + "."]
-    if sweep["best"]:
-        rows = [
-            [domain, " + ".join(best["domains"]) or "base alone", f"{best['gain']:.3f}"]
-            for domain, best in sweep["best"].items()
-        ]
-        parts.append(table(["rows of", "best combination on average", "gain over base (nats/token)"], rows))
+    if sweep.best:
+        rows = [[owner, " + ".join(b.domains) or "base alone", loss(b.gain)] for owner, b in sweep.best.items()]
+        header = ["rows of", "best combination on average, in hindsight", "gain over base"]
+        parts.append(table(header, rows))
     return "\n\n".join(parts)
 
 
-def _null_space(report: dict[str, Any]) -> str:
-    widths = sorted({width for shares in report["capacity"].values() for width in shares}, key=int)
+def _null_space(report: Report) -> str:
+    widths = sorted({width for shares in report.capacity.values() for width in shares}, key=int)
     parts = []
     if widths:
         rows = [
             [
                 domain,
-                f"{report['basis_rank_mean'][domain]:.1f}"
-                if report["basis_rank_mean"][domain] is not None
-                else NOT_MEASURED,
-                *(_percent(shares.get(width)) for width in widths),
+                "–" if report.basis_rank_mean[domain] is None else f"{report.basis_rank_mean[domain]:.1f}",
+                *(percent(shares.get(width)) for width in widths),
             ]
-            for domain, shares in report["capacity"].items()
+            for domain, shares in report.capacity.items()
         ]
         intro = "Directions claimed after each domain, as the largest share at any site of that output width."
         parts += [intro, table(["after", "mean rank claimed", *(f"width {width}" for width in widths)], rows)]
-    if report["overlap"]:
-        names = [domain for domain in report["domains"] if domain in report["overlap"]]
-        rows = [[a, *(_small(report["overlap"][a].get(b)) for b in names)] for a in names]
+    if report.overlap:
+        names = [domain for domain in report.domains if domain in report.overlap]
+        rows = [[a, *(_small(report.overlap[a].get(b)) for b in names)] for a in names]
         parts += ["Mean squared cosine between two domains' claimed directions:", table(["", *names], rows)]
     return "\n\n".join(["## Null space: capacity and overlap", *parts]) if parts else ""
 
 
-def _data(report: dict[str, Any]) -> str:
-    counts = report["data_counts"]
+def _data(report: Report) -> str:
+    counts = report.data_counts
     if not counts:
         return ""
     columns = list(dict.fromkeys(name for row in counts.values() for name in row))
@@ -185,54 +277,38 @@ def _data(report: dict[str, Any]) -> str:
     return "## Data\n\nRows, after and through decontamination.\n\n" + table(["domain", *columns], rows)
 
 
-def _timing(report: dict[str, Any]) -> str:
-    timing = {phase: seconds for phase, seconds in report["timing"].items() if seconds is not None}
-    if not timing:
-        return ""
-    return "## Time\n\n" + table(["phase", "time"], [[phase, _duration(s)] for phase, s in timing.items()])
+def _timing(report: Report) -> str:
+    timing = [[phase, duration(seconds)] for phase, seconds in report.timing.items() if seconds is not None]
+    return "## Time\n\n" + table(["phase", "time"], timing) if timing else ""
 
 
-def _figures(report: dict[str, Any]) -> str:
-    figures = report.get("figures", [])
-    return "\n\n".join(["## Figures", *(f"![{f['title']}]({f['file']})" for f in figures)]) if figures else ""
+def _figures(report: Report) -> str:
+    images = [f"![{figure.title}]({figure.file})" for figure in report.figures]
+    return "\n\n".join(["## Figures", *images]) if images else ""
 
 
-def _environment(report: dict[str, Any]) -> str:
-    facts = [f"{name} {value}" for name, value in report["environment"].items()]
-    digest = f"Base digest `{report['base']['digest']}`."
-    config = f"<details><summary>Configuration</summary>\n\n```yaml\n{report['config'].rstrip()}\n```\n\n</details>"
-    return "\n\n".join(["## Made with", ", ".join([*facts]) + (". " if facts else "") + digest, config])
+def _environment(report: Report) -> str:
+    facts = ", ".join(f"{name} {value}" for name, value in report.environment.items())
+    digest = f"Base digest `{report.base.digest}`."
+    config = f"<details><summary>Configuration</summary>\n\n```yaml\n{report.config.rstrip()}\n```\n\n</details>"
+    return "\n\n".join(["## Made with", f"{facts}. {digest}" if facts else digest, config])
 
 
-def _loss(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{value:.3f}"
+def _answer(answer: Answer) -> str:
+    return f"{MARKS[answer]} {answer}"
 
 
-def _regret(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{value:.4f}".replace("-", "−")
+def _difference(value: Estimate | None) -> tuple[str, str, object]:
+    return (NOT_MEASURED, "", "") if value is None else (signed(value.mean), interval(value), value.rows)
 
 
-def _gate(value: float | None) -> str:
+def _mean(value: Estimate | None) -> str:
+    return NOT_MEASURED if value is None else signed(value.mean)
+
+
+def _two(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:.2f}"
 
 
 def _small(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:.2g}"
-
-
-def _percent(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{100 * value:.1f} %"
-
-
-def _change(before: float | None, after: float | None) -> str:
-    return NOT_MEASURED if before is None or after is None else f"{after - before:+.3f}".replace("-", "−")
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return NOT_MEASURED
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ RC: dict[Any, Any] = {
     "figure.facecolor": "white",
 }
 DPI = 144
-HEAD_INCHES = 0.8  # room for title and subtitle
+TITLE_SIZE, SUBTITLE_SIZE = 12.0, 9.0
+LINE = 1.3 / 72  # inches a line takes, by its font size
 
 
 def style():
@@ -46,19 +48,25 @@ def style():
 
 
 def new_figure(width: float, height: float, title: str, subtitle: str) -> Figure:
-    """A figure of ``width`` by ``height`` inches of plot, with its finding and how to read it above."""
-    total = height + HEAD_INCHES
+    """A figure of ``width`` by ``height`` inches of plot, with its finding and how to read it above, both wrapped."""
+    title_lines = _wrapped(title, width, TITLE_SIZE, 0.61)
+    subtitle_lines = _wrapped(subtitle, width, SUBTITLE_SIZE, 0.57)
+    below_title = 0.16 + len(title_lines) * TITLE_SIZE * LINE + 0.05
+    head = below_title + len(subtitle_lines) * SUBTITLE_SIZE * LINE + 0.12
+    total = height + head
     figure = Figure(figsize=(width, total), dpi=DPI)
-    rect = (0.01, 0.01, 0.98, 1 - HEAD_INCHES / total - 0.01)
-    figure.set_layout_engine("constrained", rect=rect, w_pad=0.07, h_pad=0.06)
-    inch = 1 / total
+    figure.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 1 - head / total - 0.01), w_pad=0.07, h_pad=0.06)
+    text: dict[str, Any] = {"va": "top", "linespacing": 1.2}
+    figure.text(0.12 / width, 1 - 0.16 / total, "\n".join(title_lines), fontsize=TITLE_SIZE, fontweight="bold", **text)
     figure.text(
-        0.12 / width, 1 - 0.16 * inch, title, fontsize=min(12.0, 115 * width / len(title)), fontweight="bold", va="top"
-    )
-    figure.text(
-        0.12 / width, 1 - 0.46 * inch, subtitle, fontsize=min(9.0, 125 * width / len(subtitle)), color=GREY, va="top"
+        0.12 / width, 1 - below_title / total, "\n".join(subtitle_lines), fontsize=SUBTITLE_SIZE, color=GREY, **text
     )
     return figure
+
+
+def _wrapped(text: str, width: float, size: float, em: float) -> list[str]:
+    """``text`` in lines that fit ``width`` inches; a character is ``em`` of the font size wide on average."""
+    return textwrap.wrap(text, max(20, int((width - 0.3) * 72 / (size * em)))) or [""]
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -104,10 +112,11 @@ def heat_map(
             axes.text(column, row, label, ha="center", va="center", fontsize=8.5, color="white" if dark else INK)
 
 
-def label_x(axes: Axes, names: Sequence[str], inches_each: float) -> None:
-    """Name the x positions, slanted where the longest name would not fit its column."""
+def label_x(axes: Axes, names: Sequence[str], inches_each: float, below: Sequence[str] = ()) -> None:
+    """Name the x positions, slanted where the longest name would not fit its column; ``below`` is a second line."""
     shown = [short(name) for name in names]
     crowded = max(map(len, shown), default=0) * 0.085 > inches_each
+    shown = [f"{name}\n{line}" for name, line in zip(shown, below, strict=True)] if below else shown
     slant = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
     axes.set_xticks(range(len(shown)), shown, **slant)
 

@@ -1,141 +1,196 @@
-"""The report at the end of a run, in a terminal: at most 60 lines, aligned, nothing but the standard library."""
+"""The report at the end of a run, in a terminal: what was found, then the tables it rests on."""
 
 from __future__ import annotations
 
-import re
-import textwrap
+import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TextIO
 
-from bs_cluster.report.inputs import MODES
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
-MAX_LINES = 60
-MAX_DOMAINS = 9  # rows shown per table; beyond that 60 lines would not hold them, and report.md has them all
-MIN_WIDTH = 40
+from bs_cluster.estimates import Estimate
+from bs_cluster.report.record import ALL, POLICIES, Answer, Report
+from bs_cluster.report.wording import (
+    MARKS,
+    NOT_MEASURED,
+    TABLE_MODES,
+    best_servable,
+    duration,
+    interval,
+    loss,
+    percent,
+    range_of_rows,
+    signed,
+    tally,
+    unmeasured,
+)
 
-BOLD, DIM, GREEN, RED, BLUE, RESET = "\033[1m", "\033[2m", "\033[32m", "\033[31m", "\033[34m", "\033[0m"
-ANSI = re.compile(r"\033\[\d+m")
-
-
-def render_terminal(report: dict[str, Any], width: int = 100, colour: bool = True) -> str:
-    """Verdicts, losses, rounds, routing and time, no line wider than ``width`` columns (at least 40)."""
-    width = max(width, MIN_WIDTH)
-    blocks = [_head(report), _verdicts(report, width), _losses(report, width), _rounds(report), _facts(report)]
-    lines = [line for block in blocks if block for line in (*block, "")][:-1]
-    lines = [_clip(line, width) for line in lines]
-    assert len(lines) <= MAX_LINES, f"{len(lines)} lines"
-    return "\n".join(line if colour else ANSI.sub("", line) for line in lines)
-
-
-def visible_length(line: str) -> int:
-    """Columns a line takes: its characters without the colour codes."""
-    return len(ANSI.sub("", line))
-
-
-def _head(report: dict[str, Any]) -> list[str]:
-    held = sum(verdict["holds"] for verdict in report["verdicts"])
-    total = len(report["verdicts"])
-    tint = GREEN if held == total else RED
-    base = report["base"]
-    return [
-        f"{BOLD}{report['campaign']}{RESET}  {tint}{held} of {total} claims hold{RESET}  "
-        f"{DIM}{len(report['domains'])} domains on {base['model']}, {base['quantization']}{RESET}"
-    ]
+MAX_ROWS = 12  # lines shown a table; report.md has them all
+LOG_WIDTH = 100  # columns where no terminal says how many it has
+COLOURS: dict[Answer, str] = {"holds": "green", "fails": "red", "undecided": "yellow", "not measured": "dim"}
 
 
-def _verdicts(report: dict[str, Any], width: int) -> list[str]:
-    """A claim per line, with its detail on the same line where it fits and below where not."""
-    lines = []
-    for verdict in report["verdicts"]:
-        mark = f"{GREEN}✓{RESET}" if verdict["holds"] else f"{RED}✗{RESET}"
-        one = f"{mark} {verdict['claim']}  {DIM}{verdict['detail']}{RESET}"
-        if visible_length(one) <= width:
-            lines.append(one)
-        else:
-            detail = textwrap.wrap(verdict["detail"], width - 4, max_lines=2, placeholder=" …")
-            lines += [f"{mark} {verdict['claim']}", *(f"    {DIM}{line}{RESET}" for line in detail)]
-    lines += [f"{DIM}– {gap['claim']}: {gap['detail']}{RESET}" for gap in report["not_measured"]]
-    return lines
+def terminal_console(file: TextIO | None = None) -> Console:
+    """A console that writes no escape codes into a log, none where NO_COLOR is set, and fits the terminal's width."""
+    console = Console(file=file, highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = LOG_WIDTH
+    return console
 
 
-def _losses(report: dict[str, Any], width: int) -> list[str]:
-    """Loss by domain and mode, the best that can be served in bold; the last modes give way on a narrow terminal."""
-    column = 10
-    modes = MODES[: max(1, min(len(MODES), (width - 14) // column))]
-    name = max(8, min(max(map(len, report["domains"]), default=8), width - column * len(modes)))
-    lines = [DIM + "loss".ljust(name) + "".join(mode.rjust(column) for mode in modes) + RESET]
-    for domain in report["domains"][:MAX_DOMAINS]:
-        values = [report["loss"][mode][domain] for mode in modes]
-        servable = [v for mode, v in zip(modes, values, strict=True) if mode != "oracle" and v is not None]
-        best = min(servable, default=None)
+def render_terminal(report: Report) -> RenderableType:
+    """Findings with their intervals, checks, losses, rounds, routing and time, for ``Console.print``."""
+    blocks = [_head(report), _findings(report), _checks(report), _losses(report), _routing(report), _validation(report)]
+    spaced = [item for block in [*blocks, _facts(report)] if block is not None for item in (block, Text(""))]
+    return Group(*spaced[:-1])
+
+
+def _head(report: Report) -> Text:
+    base = report.base
+    return Text.assemble(
+        (report.campaign, "bold"),
+        f"  {tally(report)}  ",
+        (f"{len(report.domains)} domains on {base.model}, {base.quantization}", "dim"),
+    )
+
+
+def _findings(report: Report) -> Table | None:
+    """A line a finding; one of several parts has a line for each below it."""
+    table = _marked("findings, in nats per completion token; below 0 is better")
+    for name in ("difference", "95 % interval", "rows"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for finding in report.findings:
+        if finding.answer == "not measured":
+            continue
+        single = finding.parts[0] if len(finding.parts) == 1 else None
+        claim = Text(finding.claim)
+        if finding.answer == "undecided":
+            claim.append(": undecided", "yellow")
+        if finding.detail:
+            claim.append(f" ({finding.detail})", "dim")
+        table.add_row(_mark(finding.answer), claim, *(_difference(single.difference) if single else ("", "", "")))
+        if single is None:
+            for part in finding.parts[:MAX_ROWS]:
+                name = Text.assemble(_mark(part.answer), (f" {part.name}", "dim"))
+                table.add_row("", name, *_difference(part.difference))
+            _more(table, len(finding.parts), "")
+    return table if table.rows else None
+
+
+def _checks(report: Report) -> Table | None:
+    table = _marked("checks: hold by construction")
+    for check in report.checks:
+        if check.answer != "not measured":
+            table.add_row(_mark(check.answer), Text.assemble(check.claim, (f"  {check.detail}", "dim")))
+    for gap in unmeasured(report):
+        table.add_row(_mark(gap.answer), Text(f"{gap.claim}: not measured; {gap.detail}", "dim"))
+    return table if table.rows else None
+
+
+def _losses(report: Report) -> RenderableType | None:
+    """Loss by owner and mode, the best that can be served in bold."""
+    modes = report.modes(TABLE_MODES)
+    if not modes:
+        return None
+    table = _table("loss", *(mode.replace("_", " ") for mode in modes), "rows")
+    for owner in report.measured_owners[:MAX_ROWS]:
+        best = best_servable(report, owner)
         cells = []
-        for mode, value in zip(modes, values, strict=True):
-            text = ("–" if value is None else f"{value:.3f}").rjust(column)
+        for mode in modes:
+            value = report.loss[mode][owner]
             is_best = mode != "oracle" and value is not None and value == best
-            cells.append(f"{BOLD}{GREEN}{text}{RESET}" if is_best else text)
-        lines.append(_clip(domain, name).ljust(name) + "".join(cells))
-    return lines + _more(report["domains"])
+            cells.append(Text(loss(value), "bold green" if is_best else ""))
+        table.add_row(owner, *cells, str(report.rows[owner]))
+    _more(table, len(report.measured_owners))
+    for group in report.groups:
+        totals = [report.losses[mode][group] for mode in modes]
+        table.add_row(group, *(loss(t.mean if t else None) for t in totals), str(report.rows[group]), style="dim")
+    return Group(table, Text(f"on {report.rows_note}", "dim"))
 
 
-def _rounds(report: dict[str, Any]) -> list[str]:
-    """A domain per line: the loss it started from, then each round's, crossed where rejected."""
-    closed = [domain for domain in report["domains"] if any(row["domain"] == domain for row in report["stacks"])]
+def _routing(report: Report) -> RenderableType | None:
+    regrets = {mode: by_owner[ALL] for mode, by_owner in report.router.regrets.items() if by_owner[ALL]}
+    if not regrets:
+        return None
+    table = _table("regret: loss above the best combination in hindsight", "nats per token", "95 % interval", "rows")
+    for mode, regret in regrets.items():
+        assert regret is not None
+        named = f" ({report.router.best_single})" if mode == "best_single" and report.router.best_single else ""
+        table.add_row(POLICIES[mode] + named, signed(regret.mean), interval(regret), str(regret.rows))
+    return Group(table, *(Text(note, "dim") for note in report.router.notes))
+
+
+def _validation(report: Report) -> Table | None:
+    """A domain a line on its validation rows: where it started, each round, what it closed with."""
+    closed = [domain for domain in report.domains if any(row.domain == domain for row in report.stacks)]
     if not closed:
-        return []
-    name = min(max(map(len, closed)), 24)
-    lines = [f"{DIM}rounds{RESET}"]
-    for domain in closed[:MAX_DOMAINS]:
-        rows = [row for row in report["stacks"] if row["domain"] == domain]
-        line = _clip(domain, name).ljust(name) + "  " + _loss(rows[0]["val_before"])
-        for row in rows:
-            kept = f"{GREEN}✓{RESET}" if row["committed"] else f"{RED}✗{RESET}"
-            line += f"  {DIM}r{row['round']}{RESET} {_loss(row['val_after'])} {kept}"
-        lines.append(line)
-    return lines + _more(closed)
+        return None
+    last = max(row.round for row in report.stacks)
+    title = f"rounds, on validation rows ({range_of_rows(report)})"
+    table = _table(title, "base", *(f"round {number}" for number in range(1, last + 1)), "at commit", "moved")
+    for domain in closed[:MAX_ROWS]:
+        rows = {row.round: row for row in report.stacks if row.domain == domain}
+        cells = []
+        for number in range(1, last + 1):
+            row = rows.get(number)
+            mark = _mark("holds" if row.committed else "fails") if row else ""
+            cells.append(Text.assemble(f"{loss(row.val_after)} ", mark) if row else Text(""))
+        moved = report.isolated_drift.get(domain)
+        told = NOT_MEASURED if moved is None else "0" if moved == 0 else f"{moved:.2g}"
+        table.add_row(
+            domain, loss(report.validation_base[domain]), *cells, loss(report.isolated_at_commit[domain]), told
+        )
+    _more(table, len(closed))
+    return table
 
 
-def _facts(report: dict[str, Any]) -> list[str]:
-    router, sweep = report["router"], report["sweep"]
-    lines = []
-    regrets = [("router", "regret"), ("label", "label_regret"), ("all on", "all_on_regret"), ("base", "base_regret")]
-    shown = [f"{name} {router[key]:.4f}" for name, key in regrets if router[key] is not None]
-    if shown:
-        accuracy = "" if router["accuracy"] is None else f"  accuracy {100 * router['accuracy']:.0f} %"
-        lines.append(f"{DIM}regret{RESET}  {'  '.join(shown)}{accuracy}")
-    if sweep["rows"] is not None:
-        facts = [f"{sweep['rows']:,.0f} rows"]
-        facts += [f"{sweep['combinations']:,.0f} combinations"] if sweep["combinations"] is not None else []
-        facts += [f"{sweep['rows_per_s']:.1f} scored rows/s"] if sweep["rows_per_s"] is not None else []
-        lines.append(f"{DIM}sweep{RESET}   {', '.join(facts)}")
-    shares = [share for by_width in report["capacity"].values() for share in by_width.values() if share is not None]
+def _facts(report: Report) -> Group:
+    sweep, lines = report.sweep, []
+    if sweep.rows is not None:
+        facts = [f"{sweep.rows:,} rows"]
+        facts += [f"{sweep.combinations:,} combinations"] if sweep.combinations is not None else []
+        facts += [f"{sweep.rows_per_s:.1f} scored rows/s"] if sweep.rows_per_s else []
+        lines.append(("sweep", ", ".join(facts)))
+    if report.router.accuracy is not None:
+        told = f"the chosen domains measured as good as the best on {percent(report.router.accuracy)} of the rows"
+        lines.append(("router", told))
+    shares = [share for widths in report.capacity.values() for share in widths.values() if share is not None]
     if shares:
-        lines.append(f"{DIM}claimed{RESET} at most {100 * max(shares):.1f} % of a site's output directions")
-    timing = [f"{phase} {seconds:.0f} s" for phase, seconds in report["timing"].items() if seconds is not None]
+        lines.append(("claimed", f"at most {percent(max(shares))} of a site's output directions"))
+    timing = [f"{phase} {duration(seconds)}" for phase, seconds in report.timing.items() if seconds is not None]
     if timing:
-        lines.append(f"{DIM}time{RESET}    {', '.join(timing)}")
-    return lines
+        lines.append(("time", ", ".join(timing)))
+    return Group(*(Text.assemble((name.ljust(9), "dim"), told) for name, told in lines))
 
 
-def _more(names: Sequence[str]) -> list[str]:
-    hidden = len(names) - MAX_DOMAINS
-    return [f"{DIM}… {hidden} more in report.md{RESET}"] if hidden > 0 else []
+def _table(first: str, *columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column(first, overflow="fold", min_width=12)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
-def _clip(line: str, width: int) -> str:
-    """``line`` cut to ``width`` visible columns, the cut marked, colours closed."""
-    if visible_length(line) <= width:
-        return line
-    kept, shown = [], 0
-    for part in re.split(r"(\033\[\d+m)", line):
-        if ANSI.fullmatch(part):
-            kept.append(part)
-        else:
-            kept.append(part[: width - 1 - shown])
-            shown += len(kept[-1])
-        if shown >= width - 1:
-            break
-    return "".join(kept) + "…" + (RESET if "\033" in line else "")
+def _marked(title: str) -> Table:
+    """A table of claims: a mark, then the claim, which may take several lines."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("", no_wrap=True, width=1)
+    table.add_column(title, overflow="fold")
+    return table
 
 
-def _loss(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _mark(answer: Answer) -> Text:
+    return Text(MARKS[answer], COLOURS[answer])
+
+
+def _difference(value: Estimate | None) -> Sequence[str]:
+    if value is None:
+        return NOT_MEASURED, "", ""
+    return signed(value.mean), interval(value), str(value.rows)
+
+
+def _more(table: Table, count: int, *before: str) -> None:
+    if count > MAX_ROWS:
+        table.add_row(*before, f"… {count - MAX_ROWS} more in report.md", style="dim")

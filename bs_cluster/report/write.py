@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from bs_cluster.records import canonical_json
 from bs_cluster.report.build import build_report
 from bs_cluster.report.figures import draw_figures
 from bs_cluster.report.inputs import ReportInputs
 from bs_cluster.report.markdown import render_markdown
+from bs_cluster.report.record import Report
 
 
-def write_report(inputs: ReportInputs, directory: str | Path) -> dict[str, Any]:
+def write_report(inputs: ReportInputs, directory: str | Path) -> Report:
     """Write ``figures/*.png``, ``report.md`` and ``report.json`` (canonical JSON) under ``directory``; the report.
 
     All of it is made in a staging folder first, then moved in file by file with ``report.json`` last: a reader sees
@@ -25,11 +25,10 @@ def write_report(inputs: ReportInputs, directory: str | Path) -> dict[str, Any]:
     report = build_report(inputs)
     with tempfile.TemporaryDirectory(dir=target, prefix=".staging-") as staging_name:
         staging = Path(staging_name)
-        report["figures"] = draw_figures(inputs, report, staging / "figures")
+        report = dataclasses.replace(report, figures=draw_figures(inputs, report, staging / "figures"))
         (staging / "report.md").write_text(render_markdown(report), encoding="utf-8")
-        (staging / "report.json").write_bytes(canonical_json(report) + b"\n")
-        names = [figure["file"] for figure in report["figures"]] + ["report.md", "report.json"]
-        for name in names:
+        (staging / "report.json").write_bytes(report.to_json())
+        for name in [*(figure.file for figure in report.figures), "report.md", "report.json"]:
             (target / name).parent.mkdir(exist_ok=True)
             os.replace(staging / name, target / name)
     return report

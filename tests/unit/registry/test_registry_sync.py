@@ -186,7 +186,7 @@ def test_the_report_of_the_newest_bundle_is_shown_whoever_died_before(registry, 
     assert files == {"report/report.json", "report/report.md"}
     store.commit_bundle(bundle_manifest(store, 2))
     registry.sync(store)
-    assert curve(client, run.info.run_id, "report/router/regret") == [(1, 0.01), (2, 0.02)]
+    assert curve(client, run.info.run_id, "report/regret/router") == [(1, 0.01), (2, 0.02)]
     assert client.get_run(run.info.run_id).data.tags["mlflow.note.content"].startswith("# Report 2")
 
 
@@ -237,7 +237,7 @@ def test_a_rejected_round_has_its_run_and_no_version(registry, store, client):
 def test_the_campaign_run_shows_how_domains_held_up(registry, store, client):
     registry.sync(store)
     (campaign,) = client.search_runs(["1"], "tags.kind = 'campaign'")
-    assert curve(client, campaign.info.run_id, "loss/math/isolated") == [(1, 2.5)]
+    assert curve(client, campaign.info.run_id, "validation/math/isolated") == [(1, 2.5)]
     assert campaign.data.metrics["capacity/5"] == 0.4
 
 

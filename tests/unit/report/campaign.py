@@ -4,8 +4,9 @@ import random
 
 import pyarrow as pa
 
-from bs_cluster.records import BaseRef, DomainRecord, RoundOutcome, StackId
-from bs_cluster.report.inputs import ReportInputs
+from bs_cluster.records import BaseRef, DomainRecord, ModeLosses, RoundOutcome, StackId
+from bs_cluster.report.inputs import ReportInputs, RouterFacts
+from bs_cluster.report.record import SweepReport
 
 DOMAINS = ("chat", "code", "math", "medical", "reasoning")
 BASE_LOSS = {"chat": 3.10, "code": 1.62, "math": 1.45, "medical": 2.38, "reasoning": 1.21}
@@ -57,33 +58,18 @@ def make_inputs(domains=DOMAINS, *, null_space=True, committed=True, seed=0, **c
             "domains": tuple(domains),
             "records": tuple(records),
             "histories": histories,
-            "losses": {
-                "base": base,
-                "isolated": isolated,
-                "parents": {d: isolated[d] * 0.99 for d in domains},
-                "ungated": {d: isolated[d] + 0.25 * rng.random() for d in domains},
-                "routed": {d: isolated[d] * rng.uniform(0.97, 1.02) for d in domains},
-                "oracle": {d: isolated[d] * 0.94 for d in domains},
-            },
-            "loss_notes": {"oracle": "on the sweep's held-out rows"},
+            "losses": make_losses(dict.fromkeys(domains, committed)),
+            "rows_note": "sweep rows",
             "isolated_row_losses": rows,
             "overlap": {a: {b: 1.0 if a == b else 1e-6 * (1 + len(a) * len(b)) for b in domains} for a in domains}
             if null_space
             else {},
-            "router": {
-                "regret": 0.021,
-                "label_regret": 0.034,
-                "all_on_regret": 0.142,
-                "base_regret": 0.61,
-                "best_single_regret": 0.044,
-                "accuracy": 0.91,
-                "by_domain": {d: {"regret": -0.002, "label_regret": 0.03, "rows": 16} for d in domains},
-            },
+            "router": RouterFacts(accuracy=0.91, best_single="chat", notes=("The learned gates are served.",)),
             "gates": {
                 a: {b: rng.uniform(0.8, 0.97) if a == b else rng.uniform(0, 0.35) for b in domains} for a in domains
             },
             "outcomes": None if "outcomes" in changes else make_outcomes(domains, rng),
-            "sweep": {"rows": 200, "combinations": 2 ** len(domains), "rows_per_s": 38.4, "seconds": 166.0},
+            "sweep": SweepReport(rows=200, combinations=2 ** len(domains), rows_per_s=38.4, seconds=166.0, reused=0),
             "timing": {"data": 12.0, "training": 1510.4, "sweep": 166.0, "router": 48.2, "report": 6.1},
             "data_counts": {
                 d: {"train": 900, "validation": 40, "sweep": 40, "dropped_duplicates": 17, "dropped_contaminated": 3}
@@ -93,6 +79,37 @@ def make_inputs(domains=DOMAINS, *, null_space=True, committed=True, seed=0, **c
             **changes,
         }
     )
+
+
+# Nats per token by which a mode differs from the base, on a domain's own rows and on rows that no domain owns.
+OWNED = {
+    "isolated": -1.0, "parents": -0.95, "ungated": 0.6, "routed": -1.005, "label": -1.0, "best_single": -0.3,
+    "oracle": -1.1,
+}  # fmt: skip
+UNOWNED = {
+    "mixed:": {"ungated": 0.3, "routed": -0.5, "best_single": -0.2, "oracle": -0.6},
+    "foreign:": {"ungated": 1.5, "routed": 0.0, "best_single": 0.2, "oracle": -0.1},
+}
+
+
+def make_losses(owners, rows_each=24, seed=0, noise=0.02, **shifts) -> ModeLosses:
+    """Rows of ``owners`` (a mapping of owner to whether it has stacks); ``shifts`` replace a mode's difference."""
+    rng = random.Random(seed)
+    names = [owner for owner in owners for _ in range(rows_each)]
+    tokens = tuple(rng.randint(5, 60) for _ in names)
+    base = [rng.uniform(1.5, 3.0) for _ in names]
+    nll: dict[str, list[float | None]] = {"base": [b * t for b, t in zip(base, tokens, strict=True)]}
+    for mode in OWNED:
+        nll[mode] = []
+        for owner, b, t in zip(names, base, tokens, strict=True):
+            kind = next((kind for kind in UNOWNED if owner.startswith(kind)), None)
+            usual = (UNOWNED[kind] if kind else OWNED).get(mode)
+            shift = None if usual is None else shifts.get(mode, usual)
+            shift = shift if kind or owners[owner] or mode in ("ungated", "best_single") else 0.0
+            wiggle = 0.0 if shift == 0 else rng.gauss(0, noise)
+            nll[mode].append(None if shift is None else t * (b + shift + wiggle))
+    ids = tuple(f"{owner}-{i}" for i, owner in enumerate(names))
+    return ModeLosses(ids, tuple(names), tokens, {mode: tuple(values) for mode, values in nll.items()})
 
 
 def make_outcomes(domains, rng, rows_each=8) -> pa.Table:

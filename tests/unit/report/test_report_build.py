@@ -7,22 +7,33 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.report.campaign import DOMAINS, make_inputs
+from unit.report.campaign import DOMAINS, make_inputs, make_losses
 
 from bs_cluster.errors import DataError
-from bs_cluster.records import canonical_json
+from bs_cluster.estimates import paired_difference, token_mean
+from bs_cluster.records import MODES
 from bs_cluster.report.build import build_report
-from bs_cluster.report.inputs import MODES
+from bs_cluster.report.record import ALL, FOREIGN, MIXED, Report
+
+OWNED = dict.fromkeys(DOMAINS, True)
 
 
 def verdict(report, words):
-    found = [v for v in report["verdicts"] if words in v["claim"]]
-    assert len(found) == 1, [v["claim"] for v in report["verdicts"]]
+    found = [v for v in (*report.findings, *report.checks) if words in v.claim]
+    assert len(found) == 1, words
     return found[0]
 
 
+def with_losses(**changes):
+    return build_report(make_inputs(("chat",), losses=make_losses({"chat": True}, **changes)))
+
+
+def without_losses(**changes):
+    return make_inputs(losses=make_losses({}), **changes)
+
+
 def test_has_the_keys_the_design_requires():
-    report = build_report(make_inputs())
+    report = json.loads(build_report(make_inputs()).to_json())
     wanted = (
         "campaign domains base stacks loss isolated_at_commit isolated_drift_max overlap capacity router sweep timing"
     )
@@ -33,88 +44,161 @@ def test_has_the_keys_the_design_requires():
     assert set(report["loss"]) == set(MODES)
     assert all(set(by_domain) == set(DOMAINS) for by_domain in report["loss"].values())
     assert set(report["isolated_at_commit"]) == set(DOMAINS)
-    assert report["overlap"]["chat"]["chat"] == 1.0
     assert {"regret", "label_regret", "all_on_regret", "accuracy"} <= set(report["router"])
     assert {"rows", "combinations", "rows_per_s"} <= set(report["sweep"])
 
 
-@given(
-    st.integers(0, 39),
-    st.sampled_from(DOMAINS),
-    st.floats(-1, 1).filter(lambda change: abs(change) > 1e-9),
-)
-def test_drift_is_the_largest_change_of_any_row(row, domain, change):
-    inputs = make_inputs()
-    rows = list(inputs.isolated_row_losses[domain])
-    rows[row] += change
-    moved = dataclasses.replace(inputs, isolated_row_losses={**inputs.isolated_row_losses, domain: tuple(rows)})
-    report = build_report(moved)
-    assert report["isolated_drift_max"] == pytest.approx(abs(change), rel=1e-6)
-    assert not verdict(report, "No earlier domain moved")["holds"]
-    assert domain in verdict(report, "No earlier domain moved")["detail"]
+@pytest.mark.parametrize("inputs", [make_inputs(), make_inputs(("chat",)), make_inputs(committed=False)])
+def test_what_is_written_is_what_is_read(inputs):
+    report = build_report(inputs)
+    assert Report.from_json(report.to_json()) == report
 
 
-def test_nothing_moved_means_exactly_zero():
-    report = build_report(make_inputs())
-    assert report["isolated_drift_max"] == 0.0
-    assert verdict(report, "No earlier domain moved")["holds"]
+class TestLosses:
+    def test_every_loss_is_the_token_mean_of_the_same_rows(self):
+        inputs = make_inputs()
+        report = build_report(inputs)
+        for d in DOMAINS:
+            own = inputs.losses.select([i for i, owner in enumerate(inputs.losses.owners) if owner == d])
+            for mode in ("base", "isolated", "routed", "oracle"):
+                assert report.loss[mode][d] == pytest.approx(token_mean(own.losses(mode)))
+                assert report.losses[mode][d].rows == report.rows[d] == 24
+
+    def test_regret_is_the_paired_difference_to_the_oracle(self):
+        inputs = make_inputs()
+        regret = paired_difference(inputs.losses.losses("routed"), inputs.losses.losses("oracle"))
+        report = build_report(inputs)
+        assert report.router.regrets["routed"][ALL] == regret
+        assert report.router.regret == pytest.approx(regret.mean)
+        assert report.key_metrics["regret/router"] == report.router.regret
+
+    def test_rows_that_no_domain_owns_are_rows_of_their_own_and_in_no_total_of_domains(self):
+        owners = {"chat": True, "mixed:dose": True, "foreign:news": True}
+        report = build_report(make_inputs(("chat",), losses=make_losses(owners)))
+        alone = build_report(make_inputs(("chat",), losses=make_losses({"chat": True})))
+        assert report.owners == ("chat", "mixed:dose", "foreign:news")
+        assert report.groups == (ALL, MIXED, FOREIGN)
+        assert report.loss["isolated"]["mixed:dose"] is None
+        assert report.losses["base"][MIXED] == report.losses["base"]["mixed:dose"]
+        assert report.rows[ALL] == alone.rows[ALL] == 24
 
 
-def test_a_row_that_became_nan_is_a_failure_and_not_a_number():
-    inputs = make_inputs()
-    rows = (math.nan, *inputs.isolated_row_losses["code"][1:])
-    report = build_report(dataclasses.replace(inputs, isolated_row_losses={"code": rows}))
-    assert report["isolated_drift_max"] is None
-    assert not verdict(report, "No earlier domain moved")["holds"]
+class TestFindings:
+    CLAIMS = (
+        ("own stacks lower", "isolated", 0.0),
+        ("beats the base", "routed", 0.0),
+        ("beats all stacks on", "routed", 0.6),
+        ("beats the best single", "routed", -0.3),
+        ("no worse than routing by label", "routed", -0.98),
+    )
+
+    @pytest.mark.parametrize(("claim", "mode", "even"), CLAIMS)
+    def test_holds_fails_or_is_undecided_with_its_interval(self, claim, mode, even):
+        assert verdict(with_losses(), claim).answer == "holds"
+        assert verdict(with_losses(**{mode: 0.7}), claim).answer == "fails"
+        found = verdict(with_losses(**{mode: even + 1e-4}, noise=0.3), claim)
+        assert found.answer == "undecided"
+        assert any(part.difference.low < part.difference.mean < part.difference.high for part in found.parts)
+
+    def test_equal_to_label_is_no_worse_and_a_stack_that_does_nothing_does_not_help(self):
+        assert verdict(with_losses(routed=-1.0, noise=0.0), "by label").answer == "holds"
+        report = build_report(make_inputs(("chat",), losses=make_losses({"chat": False})))
+        assert verdict(report, "own stacks").answer == "fails"
+
+    def test_one_domain_that_fails_is_enough(self):
+        owners = OWNED | {"math": False}
+        found = verdict(build_report(make_inputs(losses=make_losses(owners))), "own stacks")
+        assert found.answer == "fails"
+        assert {part.name for part in found.parts if part.answer == "fails"} == {"math"}
+
+    @pytest.mark.parametrize(
+        ("gain", "error", "answer"),
+        [(0.1, 0.01, "holds"), (0.01, 0.05, "undecided"), (-0.1, 0.01, "fails")],
+    )
+    def test_later_rounds_are_judged_by_gain_and_error(self, gain, error, answer):
+        inputs = without_losses()
+
+        def changed(record):
+            rounds = [dataclasses.replace(r, gain=gain, gain_error=error) for r in record.rounds]
+            return dataclasses.replace(record, rounds=tuple(rounds))
+
+        records = tuple(map(changed, inputs.records))
+        found = verdict(build_report(dataclasses.replace(inputs, records=records)), "Later rounds")
+        assert found.answer == answer
+        assert found.parts[0].difference.error == pytest.approx(error / math.sqrt(len(DOMAINS)))
+
+    @pytest.mark.parametrize(
+        ("shift", "mixed", "foreign"), [(-0.5, "holds", "holds"), (0.005, "fails", "holds"), (0.2, "fails", "fails")]
+    )
+    def test_mixed_and_foreign_rows(self, shift, mixed, foreign):
+        losses = make_losses({"chat": True, "mixed:dose": True, "foreign:news": True}, routed=shift, noise=1e-3)
+        report = build_report(make_inputs(("chat",), losses=losses))
+        assert verdict(report, "Mixed rows").answer == mixed
+        assert verdict(report, "foreign").answer == foreign
+
+    def test_a_claim_without_its_numbers_is_not_measured(self):
+        report = build_report(make_inputs(overlap={}))
+        assert verdict(report, "Mixed rows").answer == "not measured"
+        assert verdict(report, "orthogonal").answer == "not measured"
+        single = build_report(make_inputs(losses=make_losses(OWNED, rows_each=1)))
+        assert verdict(single, "own stacks").answer == "not measured"  # one row has no interval
+        assert single.loss["base"]["chat"] is not None
 
 
-def test_other_rows_than_at_commit_are_refused():
-    inputs = make_inputs()
-    with pytest.raises(DataError, match="chat closed with 40 validation rows and is now scored on 3"):
-        build_report(dataclasses.replace(inputs, isolated_row_losses={"chat": (1.0, 2.0, 3.0)}))
+class TestChecks:
+    @given(st.integers(0, 39), st.sampled_from(DOMAINS), st.floats(-1, 1).filter(lambda change: abs(change) > 1e-9))
+    def test_drift_is_the_largest_change_of_any_row_and_any_change_is_a_failure(self, row, domain, change):
+        inputs = without_losses()
+        rows = list(inputs.isolated_row_losses[domain])
+        rows[row] += change
+        moved = dataclasses.replace(inputs, isolated_row_losses={**inputs.isolated_row_losses, domain: tuple(rows)})
+        report = build_report(moved)
+        assert report.isolated_drift_max == pytest.approx(abs(change), rel=1e-6)
+        assert verdict(report, "No earlier domain moved").answer == "fails"
+        assert domain in verdict(report, "No earlier domain moved").detail
+
+    def test_nothing_moved_means_exactly_zero(self):
+        report = build_report(without_losses())
+        assert report.isolated_drift_max == 0.0
+        assert verdict(report, "No earlier domain moved").answer == "holds"
+
+    def test_a_row_that_became_nan_is_a_failure_and_not_a_number(self):
+        inputs = without_losses()
+        rows = (math.nan, *inputs.isolated_row_losses["code"][1:])
+        report = build_report(dataclasses.replace(inputs, isolated_row_losses={"code": rows}))
+        assert report.isolated_drift_max is None
+        assert verdict(report, "No earlier domain moved").answer == "fails"
+
+    def test_other_rows_than_at_commit_are_refused(self):
+        with pytest.raises(DataError, match="chat closed with 40 validation rows and is now scored on 3"):
+            build_report(without_losses(isolated_row_losses={"chat": (1.0, 2.0, 3.0)}))
+
+    def test_shared_directions_and_a_frozen_loss_are_failures(self):
+        inputs = without_losses(overlap={a: dict.fromkeys(DOMAINS, 0.2) for a in DOMAINS})
+        worse = dataclasses.replace(inputs.records[0].rounds[0], gain=-0.1, committed=True)
+        records = (dataclasses.replace(inputs.records[0], rounds=(worse,)), *inputs.records[1:])
+        report = build_report(dataclasses.replace(inputs, records=records))
+        assert verdict(report, "orthogonal").answer == "fails"
+        assert verdict(report, "worse than its parent").answer == "fails"
 
 
-@pytest.mark.parametrize(
-    ("claim", "flipped"),
-    [
-        ("own stacks lower", lambda i: {"losses": _with_loss(i, "isolated", "math", 9.0)}),
-        ("no worse than the base", lambda i: {"losses": _with_loss(i, "routed", "math", 9.0)}),
-        ("no worse than all stacks", lambda i: {"losses": _with_loss(i, "routed", "math", 9.0)}),
-        ("best single domain", lambda i: {"router": {**i.router, "best_single_regret": 0.001}}),
-        ("beats routing by label", lambda i: {"router": {**i.router, "label_regret": i.router["regret"]}}),
-        ("disjoint", lambda i: {"overlap": {a: dict.fromkeys(DOMAINS, 0.2) for a in DOMAINS}}),
-        ("second round", lambda i: {"records": tuple(_rejecting_later_rounds(r) for r in i.records)}),
-        ("worse than its parent was frozen", lambda i: {"records": tuple(_worse(r) for r in i.records)}),
-    ],
-)
-def test_a_verdict_flips_when_its_numbers_do(claim, flipped):
-    inputs = make_inputs()
-    assert verdict(build_report(inputs), claim)["holds"]
-    assert not verdict(build_report(dataclasses.replace(inputs, **flipped(inputs))), claim)["holds"]
-
-
-def test_a_claim_without_its_numbers_is_reported_as_not_measured():
-    report = build_report(make_inputs(router={}, overlap={}))
-    silent = " ".join(gap["claim"] for gap in report["not_measured"])
-    assert "label" in silent
-    assert "disjoint" in silent
-    assert all(isinstance(v["holds"], bool) for v in report["verdicts"])
-
-
-def test_what_is_not_finite_becomes_none_so_that_the_report_is_canonical_json():
-    inputs = make_inputs()
-    diverged = dataclasses.replace(inputs.records[0].rounds[0], val_after=math.nan, committed=False, manifest=None)
+def test_what_is_not_finite_becomes_none_so_that_the_report_can_be_written():
+    inputs = without_losses()
+    diverged = dataclasses.replace(
+        inputs.records[0].rounds[0], val_after=math.nan, gain=math.nan, gain_error=math.inf, committed=False
+    )
     records = (dataclasses.replace(inputs.records[0], rounds=(diverged,)), *inputs.records[1:])
     report = build_report(dataclasses.replace(inputs, records=records, timing={"training": math.inf}))
-    assert report["stacks"][0]["val_after"] is None
-    assert report["timing"]["training"] is None
-    assert json.loads(canonical_json(report)) == report
+    assert report.stacks[0].val_after is None
+    assert report.stacks[0].gain is None
+    assert report.timing["training"] is None
+    assert report.to_json()
 
 
 def test_the_sweep_names_the_best_combination_on_shared_rows():
-    report = build_report(make_inputs(("chat", "code")))
-    assert report["sweep"]["best"]["chat"]["domains"][0] == "chat"
-    assert report["sweep"]["best"]["chat"]["gain"] > 0.4
+    best = build_report(make_inputs(("chat", "code"))).sweep.best["chat"]
+    assert best.domains[0] == "chat"
+    assert best.gain > 0.4
 
 
 @pytest.mark.parametrize(
@@ -123,25 +207,11 @@ def test_the_sweep_names_the_best_combination_on_shared_rows():
         make_inputs(("chat",)),
         make_inputs(committed=False),
         make_inputs(null_space=False),
-        make_inputs(records=(), isolated_row_losses={}, losses={}, histories={}, outcomes=None, sweep={}, gates={}),
+        make_inputs(records=(), isolated_row_losses={}, losses=make_losses({}), histories={}, outcomes=None, gates={}),
     ],
     ids=["one domain", "no stack committed", "null space off", "nothing closed"],
 )
 def test_missing_pieces_are_a_report_all_the_same(inputs):
     report = build_report(inputs)
-    assert canonical_json(report)
-    assert report["domains"] == list(inputs.domains)
-
-
-def _with_loss(inputs, mode, domain, value):
-    return {**inputs.losses, mode: {**inputs.losses[mode], domain: value}}
-
-
-def _rejecting_later_rounds(record):
-    rounds = tuple(dataclasses.replace(r, committed=r.committed and r.stack.round == 1) for r in record.rounds)
-    return dataclasses.replace(record, rounds=rounds)
-
-
-def _worse(record):
-    first = dataclasses.replace(record.rounds[0], val_after=record.rounds[0].val_before + 0.1, committed=True)
-    return dataclasses.replace(record, rounds=(first, *record.rounds[1:]))
+    assert report.to_json()
+    assert report.domains == inputs.domains

@@ -1,0 +1,202 @@
+"""The report as a record: what ``report.json`` holds and what page, terminal, figures and MLflow read.
+
+Every number is finite; one that was not measured, or came out as NaN or infinite, is None. Losses are nats per
+completion token, ``Σ nll / Σ tokens`` over the rows named beside them; differences are paired by row.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from bs_cluster.estimates import Estimate
+from bs_cluster.records import BaseRef, Record, canonical_json
+
+# Rows of several owners together, in tables by owner: those of all domains, of no single one, of none of the bundle's.
+# No domain can have such a name: names hold no spaces.
+ALL, MIXED, FOREIGN = "all domains", "all mixed", "all foreign"
+
+# What another policy loses against the best combination in hindsight, by the mode that measures it.
+POLICIES = {
+    "routed": "meta-router",
+    "anchor": "classifier alone",
+    "label": "by label",
+    "best_single": "best single domain",
+    "ungated": "all domains on",
+    "base": "base alone",
+}
+
+Answer = Literal["holds", "fails", "undecided", "not measured"]
+
+
+@dataclass(frozen=True)
+class Comparison(Record):
+    """One paired difference of a finding. ``name`` says of what (a domain, a round), or is empty for the only one."""
+
+    name: str
+    difference: Estimate | None
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class Finding(Record):
+    """A claim that the numbers could contradict. It holds or fails where the 95 % interval lies on one side of what
+    is claimed, and is undecided where it spans both. ``wanted`` says what, ``detail`` what else a reader must know."""
+
+    claim: str
+    answer: Answer
+    wanted: str
+    parts: tuple[Comparison, ...]
+    detail: str
+
+
+@dataclass(frozen=True)
+class Check(Record):
+    """What holds by construction, unless the code is broken; judged exactly, never within an interval."""
+
+    claim: str
+    answer: Answer
+    detail: str
+
+
+@dataclass(frozen=True)
+class RoundReport(Record):
+    """One round of boosting; ``gain`` and its error over the ``rows`` that decided whether it is kept."""
+
+    domain: str
+    round: int
+    val_before: float | None
+    val_after: float | None
+    gain: float | None
+    gain_error: float | None
+    rows: int
+    committed: bool
+    manifest: str | None
+    steps: int
+    restores: int
+    seconds: float | None
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.domain} r{self.round}"
+
+
+@dataclass(frozen=True)
+class RouterReport(Record):
+    """``<policy>_regret``: loss above the best combination of each row in hindsight, over the rows of all domains.
+    ``regrets[mode][owner]`` the same with intervals. ``accuracy``: share of rows whose chosen domains measured as good
+    as that best, within 0.01 nats. ``best_single``: the one domain that is best alone. ``notes``: what was served."""
+
+    rows: int
+    regret: float | None
+    label_regret: float | None
+    all_on_regret: float | None
+    base_regret: float | None
+    best_single_regret: float | None
+    accuracy: float | None
+    best_single: str | None
+    notes: tuple[str, ...]
+    regrets: dict[str, dict[str, Estimate | None]]
+
+
+@dataclass(frozen=True)
+class BestCombination(Record):
+    """The combination that saves most on a domain's rows, chosen in hindsight, and how much against the base."""
+
+    mask: int
+    domains: tuple[str, ...]
+    gain: float
+
+
+@dataclass(frozen=True)
+class SweepReport(Record):
+    """How much was measured and how fast. ``reused`` outcomes were there before. ``best`` is by domain."""
+
+    rows: int | None = None
+    combinations: int | None = None
+    rows_per_s: float | None = None
+    seconds: float | None = None
+    reused: int | None = None
+    best: dict[str, BestCombination] | None = None
+
+
+@dataclass(frozen=True)
+class FigureFile(Record):
+    """A drawn figure, its path relative to the report."""
+
+    file: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Report(Record):
+    """A campaign's report.
+
+    ``owners`` are the domains, then the kinds of rows that no domain owns (``mixed:dose``), ``groups`` those of
+    ``ALL``, ``MIXED`` and ``FOREIGN`` that have rows. ``loss[mode][owner]`` and ``losses`` (with intervals, and by
+    group too) are over the very same sweep rows, ``rows[owner]`` of them. ``validation`` rows are others: those that
+    chose snapshots and rounds; ``isolated_at_commit``, drift, ``matrix`` and rounds stand on them. ``key_metrics`` are
+    the few that MLflow shows.
+    """
+
+    campaign: str
+    domains: tuple[str, ...]
+    owners: tuple[str, ...]
+    base: BaseRef
+    findings: tuple[Finding, ...]
+    checks: tuple[Check, ...]
+    rows: dict[str, int]
+    rows_note: str
+    loss: dict[str, dict[str, float | None]]
+    losses: dict[str, dict[str, Estimate | None]]
+    router: RouterReport
+    gates: dict[str, dict[str, float | None]]
+    stacks: tuple[RoundReport, ...]
+    validation_rows: dict[str, int]
+    validation_base: dict[str, float | None]
+    isolated_at_commit: dict[str, float | None]
+    isolated_drift_max: float | None
+    isolated_drift: dict[str, float | None]
+    isolated_drift_rows: int
+    matrix: dict[str, dict[str, dict[str, float | None]]]
+    overlap: dict[str, dict[str, float | None]]
+    capacity: dict[str, dict[str, float | None]]
+    basis_rank_mean: dict[str, float | None]
+    sweep: SweepReport
+    timing: dict[str, float | None]
+    data_counts: dict[str, dict[str, int]]
+    environment: dict[str, str]
+    config: str
+    key_metrics: dict[str, float]
+    figures: tuple[FigureFile, ...] = ()
+
+    def to_json(self) -> bytes:
+        """Canonical JSON: equal reports give equal bytes."""
+        return canonical_json(self.to_dict()) + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Raises IntegrityError for a report that another version wrote."""
+        return cls.from_dict(json.loads(data))
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return tuple(group for group in (ALL, MIXED, FOREIGN) if self.rows[group])
+
+    @property
+    def measured_owners(self) -> tuple[str, ...]:
+        """The owners that have sweep rows."""
+        return tuple(owner for owner in self.owners if self.rows[owner])
+
+    def count(self, answer: Answer) -> int:
+        """How many findings have this answer."""
+        return sum(finding.answer == answer for finding in self.findings)
+
+    def modes(self, modes: tuple[str, ...]) -> list[str]:
+        """Those of ``modes`` that were measured and say something of their own: ``parents`` is left out where it is
+        ``isolated``, the context in which stacks trained having been their own alone."""
+        known = [mode for mode in modes if any(value is not None for value in self.loss[mode].values())]
+        same = self.loss["parents"] == self.loss["isolated"]
+        return [mode for mode in known if mode != "parents" or not same]
