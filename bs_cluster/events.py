@@ -60,6 +60,14 @@ class Measuring(Record):
 
 
 @dataclass(frozen=True)
+class RoomScarce(Record):
+    """Earlier domains leave a new one only this share of the directions at a site of this width."""
+
+    width: int
+    free: float
+
+
+@dataclass(frozen=True)
 class DomainClosed(Record):
     """A domain closed: its loss with its own stacks alone, and the base's, on the same rows."""
 
@@ -68,7 +76,7 @@ class DomainClosed(Record):
     base: float
 
 
-Event = Phase | RoundStarted | StepDone | RoundEnded | Measuring | DomainClosed
+Event = Phase | RoundStarted | StepDone | RoundEnded | Measuring | RoomScarce | DomainClosed
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ class DomainRecord(Record):
     same per validation row, kept so that "nothing moved" can be shown row by row. ``matrix`` maps each
     domain closed so far to its losses ``{base, isolated, ungated}`` measured right after this one closed.
     ``rows`` is the digest of the blob with its encoded rows, which stay its rows from now on.
-    ``capacity`` maps output width to the largest share of directions claimed at any site of that width.
+    ``capacity`` maps a site's width to the largest share of its directions claimed so far at any site of that width.
     """
 
     schema_version: int

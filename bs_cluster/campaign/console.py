@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from bs_cluster.events import DomainClosed, Event, Measuring, Phase, RoundEnded, RoundStarted, StepDone
+from bs_cluster.events import DomainClosed, Event, Measuring, Phase, RoomScarce, RoundEnded, RoundStarted, StepDone
 
 
 def clock(seconds: float) -> str:
@@ -44,6 +44,11 @@ class Console:
                 self.say(
                     f"{outcome.stack.name:<14} {verdict}  val {outcome.val_before:.4f} -> {outcome.val_after:.4f}"
                     f"  ({clock(outcome.seconds)}){'' if outcome.committed else '  ' + outcome.reason}"
+                )
+            case RoomScarce(width, free):
+                self.say(
+                    f"room is scarce: earlier domains leave {free:.0%} of the directions of a site of width {width}; "
+                    "a smaller null_space.max_share or max_rank makes a campaign's claims smaller"
                 )
             case DomainClosed():
                 self.say(

@@ -217,6 +217,11 @@ class NullSpaceSection(Section):
         description="Directions from the second moment over all tokens, or the paper's SVD of a sample.",
     )
     max_rank: Positive = Field(default=64, le=65536, description="Directions that a domain claims at a site at most.")
+    # The paper's max_rank alone gives the first four domains all of a width of 256 and the fifth nothing. With a
+    # sixteenth of what is still free 67 domains find room there, and more at wider sites (docs/method.md).
+    max_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.0625, description="Share of a site's still free directions that a domain claims at most."
+    )
     # The paper always takes max_rank; a share of the energy leaves room where a delta has fewer directions.
     energy: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.99, description="Share of its delta's energy that a domain's directions hold, if max_rank allows."

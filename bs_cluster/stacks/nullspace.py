@@ -18,6 +18,13 @@ import torch
 OVERSAMPLE = 16
 
 
+def claim_limit(width: int, claimed: int, *, max_rank: int, max_share: float) -> int:
+    """How many of a site's ``width`` directions a domain may claim where earlier ones hold ``claimed``: at most
+    ``max_rank`` and ``max_share`` of what is free, so that claims shrink with the room; one while there is one."""
+    free = width - claimed
+    return min(max_rank, free, max(1, int(max_share * free)))
+
+
 def output_directions(c_MM: torch.Tensor, b_MO: torch.Tensor, *, max_rank: int, energy: float) -> torch.Tensor:
     """Principal directions (O, K) of all deltas ``z B`` given ``C = Σ zᵀz``, exact, float32, orthonormal columns.
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from bs_cluster.config.schema import NullSpaceSection
 from bs_cluster.data.batch import collate_packed, plan_batches
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.decoder import decoder_and_head
@@ -18,7 +17,7 @@ from bs_cluster.records import SCHEMA_VERSION, CloseDomain, DomainRecord, RoundO
 from bs_cluster.stacks import StackLinear
 from bs_cluster.stacks.basis import Basis
 from bs_cluster.stacks.moments import Measurement, Moments
-from bs_cluster.stacks.nullspace import OVERSAMPLE, input_directions, output_directions, sampled_directions
+from bs_cluster.stacks.nullspace import OVERSAMPLE, claim_limit, input_directions, output_directions, sampled_directions
 from bs_cluster.training.ranks import sum_over_ranks, world_rank, world_size
 from bs_cluster.training.round import round_seed
 from bs_cluster.training.session import Session
@@ -30,8 +29,9 @@ def close_domain(session: Session, step: CloseDomain, outcomes: Sequence[RoundOu
     rows = session.rows(step.domain)
     isolated = _isolated(session, step)
     matrix = _matrix(session, step, isolated)
-    claimed = _claim_directions(session, step) if step.stacks and session.config.null_space.enabled else None
-    claims = [*_earlier_claims(session), *([claimed] if claimed else [])]
+    earlier = _earlier_claims(session)
+    claimed = _claim_directions(session, step, earlier) if step.stacks and session.config.null_space.enabled else None
+    claims = [earlier, *([claimed] if claimed else [])]
     return DomainRecord(
         schema_version=SCHEMA_VERSION,
         domain=step.domain,
@@ -107,8 +107,9 @@ def _rounds(session: Session, step: CloseDomain, outcomes: Sequence[RoundOutcome
     return rounds + [outcome for outcome in seen.values() if not outcome.committed]
 
 
-def _claim_directions(session: Session, step: CloseDomain) -> Basis:
-    """One streaming pass over the domain's training tokens, in the context it trained in; summed over ranks."""
+def _claim_directions(session: Session, step: CloseDomain, earlier: Basis) -> Basis:
+    """One streaming pass over the domain's training tokens, in the context it trained in; summed over ranks. Claims are
+    as large as ``earlier`` ones leave room for."""
     tuner, settings = session.stacked.tuner, session.config.null_space
     names = tuple(stack.name for stack in step.stacks)
     session.stacked.fire([stack.name for stack in step.context])
@@ -119,15 +120,22 @@ def _claim_directions(session: Session, step: CloseDomain) -> Basis:
     by_row = len(rows) if settings.method == "randomized" else 0
     with tuner.measuring(names, sketch=sketch, rows=by_row) as measurement:
         _stream(session, step.domain, rows, measurement)
+
+    def limit(width: int, held_XK: torch.Tensor | None) -> int:
+        claimed = 0 if held_XK is None else held_XK.shape[1]
+        return claim_limit(width, claimed, max_rank=settings.max_rank, max_share=settings.max_share)
+
     output: dict[str, torch.Tensor] = {}
     inputs: dict[str, torch.Tensor] = {}
     for path, site in zip(tuner.site_names(), tuner.sites, strict=True):
         moments = measurement.sites[site.site]
         if settings.space in ("output", "both"):
-            output[path] = _output_claim(moments, site.written(names).cpu(), settings)
+            room = limit(site.out_features, earlier.output.get(path))
+            output[path] = _output_claim(moments, site.written(names).cpu(), room, settings.energy)
         if moments.sketch_IQ is not None and moments.omega_IQ is not None:
+            room = limit(site.in_features, earlier.input.get(path))
             inputs[path] = input_directions(
-                moments.sketch_IQ.cpu(), moments.omega_IQ.cpu(), max_rank=settings.max_rank, energy=settings.energy
+                moments.sketch_IQ.cpu(), moments.omega_IQ.cpu(), max_rank=room, energy=settings.energy
             )
     return Basis(output, inputs)
 
@@ -158,12 +166,13 @@ def _stream(session: Session, domain: str, rows: list[EncodedRow], measurement: 
             sum_over_ranks(tensor)
 
 
-def _output_claim(moments: Moments, b_MO: torch.Tensor, settings: NullSpaceSection) -> torch.Tensor:
+def _output_claim(moments: Moments, b_MO: torch.Tensor, room: int, energy: float) -> torch.Tensor:
     if moments.row_sums_NM is not None and moments.row_tokens_N is not None:
         means_NM = (moments.row_sums_NM / moments.row_tokens_N.clamp_min(1)[:, None]).cpu()
-        return sampled_directions(means_NM, b_MO, max_rank=settings.max_rank)
-    return output_directions(moments.c_MM.cpu(), b_MO, max_rank=settings.max_rank, energy=settings.energy)
+        return sampled_directions(means_NM, b_MO, max_rank=room)
+    return output_directions(moments.c_MM.cpu(), b_MO, max_rank=room, energy=energy)
 
 
-def _earlier_claims(session: Session) -> list[Basis]:
-    return [Basis.from_bytes(session.store.get_bytes(r.basis)) for r in session.store.domains() if r.basis]
+def _earlier_claims(session: Session) -> Basis:
+    claims = [Basis.from_bytes(session.store.get_bytes(r.basis)) for r in session.store.domains() if r.basis]
+    return Basis.combine(claims)

@@ -10,8 +10,8 @@ from tiny_history import domain_record, stack_manifest, write_files
 
 from bs_cluster.config import CampaignConfig
 from bs_cluster.coordinator.coordinator import EVENTS_KEPT, Coordinator, check_identity
-from bs_cluster.errors import ConfigError, FencedError, OutOfOrderError
-from bs_cluster.events import Phase
+from bs_cluster.errors import ConfigError, FencedError, OutOfOrderError, StackError
+from bs_cluster.events import Phase, RoomScarce
 from bs_cluster.records import CloseDomain, Finished, RoundOutcome, StackId, TrainRound
 from bs_cluster.stacks.basis import Basis
 from bs_cluster.store import Store
@@ -223,3 +223,30 @@ def test_events_are_numbered_and_old_ones_are_dropped(driver):
     assert numbers == list(range(numbers[0], numbers[0] + EVENTS_KEPT))
     newest = driver.coordinator.events_since(numbers[-3])
     assert [told.event for told in newest] == [Phase(str(EVENTS_KEPT + 8)), Phase(str(EVENTS_KEPT + 9))]
+
+
+def closed_with(driver, rank: int) -> None:
+    """A first domain that claimed ``rank`` of the ten directions of a site."""
+    driver.train(StackId("chat", 1))
+    driver.train(StackId("chat", 2))
+    driver.close("chat", 0, Basis({"a": torch.eye(10)[:, :rank]}, {"b": torch.eye(20)[:, :2]}))
+
+
+def test_a_site_without_a_free_direction_is_refused_before_training(driver):
+    closed_with(driver, 10)
+    with pytest.raises(StackError, match=r"every direction of a site of width 10.*null_space\.enabled=false"):
+        _ = driver.step
+
+
+def test_scarce_room_is_said_once_for_each_domain(driver):
+    closed_with(driver, 8)
+    assert driver.basis is not None
+    assert driver.basis is not None
+    (said,) = [told.event for told in driver.coordinator.events_since(0) if isinstance(told.event, RoomScarce)]
+    assert said == RoomScarce(10, pytest.approx(0.2))
+
+
+def test_ample_room_is_not_worth_a_word(driver):
+    closed_with(driver, 7)
+    assert driver.basis is not None
+    assert not driver.coordinator.events_since(0)

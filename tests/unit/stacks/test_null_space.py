@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stack_kit import largest_sine, orthonormal, plain_stack, random_ids, stacked_model, tuner
 
-from bs_cluster.stacks.nullspace import input_directions, output_directions, sampled_directions
+from bs_cluster.config.schema import NullSpaceSection
+from bs_cluster.stacks.nullspace import claim_limit, input_directions, output_directions, sampled_directions
 
 OWN = ("code_r1", "code_r2")
 STACKS = ["chat_r1", *OWN, "math_r1"]
@@ -84,6 +85,27 @@ def test_energy_and_max_rank_bound_the_claim():
     assert largest_sine(output_directions(c_MM, b_MO, max_rank=2, energy=1.0), q_OK[:, :2]) < 1e-7
     assert output_directions(torch.zeros_like(c_MM), b_MO, max_rank=8, energy=0.99).shape == (20, 0)
     assert output_directions(c_MM, torch.zeros(4, 20), max_rank=8, energy=0.99).shape == (20, 0)
+
+
+@pytest.mark.parametrize("width", [256, 640, 1024, 2048, 3840, 4096, 15360])
+@pytest.mark.parametrize("max_rank", [16, 64])
+def test_fifty_domains_find_room_at_every_width(width: int, max_rank: int):
+    """With the defaults; without a share the fifth domain of rank 64 finds nothing at a width of 256."""
+    share, claimed, claims = NullSpaceSection().max_share, 0, []
+    while (limit := claim_limit(width, claimed, max_rank=max_rank, max_share=share)) > 0:
+        claimed += limit
+        claims.append(limit)
+    assert claims == sorted(claims, reverse=True)
+    assert claims[0] == min(max_rank, width // 16)
+    assert len(claims) >= 67
+    assert sum(claims) == width
+    assert width - sum(claims[:49]) >= 0.04 * width  # what the fiftieth domain may still learn in
+
+
+def test_a_claim_takes_no_more_than_there_is():
+    assert claim_limit(256, 255, max_rank=64, max_share=0.0625) == 1
+    assert claim_limit(256, 256, max_rank=64, max_share=0.0625) == 0
+    assert [claim_limit(256, 64 * n, max_rank=64, max_share=1.0) for n in range(5)] == [64, 64, 64, 64, 0]
 
 
 def test_more_rank_rows_than_output_features():
