@@ -6,18 +6,21 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from benchmarks.settings import Settings
 from benchmarks.sweep import RandomEvaluator, prompts
 from benchmarks.table import Table
 from benchmarks.timing import medians, take_turns
 from bs_cluster.inference.evaluator import encode_states
-from bs_cluster.router.gates import serve_weights
-from bs_cluster.router.net import MetaRouter
+from bs_cluster.router.anchor import fit_anchor
+from bs_cluster.router.learned import gate_inputs
+from bs_cluster.router.routers import AnchoredRouter
+from bs_cluster.router.train import Served
 from bs_cluster.stacks.adapter_files import write_adapter
 
 DOMAINS = 5
+PROMPTS = 500  # of each domain that the meta-router knows
 
 
 def measure(settings: Settings) -> list[Table]:
@@ -27,17 +30,15 @@ def measure(settings: Settings) -> list[Table]:
     config = stacked.base.model.config.get_text_config()
     rows = prompts(config.vocab_size, 1)
     prompt = rows[0].input_ids[: rows[0].prompt_length]
-    router = MetaRouter(config.hidden_size, DOMAINS).eval()
-    states = torch.from_numpy(encode_states(stacked, [prompt], 0.45)[0])[None].float()
-    mask_BT = torch.ones(states.shape[:2], dtype=torch.bool)
-
-    @torch.no_grad()
-    def decide() -> None:
-        serve_weights(router(states, mask_BT), domains, {}, 0.12)
+    known = np.random.default_rng(0).normal(size=(DOMAINS * PROMPTS, 2 * config.hidden_size)).astype(np.float32)
+    anchor = fit_anchor(known, np.repeat(np.arange(DOMAINS), PROMPTS), DOMAINS)
+    inputs = gate_inputs(anchor, known[:1]).inputs_BP.shape[1]
+    served = Served(AnchoredRouter(anchor, np.zeros((inputs, DOMAINS))), tuple(range(1 << DOMAINS)), None)
+    states = encode_states(stacked, [prompt], 0.45, pooled=True)
 
     cases = {
-        "encode the prompt (base alone)": lambda: encode_states(stacked, [prompt], 0.45),
-        "decide (meta-router)": decide,
+        "encode the prompt (base alone)": lambda: encode_states(stacked, [prompt], 0.45, pooled=True),
+        "decide (meta-router)": lambda: served.choose(states),
         "score the row, all five domains on": lambda: evaluator.score(rows, [[1.0] * DOMAINS]),
     }
     seconds = medians(take_turns(cases, settings.rounds * 4, settings.device))

@@ -111,7 +111,7 @@ def _searches(evaluator: RandomEvaluator, settings: Settings) -> Table:
 
     _search(scored_among(_domains(2)), rows, _domains(2), "exhaustive")  # warm-up
     for count in range(3, MAX_DOMAINS + 1):
-        for search in ("exhaustive", "beam") if count > 3 else ("exhaustive",):
+        for search in ("exhaustive", "adaptive") if count > 3 else ("exhaustive",):
             if search == "exhaustive" and count > 6:
                 continue
             outcomes, seconds = _search(scored_among(_domains(count)), rows, _domains(count), search)

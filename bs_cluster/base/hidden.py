@@ -3,6 +3,7 @@
 # Shapes: B prompt, T token, H hidden size of the base.
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,3 +29,13 @@ def router_states(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Ten
     ).hidden_states
     mid_BTH, last_BTH = states[len(states) // 2].float(), states[-1].float()
     return mid_weight * mid_BTH + (1.0 - mid_weight) * last_BTH
+
+
+def pool_states(states_TH: np.ndarray) -> np.ndarray:
+    """One prompt's states (T, H) as features (2H,) float32: their mean, and the last token's, where the template ends.
+
+    The first token is left out of the mean where there are others: it is the same in every prompt, and so large that
+    little else would be seen.
+    """
+    states_TH = states_TH.astype(np.float32)
+    return np.concatenate([states_TH[min(1, len(states_TH) - 1) :].mean(axis=0), states_TH[-1]])

@@ -26,11 +26,12 @@ from bs_cluster.records import (
 from bs_cluster.report.inputs import History, ReportInputs, RouterFacts
 from bs_cluster.report.record import Report
 from bs_cluster.report.stack_figure import draw_stack
-from bs_cluster.router.files import RouterCard, save_router
+from bs_cluster.router.files import Reading, save_router
+from bs_cluster.router.regret import RoutingReport
 from bs_cluster.stacks.basis import Basis
 from bs_cluster.store.store import Store
 
-ROWS_NOTE = "held-out sweep rows, which neither stacks nor meta-router were trained or selected on"
+ROWS_NOTE = "sweep rows, which no stack was trained or selected on, each judged by a meta-router that never saw it"
 
 
 def report_inputs(
@@ -55,7 +56,7 @@ def report_inputs(
         rows_note=ROWS_NOTE,
         isolated_row_losses=isolated,
         overlap=claimed_overlap(store),
-        router=RouterFacts(accuracy=routing.regret["accuracy"], best_single=routing.regret["best_single"]),
+        router=router_facts(routing.report),
         gates=routing.gates,
         outcomes=routing.table.to_arrow(),
         sweep=routing.sweep,
@@ -63,6 +64,11 @@ def report_inputs(
         data_counts={domain: rows[domain].counts for domain in domains},
         environment=versions_and_machine(),
     )
+
+
+def router_facts(report: RoutingReport) -> RouterFacts:
+    own = report.kinds["domain"]
+    return RouterFacts(accuracy=own.accuracy, best_single=report.best_single["domain"], notes=report.notes)
 
 
 def claimed_overlap(store: Store) -> dict[str, dict[str, float]]:
@@ -106,20 +112,20 @@ def commit_bundle(campaign: Campaign, routing: Routing, report: Report, director
     config, store, domains = campaign.config, campaign.store, campaign.domains
     refs = tuple(ref for ref, _ in store.stacks())
     base = store.stacks()[0][1].base
-    card = RouterCard(
+    reading = Reading(
         domains=domains,
         input_size=routing.input_size,
-        hidden=config.router.hidden,
-        floors=dict(config.router.floors),
-        threshold=config.router.gate_threshold,
         mid_weight=config.router.mid_weight,
         max_prompt_length=config.router.max_prompt_length,
         base=base.digest,
     )
-    save_router(directory, routing.trained.router, card)
+    save_router(directory, routing.served, reading)
     pq.write_table(routing.table.to_arrow(), directory / "outcomes.parquet")
+    (directory / "unowned.parquet").write_bytes(routing.unowned.to_parquet())
+    (directory / "routing.json").write_text(json.dumps(routing.report.to_dict(), indent=2))
     (directory / "campaign.yaml").write_text(to_yaml(config))
-    names = ("router.safetensors", "router.json", "outcomes.parquet", "campaign.yaml", "report.json", "report.md")
+    measured = ("router.safetensors", "router.json", "outcomes.parquet", "unowned.parquet", "routing.json")
+    names = (*measured, "campaign.yaml", "report.json", "report.md")
     number = len(store.bundles()) + 1
     manifest = BundleManifest(
         schema_version=SCHEMA_VERSION,

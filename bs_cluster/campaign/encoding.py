@@ -15,6 +15,8 @@ from bs_cluster.data.domains import load_domains
 from bs_cluster.data.encode import encode_router_prompt, encode_rows
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.data.rows import DomainData
+from bs_cluster.data.split import fingerprint
+from bs_cluster.data.unowned import load_unowned
 from bs_cluster.errors import BrainstacksError, DataError
 from bs_cluster.quiet import quieten
 
@@ -25,6 +27,13 @@ def start_encoding(campaign: Campaign) -> dict[str, ray.ObjectRef]:
     task = ray.remote(_encode).options(num_cpus=0, num_returns=len(domains), max_retries=2)
     found: Any = task.remote(campaign.config.model_dump(mode="json"))
     return dict(zip(domains, found if len(domains) > 1 else [found], strict=True))
+
+
+def start_unowned(campaign: Campaign) -> ray.ObjectRef:
+    """A reference to the rows that no domain owns, read and encoded by a task."""
+    return (
+        ray.remote(_encode_unowned).options(num_cpus=0, max_retries=2).remote(campaign.config.model_dump(mode="json"))
+    )
 
 
 def fetch(handles: Mapping[str, ray.ObjectRef]) -> dict[str, DomainRows]:
@@ -52,12 +61,31 @@ def _encode(config: dict[str, Any]) -> Any:
     return encoded if len(encoded) > 1 else encoded[0]  # as many as ``num_returns`` said
 
 
+def _encode_unowned(config: dict[str, Any]) -> DomainRows:
+    quieten()
+    return encode_unowned(CampaignConfig.model_validate(config))
+
+
+def encode_unowned(config: CampaignConfig) -> DomainRows:
+    """The rows of ``sweep.mixed`` and ``sweep.foreign``: a sweep without training or validation."""
+    rows = load_unowned(config)
+    tokenizer, limit = load_tokenizer(config.base), config.router.max_prompt_length
+    owners = [row.domain for row in rows]
+    return DomainRows(
+        train=(),
+        validation=(),
+        sweep=tuple(encode_rows(rows, tokenizer, config.data)),
+        router_prompts=tuple(tuple(encode_router_prompt(row.asked, tokenizer, config.data, limit)) for row in rows),
+        fingerprint=fingerprint(sweep=rows),
+        counts={owner: owners.count(owner) for owner in dict.fromkeys(owners)},
+    )
+
+
 def encode_domains(campaign: Campaign) -> dict[str, DomainRows]:
     """Every domain's encoded splits, in curriculum order.
 
     A closed domain's rows are those of its record, whatever its sources give today; the rows of an open domain are
-    read anew, less any that a closed domain has trained or been judged on. Raises DataError when they are not those
-    that the domain's committed rounds trained on.
+    read anew, less any that a closed domain has trained or been judged on.
     """
     config, store, domains = campaign.config, campaign.store, campaign.domains
     closed = {
@@ -70,15 +98,8 @@ def encode_domains(campaign: Campaign) -> dict[str, DomainRows]:
         return {name: closed[name] for name in domains}
     tokenizer = load_tokenizer(config.base)
     taken = frozenset().union(*(rows.ids for rows in closed.values()))
-    begun = {manifest.stack.domain: manifest.data_fingerprint for _, manifest in store.stacks()}
 
     def encode(data: DomainData) -> DomainRows:
-        if begun.get(data.name, data.fingerprint) != data.fingerprint:
-            raise DataError(
-                f"domain {data.name}: its rows are not those that its committed rounds trained on "
-                f"({data.fingerprint[:12]} now, {begun[data.name][:12]} then); put its sources, data settings and the "
-                "list of domains back until it is closed, or start another campaign"
-            )
         limit = config.router.max_prompt_length
         rows = DomainRows(
             train=tuple(encode_rows(data.train, tokenizer, config.data)),

@@ -16,30 +16,30 @@ from ray.exceptions import RayError
 
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.data.batch import plan_batches
+from bs_cluster.data.encode import EncodedRow
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.inference.evaluator import Evaluator
-from bs_cluster.records import ModeLosses, RowLoss, StackManifest, canonical_json, sha256_hex
+from bs_cluster.records import ModeLosses, StackManifest, canonical_json, sha256_hex
 from bs_cluster.report.record import SweepReport
-from bs_cluster.router.fit import TrainedRouter, route, train_router
-from bs_cluster.router.gates import serve_weights
-from bs_cluster.router.holdout import split_holdout
-from bs_cluster.router.regret import regret_report
-from bs_cluster.sweep.combinations import full_mask
+from bs_cluster.router.anchor import fit_anchor
+from bs_cluster.router.regret import RoutingReport, policy_nll, routing_report
+from bs_cluster.router.train import CrossFit, Lessons, Served, cross_fit, fit_router
 from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.pool import EvaluatorPool
-from bs_cluster.sweep.sweep import encode_prompts, run_sweep, score_rows
-from bs_cluster.sweep.targets import targets_BD
+from bs_cluster.sweep.sweep import encode_prompts, measure, run_sweep
 
 
 @dataclass(frozen=True)
 class Routing:
-    """What the second half found. ``losses`` are those of the held-out sweep rows, under every mode."""
+    """What the second half found. ``losses`` are those of the sweep rows, under every mode; ``gates`` is the share of
+    each owner's rows for which a domain fired. ``unowned`` are the rows that no domain owns."""
 
     table: OutcomeTable
-    trained: TrainedRouter
+    served: Served
     input_size: int
+    unowned: DomainRows
     losses: ModeLosses
-    regret: dict[str, Any]
+    report: RoutingReport
     gates: dict[str, dict[str, float]]
     sweep: SweepReport
     timing: dict[str, float]
@@ -62,10 +62,12 @@ def stop_evaluators(evaluators: Sequence[Any]) -> None:
             continue
 
 
-def sweep_digest(manifests: Sequence[StackManifest], rows: Mapping[str, DomainRows], domains: Sequence[str]) -> str:
+def sweep_digest(
+    manifests: Sequence[StackManifest], rows: Mapping[str, DomainRows], unowned: DomainRows, domains: Sequence[str]
+) -> str:
     """What outcomes depend on: the stacks and the rows. Parts measured under this digest may be used again."""
-    parts = [[m.digest() for m in manifests], list(domains), [rows[domain].fingerprint for domain in domains]]
-    return sha256_hex(canonical_json(parts))
+    prints = [*(rows[domain].fingerprint for domain in domains), unowned.fingerprint]
+    return sha256_hex(canonical_json([[m.digest() for m in manifests], list(domains), prints]))
 
 
 def parent_mask(manifests: Sequence[StackManifest], domain: str, domains: Sequence[str]) -> int:
@@ -79,40 +81,41 @@ def sweep_and_route(
     campaign: Campaign,
     evaluators: Sequence[Any],
     rows: Mapping[str, DomainRows],
+    unowned: DomainRows,
     on_progress: Callable[[int, int], None],
     say: Callable[[str], None],
 ) -> Routing:
-    """Measures the outcomes, trains the meta-router on part of the rows and judges it on the rest."""
+    """Measures the outcomes, judges the meta-router by cross-fitting over all rows, and trains the one to serve."""
     config, store, domains = campaign.config, campaign.store, campaign.domains
     manifests = [manifest for _, manifest in store.stacks()]
-    sweep_rows = [row for domain in domains for row in rows[domain].sweep]
-    area = store.sweep_area(sweep_digest(manifests, rows, domains))
+    unowned = unowned.without(frozenset().union(*(rows[domain].ids for domain in domains)))
+    parts = [*(rows[domain] for domain in domains), unowned]
+    sweep_rows = [row for part in parts for row in part.sweep]
+    area = store.sweep_area(sweep_digest(manifests, rows, unowned, domains))
     started = time.monotonic()
     held_before = area.read()
     table = run_sweep(evaluators, sweep_rows, domains, config.sweep, area, on_progress)
     swept = time.monotonic()
     measured = len(table) - (0 if held_before is None else held_before.num_rows)
 
-    prompts = [prompt for domain in domains for prompt in rows[domain].router_prompts]
-    states = encode_prompts(evaluators, prompts, config.sweep)
-    train, holdout = split_holdout(table.row_ids, table.row_domains, config.router.holdout)
-    target_BD = targets_BD(table.subset(train), config.router.targets)
-    say(f"{'meta-router':<14} training on {len(train)} rows, {len(holdout)} held out")
-    trained = train_router([states[i] for i in train], target_BD, config.router, config.seed)
-    logits_BD = route(trained.router, [states[i] for i in holdout])
-    weights_BD = serve_weights(logits_BD, domains, config.router.floors, config.router.gate_threshold).numpy()
-    routed = score_rows(evaluators, [sweep_rows[i] for i in holdout], weights_BD, config.sweep)
-    routed_B = np.array([loss.nll / loss.tokens for loss in routed])
+    lessons = _lessons(campaign, evaluators, table, parts, rows)
+    say(f"{'meta-router':<14} {len(sweep_rows)} rows, each judged by a router that never saw it")
+    fitted, served = cross_fit(lessons), fit_router(lessons, range(len(sweep_rows)))
+    # An adaptive search may not have measured what was chosen: what judges is measured, never estimated.
+    chosen = zip(fitted.routed_B.tolist(), fitted.anchor_B.tolist(), strict=True)
+    asked = {(row, mask) for row, masks in enumerate(chosen) for mask in masks if mask not in table.losses(row)}
+    if asked:
+        measure(evaluators, sweep_rows, table, sorted(asked), config.sweep, area, on_progress)
     ended = time.monotonic()
-    held = table.subset(holdout)
-    regret = regret_report(table, train, holdout, routed_B, weights_BD)
+    report = routing_report(config.router, table, fitted, served)
     return Routing(
         table=table,
-        trained=trained,
-        input_size=states[0].shape[1],
-        losses=mode_losses(held, routed, manifests, regret["best_single"]),
-        regret=regret,
-        gates=_mean_gates(held, weights_BD, domains),
+        served=served,
+        input_size=lessons.anchor.centre_F.shape[0] // 2,
+        unowned=unowned,
+        losses=mode_losses(table, fitted, manifests),
+        report=report,
+        gates=_mean_gates(table, fitted.routed_B),
         sweep=SweepReport(
             rows=len(sweep_rows),
             combinations=len(table.masks()),
@@ -124,35 +127,56 @@ def sweep_and_route(
     )
 
 
-def mode_losses(
-    held: OutcomeTable, routed: Sequence[RowLoss], manifests: Sequence[StackManifest], best_single: str
-) -> ModeLosses:
-    """Every mode on the rows of ``held``: read off the table, but for the routed one, measured in the same order."""
-    domains = held.domains
-    everything, single = full_mask(len(domains)), 1 << domains.index(best_single)
-    beside = {domain: parent_mask(manifests, domain, domains) for domain in domains}
-    nll: dict[str, list[float | None]] = {
-        mode: [] for mode in ("base", "isolated", "parents", "ungated", "routed", "label", "best_single", "oracle")
+def _lessons(
+    campaign: Campaign,
+    evaluators: Sequence[Any],
+    table: OutcomeTable,
+    parts: Sequence[DomainRows],
+    rows: Mapping[str, DomainRows],
+) -> Lessons:
+    """The base's states of the sweep's prompts, and the anchor that training prompts teach."""
+    config, router, domains = campaign.config, campaign.config.router, campaign.domains
+    swept = [prompt for part in parts for prompt in part.router_prompts]
+    states = encode_prompts(evaluators, swept, config.sweep, pooled=router.kind == "anchored")
+    training = [
+        (d, _router_prompt(row, router.max_prompt_length))
+        for d, domain in enumerate(domains)
+        for row in rows[domain].train[: router.anchor_prompts]
+    ]
+    features = encode_prompts(evaluators, [prompt for _, prompt in training], config.sweep, pooled=True)
+    anchor = fit_anchor(np.stack(features), [d for d, _ in training], len(domains))
+    return Lessons(table, states, anchor, router, config.seed)
+
+
+def _router_prompt(row: EncodedRow, limit: int) -> tuple[int, ...]:
+    """A training row's prompt as the meta-router sees it; one too long loses what follows its first token."""
+    prompt = row.input_ids[: row.prompt_length]
+    return prompt if len(prompt) <= limit else (*prompt[:1], *prompt[1 - limit :])
+
+
+def mode_losses(table: OutcomeTable, fitted: CrossFit, manifests: Sequence[StackManifest]) -> ModeLosses:
+    """Every mode on the rows of ``table``, all of it measured; None where a mode has no meaning for a row."""
+    policies = policy_nll(table, fitted)
+    policies["ungated"] = policies.pop("all_on")
+    parents = {domain: parent_mask(manifests, domain, table.domains) for domain in table.domains}
+    masks = [parents.get(owner) for owner in table.owners]
+    policies["isolated"] = policies["label"]
+    nll: dict[str, tuple[float | None, ...]] = {
+        mode: tuple(float(value) if np.isfinite(value) else None for value in nll_B) for mode, nll_B in policies.items()
     }
-    for row, (owner, tokens) in enumerate(zip(held.row_domains, held.tokens_B.tolist(), strict=True)):
-        measured = {mask: mean * tokens for mask, mean in held.losses(row).items()}
-        own = 1 << domains.index(owner)
-        masks = {"base": 0, "isolated": own, "parents": beside[owner], "ungated": everything, "label": own}
-        for mode, mask in (masks | {"best_single": single}).items():
-            nll[mode].append(measured.get(mask))
-        nll["routed"].append(routed[row].nll)
-        nll["oracle"].append(min(measured.values()))
-    return ModeLosses(
-        held.row_ids, held.row_domains, tuple(held.tokens_B.tolist()), {mode: tuple(v) for mode, v in nll.items()}
-    )
+    tokens = table.tokens_B.tolist()
+    beside = [None if mask is None else table.losses(row).get(mask) for row, mask in enumerate(masks)]
+    nll["parents"] = tuple(None if mean is None else mean * count for mean, count in zip(beside, tokens, strict=True))
+    return ModeLosses(table.row_ids, table.owners, tuple(tokens), nll)
 
 
-def _mean_gates(held: OutcomeTable, weights_BD: np.ndarray, domains: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Mean served gate weight per domain, by the rows' own domain."""
-    owners = np.array(held.row_domains)
+def _mean_gates(table: OutcomeTable, masks_B: np.ndarray) -> dict[str, dict[str, float]]:
+    """Share of each owner's rows for which each domain fired."""
+    fires_BD = (masks_B[:, None] >> np.arange(len(table.domains))) & 1
+    owners = np.array(table.owners)
     return {
-        domain: dict(zip(domains, weights_BD[owners == domain].mean(axis=0).tolist(), strict=True))
-        for domain in domains
+        owner: dict(zip(table.domains, fires_BD[owners == owner].mean(axis=0).tolist(), strict=True))
+        for owner in dict.fromkeys(table.owners)
     }
 
 

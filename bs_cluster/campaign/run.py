@@ -11,7 +11,7 @@ import ray
 from bs_cluster.campaign.bundle import commit_bundle, report_inputs, stack_figures
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.console import Console
-from bs_cluster.campaign.encoding import fetch, start_encoding
+from bs_cluster.campaign.encoding import fetch, start_encoding, start_unowned
 from bs_cluster.campaign.measure import isolated_rows, start_evaluators, stop_evaluators, sweep_and_route
 from bs_cluster.campaign.recorder import Recorder
 from bs_cluster.campaign.train import start_coordinator, train_stacks
@@ -60,7 +60,8 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
     try:
         console.say(f"{'sweep':<14} {len(evaluators)} evaluators load {len(store.stacks())} stacks")
         rows = fetch(handles)
-        routing = sweep_and_route(campaign, evaluators, rows, _sweep_progress(console), console.say)
+        unowned = ray.get(start_unowned(campaign))
+        routing = sweep_and_route(campaign, evaluators, rows, unowned, _sweep_progress(console), console.say)
         isolated = isolated_rows(campaign, evaluators, rows)
     finally:
         stop_evaluators(evaluators)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from bs_cluster.config.schema import PROJECTIONS, CampaignConfig, RouterSection
-from bs_cluster.config.sources import EMBEDDED_DOMAINS, EmbeddedSource, format_names
+from bs_cluster.config.sources import EMBEDDED_ROWS, EmbeddedSource, format_names
 
 EMBEDDED_BASES = ("gemma3-270m", "smollm2-135m")  # after ``embedded:``; bs_cluster.base.prepare builds them
 _BASES_WITHOUT_CHAT_TEMPLATE = ("gemma3-270m",)  # the pretrained model, not the instruction-tuned one
@@ -36,6 +36,7 @@ def conflicts(config: CampaignConfig) -> Iterator[Conflict]:
     yield from _order(config)
     yield from _sources(config)
     yield from _router_names(config)
+    yield from _sweep_rows(config)
     yield from _registry(config)
 
 
@@ -162,28 +163,37 @@ def _cycles(after: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
 
 
 def _sources(config: CampaignConfig) -> Iterator[Conflict]:
-    for domain in config.domains:
-        for index, source in enumerate(domain.sources):
-            key = f"domains.{domain.name}.sources.{index}"
-            if isinstance(source, EmbeddedSource) and source.name not in EMBEDDED_DOMAINS:
-                way_out = did_you_mean(source.name, EMBEDDED_DOMAINS) or f"; there are {', '.join(EMBEDDED_DOMAINS)}"
-                yield _conflict(f"{key}.name", source.name, f"no such embedded domain{way_out}")
-            if source.row_format not in format_names():
-                way_out = did_you_mean(source.row_format, format_names()) or f"; there are {', '.join(format_names())}"
-                yield _conflict(f"{key}.format", source.row_format, f"no such format{way_out}")
+    listed = [
+        (f"domains.{domain.name}.sources.{index}", source)
+        for domain in config.domains
+        for index, source in enumerate(domain.sources)
+    ]
+    listed += [
+        (f"sweep.{kind}.{index}.source", rows.source)
+        for kind in ("mixed", "foreign")
+        for index, rows in enumerate(getattr(config.sweep, kind))
+    ]
+    for key, source in listed:
+        if isinstance(source, EmbeddedSource) and source.name not in EMBEDDED_ROWS:
+            way_out = did_you_mean(source.name, EMBEDDED_ROWS) or f"; there are {', '.join(EMBEDDED_ROWS)}"
+            yield _conflict(f"{key}.name", source.name, f"no such embedded rows{way_out}")
+        if source.row_format not in format_names():
+            way_out = did_you_mean(source.row_format, format_names()) or f"; there are {', '.join(format_names())}"
+            yield _conflict(f"{key}.format", source.row_format, f"no such format{way_out}")
+
+
+def _sweep_rows(config: CampaignConfig) -> Iterator[Conflict]:
+    for kind in ("mixed", "foreign"):
+        for name in _repeated(rows.name for rows in getattr(config.sweep, kind)):
+            yield _conflict(f"sweep.{kind}", name, f"{name} is listed twice; rename one, or merge their sources")
 
 
 def _router_names(config: CampaignConfig) -> Iterator[Conflict]:
-    """Floors and boost must name domains. The schema's own defaults are let pass: they wait for their domain."""
+    """Boost must name a domain. The schema's own default is let pass: it waits for its domain."""
     names = [domain.name for domain in config.domains]
     name_keys = [f"domains.{name}.name" for name in names]
-    default = RouterSection()
-    for name, floor in config.router.floors.items():
-        if name not in names and default.floors.get(name) != floor:
-            way_out = did_you_mean(name, names) or f"; the domains are {', '.join(names)}"
-            yield _conflict(f"router.floors.{name}", floor, f"no domain is called {name}{way_out}", *name_keys)
     boosted = config.router.targets.boost_domain
-    if boosted is not None and boosted not in names and boosted != default.targets.boost_domain:
+    if boosted is not None and boosted not in names and boosted != RouterSection().targets.boost_domain:
         way_out = did_you_mean(boosted, names) or "; name one of the domains, or null"
         words = f"no domain is called {boosted}{way_out}"
         yield _conflict("router.targets.boost_domain", boosted, words, *name_keys)

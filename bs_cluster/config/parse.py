@@ -215,7 +215,7 @@ def _worded(detail: ErrorDetails, data: dict[str, Any]) -> str:
     elif kind == "literal_error":
         words = _lowered(detail["msg"])
         if isinstance(value, str):
-            allowed = detail.get("ctx", {}).get("expected", "")  # 'auto', 'exhaustive' or 'beam'
+            allowed = detail.get("ctx", {}).get("expected", "")  # 'auto', 'exhaustive' or 'adaptive'
             words += did_you_mean(value, allowed.split("'")[1::2])
     else:
         words = _lowered(detail["msg"])

@@ -230,7 +230,7 @@ class NullSpaceSection(Section):
 
 
 class TargetsSection(Section):
-    """What the meta-router is taught to say for a row of the outcome table."""
+    """What the paper's network is taught to say for a row of the outcome table."""
 
     kind: Literal["paper", "softmin", "shapley"] = Field(default="paper", description="How outcomes become targets.")
     parsimony: NonNegative = Field(default=0.01, description="Nats that one more domain must be worth (paper).")
@@ -240,6 +240,14 @@ class TargetsSection(Section):
     boost_value: Fraction = Field(default=0.5, description="That soft value.")
     prior_blend: Fraction = Field(default=0.2, description="Share of the row's own label in its target.")
     temperature: AboveZero = Field(default=0.05, description="Nats by which softmin tells combinations apart.")
+
+
+class SweepRows(Section):
+    """One kind of rows for the sweep alone, which no domain owns."""
+
+    name: Name = Field(description="The kind, as reports name it after mixed: or foreign:.")
+    source: Source = Field(description="Where its rows come from.")
+    rows: Rows = Field(default=100, description="How many of them: those that rank first by a hash of their prompts.")
 
 
 class SweepSection(Section):
@@ -257,43 +265,65 @@ class SweepSection(Section):
     threads_per_evaluator: Annotated[int, Field(gt=0, le=MAX_THREADS)] | None = Field(
         default=None, description="Threads of an evaluator's products; null takes cpus_per_evaluator."
     )
-    # The paper searches greedily; up to six domains all combinations are affordable.
-    search: Literal["auto", "exhaustive", "beam"] = Field(
+    # The paper searches greedily, adding one domain at a time.
+    search: Literal["auto", "exhaustive", "adaptive"] = Field(
         default="auto",
-        description="Which combinations are measured: all, a beam, or all up to exhaustive_up_to domains.",
+        description="Which combinations are measured: all; or none, each alone, all and what lies around the best so "
+        "far, half of them at most; auto measures all up to exhaustive_up_to domains.",
     )
     exhaustive_up_to: Positive = Field(
         default=6, le=20, description="Domains up to which auto measures all combinations."
     )
-    beam_width: Positive = Field(default=4, le=65536, description="Combinations that a beam keeps at each size.")
+    adaptive_width: Positive = Field(
+        default=2, le=1024, description="Best combinations of a row around which an adaptive search looks."
+    )
     batch_tokens: Positive = Field(default=4096, le=MAX_TOKENS, description="Padded tokens in an evaluator's batch.")
     max_retries: Annotated[int, Field(ge=0, le=1000)] = Field(
         default=3, description="Times a lost batch is sent again."
     )
+    mixed: tuple[SweepRows, ...] = Field(
+        default=(),
+        description="Kinds of rows that ask for several domains at once: no domain owns them or trains on them.",
+    )
+    foreign: tuple[SweepRows, ...] = Field(
+        default=(),
+        description="Kinds of rows that no domain is about, for which the base should win; each is judged by a "
+        "meta-router that met no row of its kind.",
+    )
 
 
-class RouterSection(Section):
-    """The meta-router over domains."""
+class NetworkSection(Section):
+    """The paper's network, for router.kind: network, and how it is trained on router.targets."""
 
     hidden: Positive = Field(default=512, le=65536, description="Width of the network.")
     dropout: Fraction = Field(default=0.1, description="Dropout in its training.")
-    mid_weight: Fraction = Field(default=0.45, description="Weight of the middle layer's states beside the last's.")
-    max_prompt_length: Positive = Field(default=256, le=MAX_TOKENS, description="Tokens of a prompt that it sees.")
     epochs: Positive = Field(default=8, le=100_000, description="Passes over its training rows.")
     batch_size: Positive = Field(default=16, le=65536, description="Rows in a batch.")
     learning_rate: AboveZero = Field(default=8e-4, le=100, description="Its learning rate.")
     weight_decay: NonNegative = Field(default=0.01, description="Its weight decay.")
     margin_weight: NonNegative = Field(default=0.05, description="Weight of the confidence margin in its loss.")
-    # The paper trains on 2,000 labelled rows a domain, 200 of them measured, and on mixed sets from elsewhere, and
-    # judges on a share of the same. Here every row is measured and the judged ones are never trained on.
-    holdout: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.4, description="Share of the sweep rows it never trains on; its regret is theirs."
+
+
+class RouterSection(Section):
+    """The meta-router over domains."""
+
+    # The paper's is the network, served with soft gates and a floor for chat. Here the combination that was measured
+    # is served, and what learns from outcomes starts at a classifier of prompts (docs/ROUTING.md has the figures).
+    kind: Literal["anchored", "network"] = Field(
+        default="anchored",
+        description="anchored: a classifier of training prompts, and from there whatever measured losses teach; "
+        "network: the paper's, taught targets.",
     )
-    floors: dict[str, Fraction] = Field(
-        default={"chat": 0.20}, description="Gate weight that a domain never falls below."
+    mid_weight: Fraction = Field(default=0.45, description="Weight of the middle layer's states beside the last's.")
+    max_prompt_length: Positive = Field(default=256, le=MAX_TOKENS, description="Tokens of a prompt that it sees.")
+    anchor_prompts: Annotated[int, Field(ge=10, le=100_000)] = Field(
+        default=500, description="Training prompts of each domain that the classifier knows."
     )
-    gate_threshold: Fraction = Field(default=0.12, description="Gates below it are served as 0.")
-    targets: TargetsSection = Field(default=TargetsSection(), description="What it is taught.")
+    folds: Annotated[int, Field(ge=2, le=100)] = Field(
+        default=5, description="Parts of the sweep rows, each judged by a meta-router that learned from the others."
+    )
+    targets: TargetsSection = Field(default=TargetsSection(), description="What the network is taught.")
+    network: NetworkSection = Field(default=NetworkSection(), description="The paper's network.")
 
 
 class StoreSection(Section):

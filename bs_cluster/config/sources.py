@@ -16,6 +16,10 @@ from bs_cluster.errors import ConfigError
 # The built-in domains (``bs_cluster.data.builtin``) and row formats (``bs_cluster.data.formats``) by name. They are
 # implemented above this package; a test holds the names equal.
 EMBEDDED_DOMAINS = ("chat", "code", "math", "medical", "reasoning")
+# Kinds of rows that no built-in domain owns (``bs_cluster.data.mixed`` and ``foreign``).
+EMBEDDED_MIXED = ("doses", "values", "chains", "chatty", "codings")
+EMBEDDED_FOREIGN = ("european", "licences", "characters", "ciphers", "scripts", "readmes", "manual", "games")
+EMBEDDED_ROWS = (*EMBEDDED_DOMAINS, *EMBEDDED_MIXED, *EMBEDDED_FOREIGN)
 BUILT_IN_FORMATS = (
     "alpaca", "daring_anteater", "dolly", "gsm8k", "medical_reasoning", "medqa", "messages", "nemotron_v2",
     "numina_cot", "opencodereasoning", "openmath", "openthoughts", "prompt_completion", "pubmedqa", "sky_t1",
@@ -55,7 +59,9 @@ class EmbeddedSource(SourceSection):
     """Rows of a built-in domain, from installed packages."""
 
     kind: Literal["embedded"]
-    name: str = Field(description="The built-in domain: chat, code, math, medical or reasoning.")
+    name: str = Field(
+        description="A built-in domain: chat, code, math, medical, reasoning; or a kind of rows that none of them owns."
+    )
 
     @property
     def label(self) -> str:

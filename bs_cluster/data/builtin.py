@@ -1,4 +1,5 @@
-"""The five built-in domains: real rows from installed packages, so that a first campaign needs no hub.
+"""The five built-in domains, and kinds of rows that none of them owns, from installed packages: a first campaign needs
+no hub.
 
 Rows are short on purpose (two CPU cores train on them): mostly under 80 tokens for prompt and completion together.
 """
@@ -8,12 +9,15 @@ from __future__ import annotations
 import importlib.util
 import random
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import yaml
 
+from bs_cluster.data.foreign import FOREIGN, foreign_pairs
 from bs_cluster.data.icd import icd_pairs
+from bs_cluster.data.mixed import MIXED, mixed_pairs
 from bs_cluster.data.procedural import MATH_TASKS, REASONING_TASKS, gym_pairs
 from bs_cluster.data.pycode import stdlib_pairs
 from bs_cluster.errors import DataError
@@ -26,9 +30,9 @@ MAX_COMPLETION = 170
 
 
 def embedded_rows(name: str, seed: int) -> list[Pair]:
-    """Prompt and completion of every row of a built-in domain, shuffled by ``seed``; the same for the same seed."""
+    """Prompt and completion of every row of a domain or kind, shuffled by ``seed``; the same for the same seed."""
     if name not in EMBEDDED:
-        raise DataError(f"no embedded domain {name!r}; there are {', '.join(sorted(EMBEDDED))}")
+        raise DataError(f"no embedded rows {name!r}; there are {', '.join(sorted(EMBEDDED))}")
     pairs = [pair for pair in EMBEDDED[name](seed) if len(pair[0]) <= MAX_PROMPT and len(pair[1]) <= MAX_COMPLETION]
     random.Random(f"{name}:{seed}").shuffle(pairs)
     return pairs
@@ -76,10 +80,17 @@ def _reasoning(seed: int) -> list[Pair]:
     return gym_pairs(REASONING_TASKS, seed + 1_000_000)
 
 
+def _foreign(kind: str) -> Callable[[int], list[Pair]]:
+    return lambda seed: foreign_pairs(kind, package_file("chatterbot_corpus", "data", "chatterbot-corpus"), seed)
+
+
+# The domains, then the kinds of rows that none of them owns, for ``sweep.mixed`` and ``sweep.foreign``.
 EMBEDDED: dict[str, Callable[[int], list[Pair]]] = {
     "chat": _chat,
     "code": _code,
     "math": _math,
     "medical": _medical,
     "reasoning": _reasoning,
+    **{kind: partial(mixed_pairs, kind) for kind in MIXED},
+    **{kind: _foreign(kind) for kind in FOREIGN},
 }

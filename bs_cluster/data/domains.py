@@ -101,14 +101,18 @@ def _read(domain: DomainSection, config: CampaignConfig) -> Pool:
     pool = Pool(domain)
     for source in domain.sources:
         try:
-            _read_into(pool, source, config)
+            pool.rows += read_rows(source, domain.name, config, pool.counts)
         except DataError as error:
             raise DataError(f"domain {domain.name!r}, source {source.label}: {error}") from error
     return pool
 
 
-def _read_into(pool: Pool, source: SourceSection, config: CampaignConfig) -> None:
-    strip, read, unusable = config.data.strip_chat_tokens, 0, Counter[str]()
+def read_rows(source: SourceSection, owner: str, config: CampaignConfig, counts: Counter[str]) -> list[Row]:
+    """The source's rows, converted and clean, as ``owner``'s; ``counts`` gets what became of those it read.
+
+    Raises DataError when the source cannot be read, or none of its rows can be used.
+    """
+    strip, read, unusable, rows = config.data.strip_chat_tokens, 0, Counter[str](), []
     for raw in read_source(source, seed=config.seed):
         read += 1
         try:
@@ -116,18 +120,19 @@ def _read_into(pool: Pool, source: SourceSection, config: CampaignConfig) -> Non
         except UnusableRow as error:
             unusable[str(error)] += 1
             continue
-        pool.counts["stripped"] += strip and any(map(holds_chat_tokens, (plain_text(prompt), completion)))
+        counts["stripped"] += strip and any(map(holds_chat_tokens, (plain_text(prompt), completion)))
         prompt, completion = _cleaned(prompt, strip), clean_text(completion, strip=strip)
         if prompt and completion:
-            pool.rows.append(make_row(prompt, completion, pool.section.name))
+            rows.append(make_row(prompt, completion, owner))
         else:
-            pool.counts["empty"] += 1
-    pool.counts["read"] += read
-    pool.counts["unusable"] += unusable.total()
-    pool.counts.update({f"unusable: {reason}": count for reason, count in unusable.items()})
+            counts["empty"] += 1
+    counts["read"] += read
+    counts["unusable"] += unusable.total()
+    counts.update({f"unusable: {reason}": count for reason, count in unusable.items()})
     if read and unusable.total() == read:
         reasons = "; ".join(f"{reason} ({count} rows)" for reason, count in unusable.most_common(3))
         raise DataError(f"none of its {read} rows can be used: {reasons}; choose the format that fits")
+    return rows
 
 
 def _cleaned(prompt: Prompt, strip: bool) -> Prompt:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bs_cluster.base import router_states
+from bs_cluster.base import pool_states, router_states
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.batch import pad
 from bs_cluster.data.encode import EncodedRow
@@ -38,24 +38,28 @@ class Evaluator:
         """One batch: each row under its own gate weights, one per domain in the campaign's order."""
         return score_routed(self.stacked, rows, weights, self.domains)
 
-    def encode(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Router states (T, H) float16 of each prompt, from the base alone."""
-        return encode_states(self.stacked, prompts, self.config.router.mid_weight)
+    def encode(self, prompts: Sequence[Sequence[int]], pooled: bool) -> list[np.ndarray]:
+        """Router states of each prompt, from the base alone: see ``encode_states``."""
+        return encode_states(self.stacked, prompts, self.config.router.mid_weight, pooled)
 
     def pid(self) -> int:
         return os.getpid()
 
 
 @torch.no_grad()
-def encode_states(stacked: StackedBase, prompts: Sequence[Sequence[int]], mid_weight: float) -> list[np.ndarray]:
-    """Router states (T, H) float16 of tokenised prompts, encoded as one padded batch with every stack off."""
+def encode_states(
+    stacked: StackedBase, prompts: Sequence[Sequence[int]], mid_weight: float, pooled: bool
+) -> list[np.ndarray]:
+    """Router states of tokenised prompts, encoded as one padded batch with every stack off: each prompt's
+    ``pool_states`` (2H,), or all its tokens (T, H). Float32: what mid-layer states reach would overflow float16."""
     firing = stacked.tuner.composition.firing if stacked.peft is not None else ()
     stacked.fire([])
     try:
         device = stacked.base.model.device
         ids_BT = pad(prompts, stacked.base.tokenizer.pad_token_id).to(device)  # type: ignore[arg-type]
         mask_BT = pad([[1] * len(prompt) for prompt in prompts], 0).to(device)
-        states_BTH = router_states(stacked.base.model, ids_BT, mask_BT, mid_weight).half().cpu().numpy()
-        return [states_TH[: len(prompt)] for states_TH, prompt in zip(states_BTH, prompts, strict=True)]
+        states_BTH = router_states(stacked.base.model, ids_BT, mask_BT, mid_weight).cpu().numpy()
+        states = [states_TH[: len(prompt)] for states_TH, prompt in zip(states_BTH, prompts, strict=True)]
+        return [pool_states(states_TH) for states_TH in states] if pooled else states
     finally:
         stacked.fire(firing)

@@ -34,7 +34,7 @@ class MaskGains:
 def mask_gains(outcomes: pa.Table | None, owners: Sequence[str]) -> MaskGains:
     """Token-weighted mean gain of every scored mask over mask 0, on the rows that have both.
 
-    A beam search scores different masks on different rows; comparing each mask with the base on its own rows
+    An adaptive search scores different masks on different rows; comparing each mask with the base on its own rows
     keeps a mask from looking good because its rows were easy.
     """
     scores: dict[str, dict[int, tuple[float, int]]] = defaultdict(dict)

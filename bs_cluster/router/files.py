@@ -1,4 +1,4 @@
-"""A trained meta-router on disk: ``router.safetensors`` (weights, statistics) and ``router.json`` (the rest)."""
+"""A trained meta-router on disk: ``router.safetensors`` (arrays) and ``router.json`` (the rest). Never a pickle."""
 
 from __future__ import annotations
 
@@ -7,51 +7,85 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from bs_cluster.errors import IntegrityError, NotInStoreError
 from bs_cluster.records import Record
+from bs_cluster.router.anchor import Anchor
 from bs_cluster.router.net import MetaRouter
+from bs_cluster.router.routers import AnchoredRouter, NetworkRouter
+from bs_cluster.router.train import Served
+from bs_cluster.sweep.combinations import full_mask
 
 WEIGHTS_FILE, CARD_FILE = "router.safetensors", "router.json"
+ANCHOR_ARRAYS = ("centre_F", "scale_F", "whiten_FK", "bank_NK", "owner_N", "limit_D", "spread_D")
 
 
 @dataclass(frozen=True)
 class RouterCard(Record):
-    """All that turns router weights into gate weights, in training and in serving alike.
+    """All that turns a prompt into a combination of domains, in training and in serving alike.
 
-    ``domains`` is the order of the logits; ``input_size`` the base's hidden size, ``hidden`` the router's width.
-    States are ``mid_weight · h_mid + (1 − mid_weight) · h_last`` of the base with digest ``base`` over a prompt cut
-    at ``max_prompt_length`` tokens; ``floors`` and ``threshold`` are those of ``gates.serve_weights``.
+    ``kind`` is ``anchored`` or ``network``. ``domains`` is the order of the gates and of the bits of ``masks``, the
+    combinations to choose from; ``input_size`` the base's hidden size. States are ``mid_weight · h_mid +
+    (1 − mid_weight) · h_last`` of the base with digest ``base`` over a prompt cut at ``max_prompt_length`` tokens.
+    ``hidden`` is the network's width, 0 in the other kind.
     """
+
+    kind: str
+    domains: tuple[str, ...]
+    masks: tuple[int, ...]
+    input_size: int
+    mid_weight: float
+    max_prompt_length: int
+    base: str
+    hidden: int
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the router reads pooled states rather than every token's."""
+        return self.kind == "anchored"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a bundle's prompts become the states that its router reads: what a card says of the base."""
 
     domains: tuple[str, ...]
     input_size: int
-    hidden: int
-    floors: dict[str, float]
-    threshold: float
     mid_weight: float
     max_prompt_length: int
     base: str
 
 
-def save_router(folder: Path, router: MetaRouter, card: RouterCard) -> None:
-    """Write both files into an existing folder. Raises IntegrityError when the card is not of this router."""
-    described = (len(card.domains), card.input_size, card.hidden)
-    actual = (router.domain_count, router.input_size, router.hidden)
-    if described != actual:
-        raise IntegrityError(f"the card says (domains, input, hidden) = {described}, the router has {actual}")
-    save_file({name: tensor.contiguous() for name, tensor in router.state_dict().items()}, folder / WEIGHTS_FILE)
+def save_router(folder: Path, served: Served, reading: Reading) -> RouterCard:
+    """Write both files into an existing folder."""
+    router = served.router
+    if isinstance(router, NetworkRouter):
+        numbers = {"kind": "network", "hidden": router.network.hidden}
+        tensors = dict(router.network.state_dict())
+    else:
+        assert isinstance(router, AnchoredRouter)
+        anchor = router.anchor
+        numbers = {"kind": "anchored", "hidden": 0}
+        tensors = {name: torch.from_numpy(getattr(anchor, name)) for name in ANCHOR_ARRAYS}
+        if router.weight_PD is not None:
+            tensors["weight_PD"] = torch.from_numpy(router.weight_PD)
+    card = RouterCard(masks=served.masks, **reading.__dict__, **numbers)  # type: ignore[arg-type]
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
     (folder / CARD_FILE).write_text(json.dumps(card.to_dict(), indent=2, sort_keys=True) + "\n")
+    return card
 
 
-def load_router(folder: Path, domains: Sequence[str], input_size: int, base: str) -> tuple[MetaRouter, RouterCard]:
-    """The saved router in eval mode, with its card.
+def load_router(folder: Path, domains: Sequence[str], input_size: int, base: str) -> tuple[Served, RouterCard]:
+    """The saved router with its card.
 
     ``domains`` (in order), ``input_size`` and the ``base`` digest are those of the bundle that will use it. Raises
-    IntegrityError when the router was trained for others or its tensors do not fit, NotInStoreError when a file is
-    not there.
+    IntegrityError when the router was trained for others, its tensors do not fit or are not finite, or it would serve a
+    combination that the bundle does not have; NotInStoreError when a file is not there.
     """
     for name in (WEIGHTS_FILE, CARD_FILE):
         if not (folder / name).is_file():
@@ -64,9 +98,42 @@ def load_router(folder: Path, domains: Sequence[str], input_size: int, base: str
                 f"the meta-router in {folder} was trained for {name} {getattr(card, name)!r}, the bundle has "
                 f"{value!r}; train one on this bundle"
             )
-    router = MetaRouter(card.input_size, len(card.domains), card.hidden, dropout=0.0)
+    if not card.masks or not all(0 <= mask <= full_mask(len(domains)) for mask in card.masks):
+        raise IntegrityError(f"the meta-router in {folder} serves {card.masks}, no combinations of {list(domains)}")
     try:
-        router.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    except (SafetensorError, RuntimeError) as error:
+        tensors = load_file(folder / WEIGHTS_FILE)
+        router = _network(card, tensors) if card.kind == "network" else _anchored(card, tensors)
+    except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise IntegrityError(f"{folder / WEIGHTS_FILE} does not fit its {CARD_FILE}: {error}") from error
-    return router.eval(), card
+    return Served(router, card.masks, None), card
+
+
+def _network(card: RouterCard, tensors: dict[str, Tensor]) -> NetworkRouter:
+    network = MetaRouter(card.input_size, len(card.domains), card.hidden, dropout=0.0)
+    network.load_state_dict(tensors)
+    return NetworkRouter(network.eval())
+
+
+def _anchored(card: RouterCard, tensors: dict[str, Tensor]) -> AnchoredRouter:
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    if strange := set(arrays) - {*ANCHOR_ARRAYS, "weight_PD"}:
+        raise ValueError(f"it holds {sorted(strange)}, which no anchored router has")
+    features, count = 2 * card.input_size, len(card.domains)
+    directions = arrays["whiten_FK"].shape[1]
+    shapes = {
+        "centre_F": (features,),
+        "scale_F": (features,),
+        "whiten_FK": (features, directions),
+        "bank_NK": (len(arrays["owner_N"]), directions),
+        "owner_N": (len(arrays["owner_N"]),),
+        "limit_D": (count,),
+        "spread_D": (count,),
+        "weight_PD": (count + directions + 1, count),
+    }
+    for name, array in arrays.items():
+        if array.shape != shapes[name] or not np.isfinite(array).all():
+            raise ValueError(f"{name} is {array.shape}, wanted finite numbers of shape {shapes[name]}")
+    if set(arrays["owner_N"].tolist()) != set(range(count)):
+        raise ValueError(f"owner_N names {sorted(set(arrays['owner_N'].tolist()))}, wanted each of {count} domains")
+    anchor = Anchor(**{name: arrays[name] for name in ANCHOR_ARRAYS})
+    return AnchoredRouter(anchor, arrays.get("weight_PD"))

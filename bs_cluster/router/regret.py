@@ -1,79 +1,158 @@
-"""How much routing loses against the best combination of every row, and how other policies would have done.
+"""How the meta-router does on rows that it never saw, against everything simpler. Losses are nats per completion token.
 
-Shapes: B held-out rows, D domains. Losses and regrets are nats per completion token, means are over rows.
+The oracle takes the best measured combination of each row *in hindsight*: a bound that nothing which has to decide
+before the answer can reach. Differences are paired by row with bootstrap intervals (``estimates``).
+
+Shapes: B rows, C combinations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
+from bs_cluster.config.schema import RouterSection
 from bs_cluster.errors import DataError
+from bs_cluster.estimates import Estimate, estimate
+from bs_cluster.records import Record
+from bs_cluster.router.routers import AnchoredRouter
+from bs_cluster.router.train import CrossFit, Served
+from bs_cluster.sweep.combinations import full_mask
 from bs_cluster.sweep.outcomes import OutcomeTable
-from bs_cluster.sweep.summary import summarise
+from bs_cluster.sweep.owners import kind_of
 
-# From here on a gate counts as "the router chose this domain": a floor keeps some domains on in every prompt.
-CHOSEN = 0.5
+# What the meta-router is compared with. ``label`` means something on rows of a domain only.
+RIVALS = ("label", "anchor", "best_single", "all_on", "base", "oracle")
+# A choice within this many nats per token of the oracle is no mistake.
+TOLERANCE = 0.01
 
 
-def regret_report(
-    table: OutcomeTable,
-    train: Sequence[int],
-    holdout: Sequence[int],
-    routed_B: np.ndarray,
-    weights_BD: np.ndarray,
-    tolerance: float = 0.01,
-) -> dict[str, Any]:
-    """Regret of the served router and of fixed policies on the held-out rows, JSON-ready.
+@dataclass(frozen=True)
+class RowsRouting(Record):
+    """Routing on one group of rows. ``loss`` is by policy (``routed`` and ``RIVALS``), ``routed_minus`` the paired
+    difference to each rival: below zero the meta-router is better. ``accuracy`` is the share of rows whose choice
+    measured as good as the oracle; ``stayed_out`` the share that was left to the base."""
 
-    ``routed_B`` is the loss measured under the served gate weights ``weights_BD``, both in the order of ``holdout``;
-    ``train`` and ``holdout`` index the rows of ``table``.
+    rows: int
+    tokens: int
+    loss: dict[str, float]
+    routed_minus: dict[str, Estimate]
+    accuracy: float
+    stayed_out: float
 
-    - ``regret``, ``label_regret``, ``all_on_regret``, ``base_regret``: mean loss over the oracle's. The oracle is the
-      best *binary* combination, so soft gates can reach below zero.
-    - ``best_single``, ``best_single_regret``: the one domain, always on alone, that is best over the training rows;
-      ``best_single_hindsight`` and its regret: the same chosen on the held-out rows themselves.
-    - ``accuracy``: share of rows whose chosen set (gates at ``CHOSEN`` or more) measured within ``tolerance`` nats of
-      the oracle. ``exact_set``: the chosen set is the oracle's own, which near-ties make stricter than it is useful.
-      ``label_top1``: the strongest gate is the row's own domain.
-    - ``by_domain``: the same per row domain, with the mean losses themselves.
+    def regret(self, policy: str = "routed") -> float | None:
+        """Loss above the oracle's; None for a policy that does not apply."""
+        return None if policy not in self.loss else self.loss[policy] - self.loss["oracle"]
+
+
+@dataclass(frozen=True)
+class RoutingReport(Record):
+    """``kind`` and ``served`` (``network``, or of an anchored router ``learned`` or ``anchor``) describe the router in
+    the bundle, which learned from all rows; ``shrinkage`` and ``gain`` (cross-validated loss less the anchor's) are
+    why. ``kinds`` holds ``domain``, ``mixed`` and ``foreign`` rows, ``owners`` each owner's, every row judged by one of
+    ``folds`` routers that never saw it. ``best_single`` names that policy's domain for each kind.
     """
-    if len(routed_B) != len(holdout) or weights_BD.shape != (len(holdout), len(table.domains)):
-        raise DataError(f"{len(holdout)} held-out rows, {len(routed_B)} routed losses, weights of {weights_BD.shape}")
-    if not np.isfinite(routed_B).all():
-        raise DataError(f"{int((~np.isfinite(routed_B)).sum())} routed losses are not finite; the bundle is broken")
-    held, seen = table.subset(holdout), table.subset(train)
-    outcomes = summarise(held)
-    best_single = int(summarise(seen).single_BD.mean(axis=0).argmin())
-    hindsight = int(outcomes.single_BD.mean(axis=0).argmin())
-    chosen_B = (weights_BD >= CHOSEN) @ (1 << np.arange(len(table.domains)))
-    # An unmeasured set (beam) compares as infinitely bad.
-    chosen_loss_B = np.array([held.losses(row).get(int(mask), np.inf) for row, mask in enumerate(chosen_B)])
-    regrets = {
-        "regret": routed_B - outcomes.oracle_B,
-        "label_regret": outcomes.label_B - outcomes.oracle_B,
-        "all_on_regret": outcomes.all_on_B - outcomes.oracle_B,
-        "base_regret": outcomes.base_B - outcomes.oracle_B,
-        "best_single_regret": outcomes.single_BD[:, best_single] - outcomes.oracle_B,
-        "best_single_hindsight_regret": outcomes.single_BD[:, hindsight] - outcomes.oracle_B,
-        "accuracy": (chosen_loss_B <= outcomes.oracle_B + tolerance).astype(float),
-        "exact_set": (chosen_B == outcomes.best_mask_B).astype(float),
-        "label_top1": (weights_BD.argmax(axis=1) == held.label_B).astype(float),
-    }
-    losses = {"routed": routed_B, "oracle": outcomes.oracle_B, "label": outcomes.label_B}
-    losses |= {"all_on": outcomes.all_on_B, "base": outcomes.base_B}
-    per_domain = {name: outcomes.domain_means(values_B) for name, values_B in (regrets | losses).items()}
-    present = [name for name in table.domains if name in held.row_domains]
+
+    kind: str
+    served: str
+    shrinkage: float | None
+    gain: Estimate | None
+    folds: int
+    kinds: dict[str, RowsRouting]
+    owners: dict[str, RowsRouting]
+    best_single: dict[str, str]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what is served and why."""
+        if self.gain is None:
+            return ("Served: the paper's network on targets worked out of the outcomes.",)
+        told = f"cross-validated loss less the anchor's: {self.gain}"
+        if self.served == "anchor":
+            return (f"Served: the anchor, a classifier of prompts; learning from outcomes did not beat it ({told}).",)
+        return (f"Served: gates learned from outcomes, shrunk by {self.shrinkage:g} towards the anchor ({told}).",)
+
+
+def routed_nll(table: OutcomeTable, masks_B: np.ndarray) -> np.ndarray:
+    """Summed loss (B,) of each row under its own combination. Raises DataError where one was not measured."""
+    masks = table.masks()
+    column = {mask: place for place, mask in enumerate(masks)}
+    nll_BC = table.nll_BC(masks)
+    nll_B = np.array(
+        [nll_BC[row, column[mask]] if mask in column else np.nan for row, mask in enumerate(masks_B.tolist())]
+    )
+    if np.isnan(nll_B).any():
+        row = int(np.flatnonzero(np.isnan(nll_B))[0])
+        raise DataError(f"row {table.row_ids[row]!r} was not measured under mask {int(masks_B[row])}; measure it first")
+    return nll_B
+
+
+def policy_nll(table: OutcomeTable, fitted: CrossFit) -> dict[str, np.ndarray]:
+    """Summed losses (B,) of every policy, NaN where it does not apply to a row."""
+    own = {domain: 1 << d for d, domain in enumerate(table.domains)}
+    labelled_B = np.array([owner in own for owner in table.owners])
+    label_B = routed_nll(table, np.array([own.get(owner, 0) for owner in table.owners]))
+    everything = np.full(len(table.owners), full_mask(len(table.domains)))
     return {
-        **{name: float(values_B.mean()) for name, values_B in regrets.items()},
-        "best_single": table.domains[best_single],
-        "best_single_hindsight": table.domains[hindsight],
-        "rows": len(holdout),
-        "by_domain": {
-            domain: {"rows": held.row_domains.count(domain)}
-            | {name: means[domain] for name, means in per_domain.items()}
-            for domain in present
-        },
+        "routed": routed_nll(table, fitted.routed_B),
+        "label": np.where(labelled_B, label_B, np.nan),
+        "anchor": routed_nll(table, fitted.anchor_B),
+        "best_single": routed_nll(table, fitted.best_single_B),
+        "all_on": routed_nll(table, everything),
+        "base": routed_nll(table, np.zeros_like(everything)),
+        "oracle": np.nanmin(table.nll_BC(table.masks()), axis=1),
     }
+
+
+def routing_groups(table: OutcomeTable, fitted: CrossFit) -> tuple[dict[str, RowsRouting], dict[str, RowsRouting]]:
+    """Routing by kind of row, and by owner, in the order of first occurrence."""
+    nll = policy_nll(table, fitted)
+    kinds = [kind_of(owner, table.domains) for owner in table.owners]
+
+    def group(names: list[str]) -> dict[str, RowsRouting]:
+        held = {name: np.flatnonzero(np.array(names) == name) for name in dict.fromkeys(names)}
+        return {name: _rows(nll, table.tokens_B, fitted.routed_B, rows) for name, rows in held.items()}
+
+    return group(list(kinds)), group(list(table.owners))
+
+
+def routing_report(settings: RouterSection, table: OutcomeTable, fitted: CrossFit, served: Served) -> RoutingReport:
+    """The whole report; every combination chosen in ``fitted`` is measured."""
+    kinds, owners = routing_groups(table, fitted)
+    learned = isinstance(served.router, AnchoredRouter) and served.router.weight_PD is not None
+    return RoutingReport(
+        kind=settings.kind,
+        served=settings.kind if settings.kind == "network" else "learned" if learned else "anchor",
+        shrinkage=None if served.choice is None else served.choice.shrinkage,
+        gain=None if served.choice is None else served.choice.gain,
+        folds=settings.folds,
+        kinds=kinds,
+        owners=owners,
+        best_single=best_single_names(table, fitted),
+    )
+
+
+def best_single_names(table: OutcomeTable, fitted: CrossFit) -> dict[str, str]:
+    """The domain behind ``best_single`` for each kind of row, in most of the folds."""
+    kinds = np.array([kind_of(owner, table.domains) for owner in table.owners])
+    names = {}
+    for kind in dict.fromkeys(kinds.tolist()):
+        masks, counts = np.unique(fitted.best_single_B[kinds == kind], return_counts=True)
+        names[kind] = table.domains[int(masks[counts.argmax()]).bit_length() - 1]
+    return names
+
+
+def _rows(nll: Mapping[str, np.ndarray], tokens_B: np.ndarray, chosen_B: np.ndarray, rows: np.ndarray) -> RowsRouting:
+    own = {policy: nll_B[rows] for policy, nll_B in nll.items() if np.isfinite(nll_B[rows]).all()}
+    tokens = tokens_B[rows]
+    slack_B = (own["routed"] - own["oracle"]) / tokens
+    return RowsRouting(
+        rows=len(rows),
+        tokens=int(tokens.sum()),
+        loss={policy: float(nll_B.sum() / tokens.sum()) for policy, nll_B in own.items()},
+        routed_minus={rival: estimate(own["routed"] - own[rival], tokens) for rival in RIVALS if rival in own},
+        accuracy=float((slack_B <= TOLERANCE).mean()),
+        stayed_out=float((chosen_B[rows] == 0).mean()),
+    )

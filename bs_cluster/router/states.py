@@ -28,8 +28,7 @@ class CachedStates:
                 raise DataError(f"router states of prompt {prompt} are {states_TH.shape}, wanted (1+ tokens, {width})")
             if not np.isfinite(states_TH).all():
                 raise DataError(
-                    f"router states of prompt {prompt} are not finite; a residual stream beyond 65504 overflows "
-                    "float16: keep the states in float32"
+                    f"router states of prompt {prompt} are not finite; the base is broken, or overflows its own dtype"
                 )
         if not states:
             raise DataError("no router states to work with")

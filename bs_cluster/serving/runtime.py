@@ -20,9 +20,8 @@ from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import BundleManifest
 from bs_cluster.router.files import load_router
-from bs_cluster.router.fit import route
-from bs_cluster.router.gates import serve_weights
 from bs_cluster.store.store import Store
+from bs_cluster.sweep.combinations import mask_weights
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,15 @@ class BundleRuntime:
         for name in ("router.safetensors", "router.json"):
             (folder / name).write_bytes(store.get_bytes(bundle.file(name).sha256))
         hidden = self.stacked.base.model.config.get_text_config().hidden_size
-        self.router, self.card = load_router(folder, self.domains, hidden, bundle.base.digest)
+        self.served, self.card = load_router(folder, self.domains, hidden, bundle.base.digest)
 
     def gates(self, prompts: Sequence[str]) -> torch.Tensor:
         """Served gate weights (B, D) of these prompts."""
         tokenizer, data, limit = self.stacked.base.tokenizer, self.config.data, self.card.max_prompt_length
         ids = [encode_router_prompt(prompt, tokenizer, data, limit) for prompt in prompts]
-        logits_BD = route(self.router, encode_states(self.stacked, ids, self.card.mid_weight))
-        return serve_weights(logits_BD, self.domains, self.card.floors, self.card.threshold)
+        states = encode_states(self.stacked, ids, self.card.mid_weight, self.card.pooled)
+        masks = self.served.choose(states).tolist()
+        return torch.tensor([mask_weights(mask, len(self.domains)) for mask in masks])
 
     def answer(
         self, prompts: Sequence[str], weights_BD: torch.Tensor | None = None, max_new_tokens: int = 64

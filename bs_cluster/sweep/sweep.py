@@ -1,8 +1,8 @@
-"""Carries the sweep's plan out on Ray actors, and the two passes that go with it: routed losses and router states.
+"""Carries the sweep's plan out on Ray actors, and the pass that goes with it: router states.
 
 An evaluator is a Ray actor handle with ``score(rows, weights) -> list[RowLoss]`` and
-``encode(prompts) -> list[np.ndarray]`` (``bs_cluster.inference``). What to measure, in which batches and what it
-means is decided elsewhere, by pure functions; this file only hands it to the pool and writes down what comes back.
+``encode(prompts, pooled) -> list[np.ndarray]`` (``bs_cluster.inference``). What to measure, in which batches and what
+it means is decided elsewhere, by pure functions; this file only hands it to the pool and writes down what comes back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bs_cluster.config.schema import SweepSection
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.records import RowLoss
 from bs_cluster.store import SweepArea
-from bs_cluster.sweep.combinations import active_mask, mask_weights
+from bs_cluster.sweep.combinations import mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.plan import plan_work
 from bs_cluster.sweep.pool import EvaluatorPool
@@ -37,54 +37,53 @@ def run_sweep(
     """Measure every combination that the search asks for, and return the outcomes in the order of ``rows``.
 
     Each finished batch is written to ``area`` at once; what ``area`` holds already is not measured again, so a killed
-    sweep loses only the batches in flight. ``on_progress(done, total)`` counts outcomes; under a beam the total
-    grows as the search goes on. Raises ClusterResourceError when no evaluator is left or a batch cannot be scored.
+    sweep loses only the batches in flight. ``on_progress(done, total)`` counts outcomes; under an adaptive search the
+    total grows as it goes on. Raises ClusterResourceError when no evaluator is left or a batch cannot be scored.
     """
     table = OutcomeTable([row.id for row in rows], [row.domain for row in rows], domains)
     if (earlier := area.read()) is not None:
         table.update(OutcomeTable.from_arrow(earlier))
-    lengths = [len(row.input_ids) for row in rows]
-    pool = EvaluatorPool(evaluators, settings.max_retries)
-
-    def score(evaluator: Any, requests: Sequence[tuple[int, int]]) -> ray.ObjectRef:
-        weights = [mask_weights(mask, len(domains)) for _, mask in requests]
-        return evaluator.score.remote([rows[row] for row, _ in requests], weights)
-
     while requests := next_requests(table, settings):
-        total = len(table) + len(requests)
-        on_progress(len(table), total)
-        batches = [batch.requests for batch in plan_work(requests, lengths, settings.batch_tokens)]
-        for finished, losses in pool.map(score, batches):
-            _write_part(area, table, finished, losses)
-            for (row, mask), loss in zip(finished, losses, strict=True):
-                table.record(row, mask, loss)
-            on_progress(len(table), total)
+        measure(evaluators, rows, table, requests, settings, area, on_progress)
     return table
 
 
-def score_rows(
-    evaluators: Sequence[Any], rows: Sequence[EncodedRow], weights_BD: np.ndarray, settings: SweepSection
-) -> list[RowLoss]:
-    """Loss of each row under its own gate weights (B, D), in row order: how routed loss is measured."""
-    weights = [[float(weight) for weight in row] for row in weights_BD]
-    requests = [(index, active_mask(row)) for index, row in enumerate(weights)]
-    batches = [b.requests for b in plan_work(requests, [len(row.input_ids) for row in rows], settings.batch_tokens)]
+def measure(
+    evaluators: Sequence[Any],
+    rows: Sequence[EncodedRow],
+    table: OutcomeTable,
+    requests: Sequence[tuple[int, int]],
+    settings: SweepSection,
+    area: SweepArea,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    """Measure these (row index, mask) pairs into ``table`` and ``area``."""
+    domain_count = len(table.domains)
 
     def score(evaluator: Any, batch: Sequence[tuple[int, int]]) -> ray.ObjectRef:
-        return evaluator.score.remote([rows[index] for index, _ in batch], [weights[index] for index, _ in batch])
+        weights = [mask_weights(mask, domain_count) for _, mask in batch]
+        return evaluator.score.remote([rows[row] for row, _ in batch], weights)
 
-    return _in_order(EvaluatorPool(evaluators, settings.max_retries).map(score, batches))
+    total = len(table) + len(requests)
+    on_progress(len(table), total)
+    lengths = [len(row.input_ids) for row in rows]
+    batches = [batch.requests for batch in plan_work(requests, lengths, settings.batch_tokens)]
+    for finished, losses in EvaluatorPool(evaluators, settings.max_retries).map(score, batches):
+        _write_part(area, table, finished, losses)
+        for (row, mask), loss in zip(finished, losses, strict=True):
+            table.record(row, mask, loss)
+        on_progress(len(table), total)
 
 
 def encode_prompts(
-    evaluators: Sequence[Any], prompts: Sequence[Sequence[int]], settings: SweepSection
+    evaluators: Sequence[Any], prompts: Sequence[Sequence[int]], settings: SweepSection, pooled: bool
 ) -> list[np.ndarray]:
-    """The base's router states of each tokenised prompt, (T, H) each, in prompt order."""
+    """The base's router states of each tokenised prompt, (2H,) pooled or (T, H), float32, in prompt order."""
     requests = [(index, 0) for index in range(len(prompts))]
     batches = [b.requests for b in plan_work(requests, [len(prompt) for prompt in prompts], settings.batch_tokens)]
 
     def encode(evaluator: Any, batch: Sequence[tuple[int, int]]) -> ray.ObjectRef:
-        return evaluator.encode.remote([prompts[index] for index, _ in batch])
+        return evaluator.encode.remote([prompts[index] for index, _ in batch], pooled)
 
     return _in_order(EvaluatorPool(evaluators, settings.max_retries).map(encode, batches))
 
@@ -98,8 +97,12 @@ def _write_part(
     area: SweepArea, table: OutcomeTable, requests: Sequence[tuple[int, int]], losses: Sequence[RowLoss]
 ) -> None:
     """One batch as a Parquet part, named by what was asked, so that a batch measured again replaces itself."""
-    part = OutcomeTable(table.row_ids, table.row_domains, table.domains)
+    asked_rows = sorted({row for row, _ in requests})
+    place = {row: index for index, row in enumerate(asked_rows)}
+    part = OutcomeTable(
+        [table.row_ids[row] for row in asked_rows], [table.owners[row] for row in asked_rows], table.domains
+    )
     for (row, mask), loss in zip(requests, losses, strict=True):
-        part.record(row, mask, loss)
+        part.record(place[row], mask, loss)
     asked = json.dumps(sorted((table.row_ids[row], mask) for row, mask in requests))
     area.write_part(hashlib.sha256(asked.encode()).hexdigest()[:20], part.to_arrow())

@@ -23,7 +23,7 @@ def check_targets(settings: TargetsSection, domains: Sequence[str], search: Swee
         raise ConfigError(
             [
                 f"router.targets.kind: shapley needs all 2^{len(domains)} combinations of every row, the sweep of "
-                f"{len(domains)} domains is a beam; set sweep.search: exhaustive, or targets paper or softmin"
+                f"{len(domains)} domains is adaptive; set sweep.search: exhaustive, or targets paper or softmin"
             ]
         )
 
@@ -54,8 +54,9 @@ def parsimonious_mask(losses: dict[int, float], parsimony: float) -> int:
 def _paper_BD(table: OutcomeTable, settings: TargetsSection) -> np.ndarray:
     """Membership of the parsimonious best subset; soft boost; blend with the label.
 
-    The boost domain, where it is left out although adding it would lower the loss at all, gets ``boost_value``. A
-    beam may not have measured that extension: then there is no boost. A bundle without the boost domain ignores it.
+    The boost domain, where it is left out although adding it would lower the loss at all, gets ``boost_value``. An
+    adaptive search may not have measured that extension: then there is no boost. A bundle without the boost domain
+    ignores it, and a row that no domain owns has no label to blend in.
     """
     domain_count = len(table.domains)
     targets_BD = np.zeros((len(table.row_ids), domain_count))
@@ -66,8 +67,9 @@ def _paper_BD(table: OutcomeTable, settings: TargetsSection) -> np.ndarray:
         targets_BD[row] = mask_weights(best, domain_count)
         if boost is not None and not best >> boost & 1 and losses.get(best | 1 << boost, math.inf) < losses[best]:
             targets_BD[row, boost] = settings.boost_value
-    label_BD = np.eye(domain_count)[table.label_B]
-    return (1 - settings.prior_blend) * targets_BD + settings.prior_blend * label_BD
+    label_BD = np.array([[float(owner == name) for name in table.domains] for owner in table.owners])
+    blend_B1 = settings.prior_blend * label_BD.sum(axis=1, keepdims=True)
+    return (1 - blend_B1) * targets_BD + blend_B1 * label_BD
 
 
 def _softmin_BD(table: OutcomeTable, temperature: float) -> np.ndarray:

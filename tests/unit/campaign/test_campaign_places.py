@@ -85,7 +85,7 @@ class TestConfigDigest:
     def test_changes_with_what_a_bundle_depends_on(self, make):
         before = bundle_digest(make())
         assert bundle_digest(make()) == before
-        for changes in ({"router": {"epochs": 3}}, {"sweep": {"search": "beam"}}, {"training": {"steps": 7}}):
+        for changes in ({"router": {"folds": 3}}, {"sweep": {"search": "adaptive"}}, {"training": {"steps": 7}}):
             assert bundle_digest(make(**changes)) != before
 
     def test_does_not_change_with_where_it_is_stored_and_shown(self, make, tmp_path):

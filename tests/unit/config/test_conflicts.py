@@ -45,7 +45,16 @@ def test_the_defaults_have_no_conflict():
         ({"base": {"revision": "main"}}, "base.revision", "remove it"),
         ({"base": {"quantization": "none", "cache_dequantized": True}}, "base.cache_dequantized", "remove it"),
         ({"data": {"template": "chat"}}, "data.template", "no chat template"),
-        ({"router": {"floors": {"caht": 0.1}}}, "router.floors.caht = 0.1", "did you mean chat?"),
+        (
+            {"sweep": {"foreign": [{"name": "x", "source": {"kind": "embedded", "name": "manul"}}]}},
+            "sweep.foreign.0.source.name",
+            "did you mean manual?",
+        ),
+        (
+            {"sweep": {"mixed": [{"name": "x", "source": {"kind": "embedded", "name": "doses"}}] * 2}},
+            "sweep.mixed",
+            "x is listed twice",
+        ),
         ({"router": {"targets": {"boost_domain": "reson"}}}, "router.targets.boost_domain", "did you mean reasoning?"),
     ],
 )
@@ -61,7 +70,7 @@ def test_a_domain_that_overrides_steps_is_what_counts():
     assert "domains.chat.steps = 30" in line
 
 
-def test_default_floors_and_boost_wait_for_their_domain():
+def test_the_default_boost_waits_for_its_domain():
     assert problems(campaign({"name": "law"})) == []
 
 

@@ -44,7 +44,7 @@ def test_overrides_reach_sections_domains_by_name_items_by_index_and_free_keys()
             "domains.code.steps=200",
             "domains.0.max_rounds=1",
             "domains.code.sources.0.take=10",
-            "router.floors.code=0.3",
+            "domains.code.sources.0.where.language=en",
             "stack.target_modules=[q_proj, v_proj]",
             "base.revision=null",
         ],
@@ -54,7 +54,7 @@ def test_overrides_reach_sections_domains_by_name_items_by_index_and_free_keys()
     assert config.domain("code").steps == 200
     assert config.domain("chat").max_rounds == 1
     assert config.domain("code").sources[0].take == 10
-    assert config.router.floors == {"code": 0.3}
+    assert config.domain("code").sources[0].where == {"language": "en"}
     assert config.stack.target_modules == ("q_proj", "v_proj")
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
-from bs_cluster.config.sources import EMBEDDED_DOMAINS, Source
+from bs_cluster.config.sources import EMBEDDED_DOMAINS, EMBEDDED_ROWS, Source
 from bs_cluster.data.builtin import EMBEDDED, MAX_COMPLETION, MAX_PROMPT, embedded_rows
 from bs_cluster.data.pycode import module_pairs
 from bs_cluster.data.sources import read_source
@@ -145,20 +145,20 @@ def test_reasoning_gym_tasks_take_turns_and_more_rows_keep_the_fewer():
 def test_unknown_tasks_and_domains_are_told():
     with pytest.raises(DataError, match=r"no task 'chain_sun'; close: chain_sum"):
         read(kind="reasoning_gym", tasks=("chain_sun",))
-    with pytest.raises(DataError, match="no embedded domain 'law'; there are chat, code"):
+    with pytest.raises(DataError, match="no embedded rows 'law'; there are chains, characters"):
         read(kind="embedded", name="law")
 
 
 @pytest.fixture(scope="module")
 def built_in():
-    return {name: embedded_rows(name, seed=42) for name in EMBEDDED}
+    return {name: embedded_rows(name, seed=42) for name in EMBEDDED_DOMAINS}
 
 
 def test_the_config_names_the_built_in_domains_there_are():
-    assert set(EMBEDDED_DOMAINS) == EMBEDDED.keys()
+    assert set(EMBEDDED_ROWS) == EMBEDDED.keys()
 
 
-@pytest.mark.parametrize("name", sorted(EMBEDDED))
+@pytest.mark.parametrize("name", EMBEDDED_DOMAINS)
 def test_a_built_in_domain_is_large_enough_short_and_well_formed(built_in, name):
     pairs = built_in[name]
     assert len({prompt for prompt, _ in pairs}) >= 600

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from tiny_campaign import campaign, commit_random_stacks, write_inputs
@@ -11,12 +12,13 @@ from bs_cluster.data.encode import encode_prompt, encode_router_prompt
 from bs_cluster.errors import ConfigError, IntegrityError
 from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.records import SCHEMA_VERSION, BundleManifest
-from bs_cluster.router.files import RouterCard, save_router
-from bs_cluster.router.fit import route
-from bs_cluster.router.gates import serve_weights
-from bs_cluster.router.net import MetaRouter
+from bs_cluster.router.anchor import fit_anchor
+from bs_cluster.router.files import Reading, save_router
+from bs_cluster.router.routers import AnchoredRouter
+from bs_cluster.router.train import Served
 from bs_cluster.serving.runtime import BundleRuntime
 from bs_cluster.store import Store
+from bs_cluster.sweep.combinations import mask_weights
 
 DOMAINS = ("aa", "bb")
 PROMPTS = ("aa alpha12", "bb a longer prompt than the other")
@@ -26,25 +28,18 @@ PROMPTS = ("aa alpha12", "bb a longer prompt than the other")
 def made(tmp_path_factory):
     """A store with a stack per domain and a bundle whose meta-router is untrained; the stacks in this process."""
     folder = write_inputs(tmp_path_factory.mktemp("served"))
-    router_settings = {"hidden": 32, "floors": {"aa": 0.3}, "max_prompt_length": 24}
+    router_settings = {"max_prompt_length": 24}
     # In fp32: with bf16, a cache or a neighbour in the batch may decide between two tokens that are nearly as likely.
     base = {"quantization": "none", "compute_dtype": "float32", "cache_dequantized": False}
     config = campaign(folder, folder / "store", DOMAINS, base=base, router=router_settings)
     store = Store(config.store.uri, config.campaign)
     stacked = commit_random_stacks(config, store, folder / "staged")
-    torch.manual_seed(0)
-    router = MetaRouter(64, len(DOMAINS), config.router.hidden, dropout=0.0).eval()
-    card = RouterCard(
-        domains=DOMAINS,
-        input_size=64,
-        hidden=config.router.hidden,
-        floors=dict(config.router.floors),
-        threshold=config.router.gate_threshold,
-        mid_weight=config.router.mid_weight,
-        max_prompt_length=config.router.max_prompt_length,
-        base=stacked.base.ref.digest,
-    )
-    save_router(folder, router, card)
+    limit = config.router.max_prompt_length
+    prompts = [f"{domain} {word}{n}" for domain in DOMAINS for word in ("alpha", "beta") for n in range(6)]
+    ids = [encode_router_prompt(prompt, stacked.base.tokenizer, config.data, limit) for prompt in prompts]
+    states = np.stack(encode_states(stacked, ids, config.router.mid_weight, pooled=True))
+    router = Served(AnchoredRouter(fit_anchor(states, [0] * 12 + [1] * 12, 2), None), (0, 1, 2, 3), None)
+    save_router(folder, router, Reading(DOMAINS, 64, config.router.mid_weight, limit, stacked.base.ref.digest))
     (folder / "campaign.yaml").write_text(to_yaml(config))
     manifest = BundleManifest(
         schema_version=SCHEMA_VERSION,
@@ -108,10 +103,16 @@ def test_gates_are_the_meta_router_s_on_the_prompt_as_it_was_trained(made, runti
     config, _, stacked, router, _ = made
     limit = config.router.max_prompt_length
     ids = [encode_router_prompt(prompt, stacked.base.tokenizer, config.data, limit) for prompt in PROMPTS]
-    states = encode_states(stacked, ids, config.router.mid_weight)
-    wanted = serve_weights(route(router, states), DOMAINS, config.router.floors, config.router.gate_threshold)
-    torch.testing.assert_close(runtime.gates(PROMPTS), wanted)
-    assert (wanted[:, 0] >= 0.3).all()  # the floor of aa
+    masks = router.choose(encode_states(stacked, ids, config.router.mid_weight, pooled=True)).tolist()
+    assert runtime.gates(PROMPTS).tolist() == [mask_weights(mask, 2) for mask in masks]
+    taught = runtime.gates([f"{domain} beta{n}" for domain in DOMAINS for n in range(6)]).argmax(dim=1)
+    assert (taught == torch.tensor([0] * 6 + [1] * 6)).float().mean() > 0.7  # else the router would say little
+
+
+def test_a_prompt_is_routed_alike_alone_and_among_others(runtime):
+    prompts = [*PROMPTS, "bb beta3", "something else altogether"]
+    alone = torch.cat([runtime.gates([prompt]) for prompt in prompts])
+    assert torch.equal(runtime.gates(prompts), alone)
 
 
 def test_a_routed_answer_is_the_one_under_its_own_gates(runtime):

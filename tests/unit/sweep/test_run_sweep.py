@@ -20,9 +20,9 @@ from bs_cluster.errors import ClusterResourceError
 from bs_cluster.store import SweepArea
 from bs_cluster.store.filesystem import LocalFiles
 from bs_cluster.sweep.combinations import all_masks
-from bs_cluster.sweep.outcomes import RowLoss
+from bs_cluster.sweep.outcomes import OutcomeTable, RowLoss
 from bs_cluster.sweep.pool import EvaluatorPool
-from bs_cluster.sweep.sweep import encode_prompts, run_sweep, score_rows
+from bs_cluster.sweep.sweep import encode_prompts, measure, run_sweep
 
 pytestmark = pytest.mark.ray
 
@@ -54,8 +54,8 @@ class FormulaEvaluator:
             (self.folder / f"scored_{row.id}_{weight}_{time.monotonic_ns()}").touch()
         return [loss_of(row, weight) for row, weight in zip(rows, weights, strict=True)]
 
-    def encode(self, prompts):
-        return [np.full((len(prompt), 2), prompt[0], dtype=np.float16) for prompt in prompts]
+    def encode(self, prompts, pooled):
+        return [np.full(2 if pooled else (len(prompt), 2), prompt[0], dtype=np.float32) for prompt in prompts]
 
     def stall(self, items):
         time.sleep(60)
@@ -120,10 +120,15 @@ def test_a_sweep_measures_all_once_and_reports_progress(rows, area, start, tmp_p
     assert progress == sorted(progress)
 
 
-def test_a_beam_sweep_ends(rows, area, start):
-    section = SETTINGS.model_copy(update={"search": "beam", "beam_width": 1})
-    table = run_sweep([start()], rows, DOMAINS, section, area, lambda *_: None)
+def test_an_adaptive_sweep_ends_and_more_can_be_measured_into_it(rows, area, start):
+    section = SETTINGS.model_copy(update={"search": "adaptive"})
+    evaluator = start()
+    table = run_sweep([evaluator], rows, DOMAINS, section, area, lambda *_: None)
     assert set(table.losses(0)) >= {0, 1, 2, 4, 7}
+    (row, mask), *_ = table.missing(all_masks(3))
+    measure([evaluator], rows, table, [(row, mask)], section, area, lambda *_: None)
+    assert table.losses(row)[mask] == pytest.approx(loss_of(rows[row], [mask >> d & 1 for d in range(3)]).mean)
+    assert area.read().num_rows == len(table)
 
 
 def test_a_killed_sweep_resumes_from_its_parts(rows, area, start, tmp_path):
@@ -175,12 +180,14 @@ def test_a_batch_too_large_for_memory_is_halved(rows, area, start):
     table = run_sweep([start(fits=2)], rows, DOMAINS, SETTINGS, area, lambda *_: None)
     assert_complete(table, rows)
     with pytest.raises(ClusterResourceError, match="one row alone"):
-        score_rows([start(fits=0)], rows, np.ones((9, 3)), SETTINGS)
+        measure(
+            [start(fits=0)], rows, OutcomeTable(table.row_ids, table.owners, DOMAINS), [(0, 1)], SETTINGS, area, print
+        )
 
 
 def test_a_bug_in_an_evaluator_is_raised_as_it_is(rows, start):
     with pytest.raises(IndexError):
-        encode_prompts([start()], [()], SETTINGS)
+        encode_prompts([start()], [()], SETTINGS, pooled=False)
 
 
 def test_waiting_has_an_end(start, monkeypatch):
@@ -192,13 +199,11 @@ def test_waiting_has_an_end(start, monkeypatch):
         list(pool.map(lambda evaluator, items: evaluator.stall.remote(items), [("q",)]))
 
 
-def test_soft_weights_and_states_come_back_in_order(rows, start):
-    weights_BD = np.random.default_rng(1).random((9, 3))
+def test_states_come_back_in_order(rows, start):
     evaluators = [start(), start()]
-    assert score_rows(evaluators, rows, weights_BD, SETTINGS) == [
-        loss_of(row, weights) for row, weights in zip(rows, weights_BD.tolist(), strict=True)
-    ]
     prompts = [row.input_ids for row in rows]
-    states = encode_prompts(evaluators, prompts, SETTINGS)
+    pooled = encode_prompts(evaluators, prompts, SETTINGS, pooled=True)
+    assert [(s.shape, float(s[0])) for s in pooled] == [((2,), float(prompt[0])) for prompt in prompts]
+    states = encode_prompts(evaluators, prompts, SETTINGS, pooled=False)
     assert [s.shape for s in states] == [(len(prompt), 2) for prompt in prompts]
     assert [float(s[0, 0]) for s in states] == [float(prompt[0]) for prompt in prompts]

@@ -1,6 +1,4 @@
-"""The meta-router: padding is nothing to it, it learns from few rows, and it is the same after a trip to disk."""
-
-import json
+"""The paper's network: padding is nothing to it, it learns from few rows, and training leaves no trace."""
 
 import numpy as np
 import pytest
@@ -8,15 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bs_cluster.config.schema import RouterSection
-from bs_cluster.errors import DataError, IntegrityError, NotInStoreError
-from bs_cluster.router.files import RouterCard, load_router, save_router
-from bs_cluster.router.fit import route, router_loss, train_router
-from bs_cluster.router.holdout import split_holdout
+from bs_cluster.config.schema import NetworkSection
+from bs_cluster.errors import DataError
 from bs_cluster.router.net import MetaRouter
+from bs_cluster.router.network_fit import route, router_loss, train_router
 from bs_cluster.router.states import CachedStates
-
-DOMAINS = ("chat", "code", "math", "medical", "reasoning")
 
 
 def clustered_states(rows: int, seed: int, width: int = 640):
@@ -36,7 +30,7 @@ def clustered_states(rows: int, seed: int, width: int = 640):
     return states, owner_B
 
 
-SMALL = RouterSection(hidden=64, epochs=2)
+SMALL = NetworkSection(hidden=64, epochs=2)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +44,7 @@ def test_sixty_rows_teach_a_full_router():
     states, owner_B = clustered_states(60, seed=1)
     # As the paper's targets look: own domain on, chat helps a little everywhere.
     targets_BD = np.maximum(np.eye(5)[owner_B], 0.3 * np.eye(5)[[0]])
-    trained = train_router(states, targets_BD, RouterSection(), seed=0)
+    trained = train_router(states, targets_BD, NetworkSection(), seed=0)
     held_out, held_owner_B = clustered_states(100, seed=2)
     assert (route(trained.router, held_out).argmax(dim=1).numpy() == held_owner_B).mean() > 0.9
 
@@ -109,70 +103,10 @@ def test_temperature_stays_in_its_range():
 
 
 def test_broken_states_and_targets_are_refused():
-    good = np.zeros((3, 4), dtype=np.float16)
+    good = np.zeros((3, 4), dtype=np.float32)
     with pytest.raises(DataError, match="prompt 1 are not finite"):
-        CachedStates([good, np.full((2, 4), np.inf, dtype=np.float16)])
+        CachedStates([good, np.full((2, 4), np.inf, dtype=np.float32)])
     with pytest.raises(DataError, match=r"prompt 1 are \(0, 4\)"):
         CachedStates([good, good[:0]])
     with pytest.raises(DataError, match="2 rows"):
         train_router([good, good], np.zeros((3, 5)), SMALL, seed=0)
-
-
-def card(**changes) -> RouterCard:
-    fields = {"domains": DOMAINS, "input_size": 32, "hidden": 64, "floors": {"chat": 0.2}, "threshold": 0.12}
-    fields |= {"mid_weight": 0.45, "max_prompt_length": 256, "base": "f00d"}
-    return RouterCard(**(fields | changes))
-
-
-def test_a_saved_router_answers_with_the_same_bits(small, tmp_path):
-    trained, states = small
-    save_router(tmp_path, trained.router, card())
-    loaded, loaded_card = load_router(tmp_path, DOMAINS, 32, "f00d")
-    assert loaded_card == card()
-    assert torch.equal(route(loaded, states), route(trained.router, states))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["router.json", "router.safetensors"]
-
-
-@pytest.mark.parametrize(
-    ("domains", "width", "base", "named"),
-    [(DOMAINS[::-1], 32, "f00d", "domains"), (DOMAINS, 64, "f00d", "input_size"), (DOMAINS, 32, "beef", "base")],
-)
-def test_a_router_of_another_bundle_is_refused(small, tmp_path, domains, width, base, named):
-    save_router(tmp_path, small[0].router, card())
-    with pytest.raises(IntegrityError, match=f"trained for {named}"):
-        load_router(tmp_path, domains, width, base)
-
-
-def test_damaged_router_files_are_refused(small, tmp_path):
-    with pytest.raises(IntegrityError, match="the router has"):
-        save_router(tmp_path, small[0].router, card(hidden=65))
-    with pytest.raises(NotInStoreError, match=r"router\.safetensors"):
-        load_router(tmp_path, DOMAINS, 32, "f00d")
-    save_router(tmp_path, small[0].router, card())
-    (tmp_path / "router.json").write_text(json.dumps(card(hidden=128).to_dict()))
-    with pytest.raises(IntegrityError, match="does not fit"):
-        load_router(tmp_path, DOMAINS, 32, "f00d")
-    (tmp_path / "router.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(IntegrityError, match="does not fit"):
-        load_router(tmp_path, DOMAINS, 32, "f00d")
-
-
-@given(st.dictionaries(st.text(min_size=1), st.sampled_from("abc"), min_size=30, max_size=60), st.floats(0.05, 0.9))
-def test_the_holdout_is_a_stratified_partition_by_id(rows, fraction):
-    owners = list(rows.values())
-    if any(owners.count(domain) == 1 for domain in "abc"):
-        return
-    train, holdout = split_holdout(list(rows), owners, fraction)
-    assert sorted(train + holdout) == list(range(len(rows)))
-    for domain in set(owners):
-        held = sum(owners[row] == domain for row in holdout)
-        assert abs(held - fraction * owners.count(domain)) <= 1
-        assert 0 < held < owners.count(domain)
-    reversed_ids = list(rows)[::-1]
-    _, other = split_holdout(reversed_ids, owners[::-1], fraction)
-    assert {reversed_ids[row] for row in other} == {list(rows)[row] for row in holdout}
-
-
-def test_a_holdout_of_one_row_is_refused():
-    with pytest.raises(DataError, match="'b' has 1"):
-        split_holdout(["q1", "q2", "q3"], ["a", "a", "b"], 0.4)

@@ -1,8 +1,8 @@
-"""Training of the meta-router on measured targets, from hidden states that were encoded once.
+"""Training of the paper's network on measured targets, from hidden states that were encoded once.
 
 A small campaign has some fifty rows for two million weights. What keeps that honest: standardised features, dropped
-tokens, enough steps whatever the number of rows, and the best epoch by rows kept aside inside the training rows. The
-holdout of the regret report is never seen here. Shapes: B prompts, T tokens, H hidden size, D domains.
+tokens, enough steps whatever the number of rows, and the best epoch by rows kept aside inside the training rows.
+Rows that judge it are never seen here. Shapes: B prompts, T tokens, H hidden size, D domains.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bs_cluster.config.schema import RouterSection
+from bs_cluster.config.schema import NetworkSection
 from bs_cluster.errors import DataError
 from bs_cluster.records import Record
 from bs_cluster.router.net import MetaRouter
@@ -51,7 +51,7 @@ class TrainedRouter:
 def train_router(
     states: Sequence[np.ndarray],
     targets_BD: np.ndarray,
-    settings: RouterSection,
+    settings: NetworkSection,
     seed: int,
     device: torch.device | str = "cpu",
 ) -> TrainedRouter:

@@ -1,0 +1,123 @@
+"""A finished campaign's routing judged anew: the anchored meta-router and the paper's network, over router seeds.
+
+    python -m benchmarks.routing --store stacks_store --campaign embedded --seeds 5
+
+Rows, outcomes and stacks are those of the campaign's newest bundle. Each seed deals the rows to other folds, and every
+row is judged by a router that never saw it. What a router chooses and the sweep did not measure is measured here.
+Losses are nats per completion token over all rows of a kind, differences paired by row with 95 % bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from bs_cluster.config import yaml12
+from bs_cluster.config.parse import parse_config
+from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.data.encode import EncodedRow
+from bs_cluster.data.frozen import DomainRows
+from bs_cluster.inference.evaluator import encode_states
+from bs_cluster.inference.scoring import score_routed
+from bs_cluster.inference.stacked import StackedBase
+from bs_cluster.quiet import quieten
+from bs_cluster.router.anchor import fit_anchor
+from bs_cluster.router.regret import RowsRouting, routing_groups
+from bs_cluster.router.train import CrossFit, Lessons, cross_fit
+from bs_cluster.store import Store
+from bs_cluster.sweep.combinations import mask_weights
+from bs_cluster.sweep.outcomes import OutcomeTable
+from bs_cluster.sweep.plan import plan_work
+
+SHOWN = ("label", "anchor", "best_single", "base", "oracle")
+
+
+class Finished:
+    """The newest bundle of a campaign, in memory, with what its router learned from."""
+
+    def __init__(self, store: Store, device: str):
+        _, _, bundle = store.bundles()[-1]
+        files = {entry.name: store.get_bytes(entry.sha256) for entry in bundle.files if entry.name != "report.md"}
+        self.config: CampaignConfig = parse_config(yaml12.decode(files["campaign.yaml"], "campaign.yaml"))
+        self.domains = bundle.domains
+        self.stacked = StackedBase.load(self.config.base, device)
+        for ref in bundle.stacks:
+            self.stacked.attach(store.manifest(ref.manifest), store)
+        self.stacked.fire(self.stacked.names)
+        records = {record.domain: record for record in store.domains()}
+        parts = [
+            DomainRows.from_parquet(store.get_bytes(record.rows), record.data_fingerprint, record.data_counts)
+            for record in (records[domain] for domain in self.domains)
+        ]
+        self.train = [part.train[: self.config.router.anchor_prompts] for part in parts]
+        parts.append(DomainRows.from_parquet(files["unowned.parquet"], "", {}))
+        self.rows: list[EncodedRow] = [row for part in parts for row in part.sweep]
+        self.prompts = [prompt for part in parts for prompt in part.router_prompts]
+        held = OutcomeTable.from_arrow(pq.read_table(io.BytesIO(files["outcomes.parquet"])))
+        self.table = OutcomeTable([row.id for row in self.rows], [row.domain for row in self.rows], self.domains)
+        self.table.update(held)
+
+    def states(self, prompts: Sequence[Sequence[int]], pooled: bool) -> list[np.ndarray]:
+        found: dict[int, np.ndarray] = {}
+        batches = plan_work([(i, 0) for i in range(len(prompts))], [len(p) for p in prompts], 1024)
+        for places in ([place for place, _ in batch.requests] for batch in batches):
+            states = encode_states(self.stacked, [prompts[i] for i in places], self.config.router.mid_weight, pooled)
+            found |= dict(zip(places, states, strict=True))
+        return [found[place] for place in range(len(prompts))]
+
+    def measure(self, fitted: CrossFit) -> None:
+        """Measures every combination in ``fitted`` that was not."""
+        chosen = np.stack([fitted.routed_B, fitted.anchor_B], axis=1)
+        asked = {
+            (row, int(mask))
+            for row, masks in enumerate(chosen)
+            for mask in masks
+            if int(mask) not in self.table.losses(row)
+        }
+        for batch in plan_work(asked, [len(row.input_ids) for row in self.rows], self.config.sweep.batch_tokens):
+            weights = [mask_weights(mask, len(self.domains)) for _, mask in batch.requests]
+            losses = score_routed(self.stacked, [self.rows[row] for row, _ in batch.requests], weights, self.domains)
+            for (row, mask), loss in zip(batch.requests, losses, strict=True):
+                self.table.record(row, mask, loss)
+
+
+def main() -> None:
+    quieten()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.routing")
+    parser.add_argument("--store", default="stacks_store")
+    parser.add_argument("--campaign", required=True)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--kinds", nargs="+", default=["anchored", "network"], choices=("anchored", "network"))
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    finished = Finished(Store(arguments.store, arguments.campaign), arguments.device)
+    training = [(d, row) for d, rows in enumerate(finished.train) for row in rows]
+    features = finished.states([row.input_ids[: row.prompt_length] for _, row in training], pooled=True)
+    anchor = fit_anchor(np.stack(features), [d for d, _ in training], len(finished.domains))
+    for kind in arguments.kinds:
+        settings = finished.config.router.model_copy(update={"kind": kind})
+        states = finished.states(finished.prompts, pooled=kind == "anchored")
+        for seed in range(arguments.seeds):
+            fitted = cross_fit(Lessons(finished.table, states, anchor, settings, seed))
+            finished.measure(fitted)
+            kinds, owners = routing_groups(finished.table, fitted)
+            for name, routing in (kinds | owners if seed == 0 else kinds).items():
+                print(line(f"{kind} seed {seed}", name, routing), flush=True)
+
+
+def line(router: str, rows: str, routing: RowsRouting) -> str:
+    losses = " ".join(f"{policy} {loss:.3f}" for policy, loss in routing.loss.items())
+    against = "; ".join(
+        f"{rival} {found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        for rival, found in routing.routed_minus.items()
+        if rival in SHOWN
+    )
+    return f"{router} | {rows} | {routing.rows} rows | {losses} | routed less {against} | out {routing.stayed_out:.2f}"
+
+
+if __name__ == "__main__":
+    main()

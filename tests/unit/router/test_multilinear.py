@@ -1,0 +1,69 @@
+"""The expected loss is the multilinear extension of the outcomes, and what is served its most probable combination."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bs_cluster.router.multilinear import choose, expected_loss, members
+from bs_cluster.sweep.combinations import all_masks
+
+cases = st.integers(1, 5).flatmap(
+    lambda d: st.tuples(
+        st.lists(st.floats(-6, 6), min_size=d, max_size=d),
+        st.lists(st.floats(0.1, 9), min_size=2**d, max_size=2**d),
+    )
+)
+
+
+def brute_force(gates_D, loss_C) -> float:
+    """Σ_S Π_{d∈S} p_d Π_{d∉S} (1 − p_d) · loss(S), term by term."""
+    total = 0.0
+    for fires in itertools.product((0, 1), repeat=len(gates_D)):
+        probability = np.prod([p if on else 1 - p for p, on in zip(gates_D, fires, strict=True)])
+        total += probability * loss_C[sum(on << d for d, on in enumerate(fires))]
+    return total
+
+
+@settings(deadline=None)
+@given(cases)
+def test_expected_loss_is_the_multilinear_extension(case):
+    logits_D, loss_C = case
+    masks = all_masks(len(logits_D))
+    logits_BD, loss_BC = (torch.tensor([values], dtype=torch.float64) for values in case)
+    found, _ = expected_loss(logits_BD, loss_BC, members(masks, len(logits_D)).double())
+    assert float(found) == pytest.approx(brute_force(1 / (1 + np.exp(-np.array(logits_D))), loss_C), rel=1e-9)
+
+
+def test_over_some_combinations_it_is_the_expectation_given_one_of_them():
+    logits_BD, loss_BC = torch.tensor([[0.3, -1.0]]), torch.tensor([[2.0, 1.0, 3.0]])
+    p, q = torch.sigmoid(logits_BD[0]).tolist()
+    weights = [(1 - p) * (1 - q), p * (1 - q), p * q]
+    wanted = (weights[0] * 2 + weights[1] * 1 + weights[2] * 3) / sum(weights)
+    assert float(expected_loss(logits_BD, loss_BC, members([0, 1, 3], 2))[0]) == pytest.approx(wanted, rel=1e-6)
+
+
+@settings(deadline=None)
+@given(cases)
+def test_its_slope_is_the_derivative(case):
+    logits_BD, loss_BC = (torch.tensor([values], dtype=torch.float64) for values in case)
+    member_CD = members(all_masks(logits_BD.shape[1]), logits_BD.shape[1]).double()
+    logits_BD.requires_grad_(True)
+    expected_B, slope_BD = expected_loss(logits_BD, loss_BC, member_CD)
+    expected_B.sum().backward()
+    assert logits_BD.grad is not None
+    np.testing.assert_allclose(slope_BD.detach(), logits_BD.grad, atol=1e-9)
+
+
+@given(st.lists(st.floats(-9, 9).filter(lambda z: abs(z) > 1e-6), min_size=1, max_size=6))
+def test_with_every_combination_a_domain_fires_above_zero(logits_D):
+    wanted = sum((z > 0) << d for d, z in enumerate(logits_D))
+    assert choose(np.array([logits_D]), list(all_masks(len(logits_D)))).tolist() == [wanted]
+
+
+def test_only_what_was_measured_is_chosen():
+    assert choose(np.array([[3.0, 2.0, -1.0], [-1.0, -2.0, -3.0]]), [0, 1, 2, 4, 7]).tolist() == [7, 0]
+    assert choose(np.array([[3.0, 2.0, -9.0]]), [0, 1, 2, 4, 7]).tolist() == [1]

@@ -1,0 +1,64 @@
+"""Prompts and outcomes with known answers: clusters of states, and losses that say which domains such a prompt needs.
+
+A world has three domains. A row of an owner lies near that owner's centre; a mixed row half way between two; a foreign
+one near a centre of its own. ``needs`` maps an owner to the combination that serves it best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from bs_cluster.config.schema import RouterSection
+from bs_cluster.records import RowLoss
+from bs_cluster.router.anchor import Anchor, fit_anchor
+from bs_cluster.router.train import Lessons
+from bs_cluster.sweep.combinations import all_masks
+from bs_cluster.sweep.outcomes import OutcomeTable
+
+DOMAINS = ("chat", "code", "math")
+WIDTH = 24
+OWN = {"chat": 0b001, "code": 0b010, "math": 0b100}
+BASE_LOSS, GAIN, HARM, NOISE = 3.0, 1.0, 0.4, 0.05
+
+
+def features(owner: str, count: int, seed: int) -> np.ndarray:
+    """Pooled states (count, WIDTH) of prompts of ``owner``; ``mixed:a_b`` lies between the domains a and b."""
+    world = np.random.default_rng(7)
+    centre = {name: world.normal(size=WIDTH) for name in DOMAINS}
+    centre |= {f"foreign:{n}": world.normal(size=WIDTH) for n in range(6)}
+    if owner.startswith("mixed:"):
+        a, b = owner.removeprefix("mixed:").split("_")
+        middle = (centre[a] + centre[b]) / 2
+    else:
+        middle = centre[owner]
+    draw = np.random.default_rng([seed, sum(owner.encode())])
+    return (middle + 0.35 * draw.normal(size=(count, WIDTH))).astype(np.float32)
+
+
+def anchor_of(domains: Sequence[str] = DOMAINS, prompts: int = 60) -> Anchor:
+    states = np.concatenate([features(name, prompts, seed=1) for name in domains])
+    return fit_anchor(states, np.repeat(np.arange(len(domains)), prompts), len(domains))
+
+
+def losses(need: int, rows: int, seed: int) -> np.ndarray:
+    """Losses (rows, 8): a combination gains its share of ``need``, and every other domain in it harms."""
+    draw = np.random.default_rng(seed)
+    loss_C = [
+        BASE_LOSS - (GAIN * (m & need).bit_count() / need.bit_count() if need else 0) + HARM * (m & ~need).bit_count()
+        for m in all_masks(3)
+    ]
+    return np.array(loss_C) + NOISE * draw.normal(size=(rows, 8))
+
+
+def lessons(needs: Mapping[str, int], rows: int = 20, seed: int = 0, **settings) -> Lessons:
+    """``rows`` of each owner with their outcomes under all combinations."""
+    owners = [owner for owner in needs for _ in range(rows)]
+    states = np.concatenate([features(owner, rows, seed=2 + seed) for owner in needs])
+    loss_BC = np.concatenate([losses(need, rows, seed=i + 100 * seed) for i, need in enumerate(needs.values())])
+    table = OutcomeTable([f"q{i}" for i in range(len(owners))], owners, DOMAINS)
+    for row, loss_C in enumerate(loss_BC):
+        for mask in all_masks(3):
+            table.record(row, mask, RowLoss(10 * float(loss_C[mask]), 10))
+    return Lessons(table, list(states), anchor_of(), RouterSection(**settings), seed)
