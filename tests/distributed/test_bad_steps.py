@@ -25,7 +25,7 @@ def ranks(tmp_path_factory):
         return campaign(inputs, stores / name, ("aa", "bb"), training={**EIGHT, **training})
 
     poisoned = rank_work.poisoned_round
-    good, wild = config("rejected"), config("rejected", learning_rate=1e3)
+    good, wild = config("rejected"), config("rejected", learning_rate=100)
     jobs = {
         "four": (rank_work.first_round, (config("four", steps=4),)),
         "three_in_a_row": (poisoned, (config("three"), [5, 6, 7], "gradient")),
