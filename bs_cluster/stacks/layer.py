@@ -174,8 +174,13 @@ class StackLinear(nn.Module, BaseTunerLayer):
         self.basis_IK = None if input_IK is None or not input_IK.shape[1] else input_IK.to(self.device)
 
     def written(self, names: Sequence[str]) -> torch.Tensor:
-        """B (M, O) of these stacks, one under the other."""
-        return torch.cat([self.stack_B[name].detach().flatten(0, 1) for name in names])
+        """B (M, O) of these stacks, one under the other, as it is computed with: rounded to the base's dtype.
+
+        A rank that no batch has reached yet still holds its stacks in fp32, as loaded; what is made of B must be the same
+        on all of them.
+        """
+        dtype = self.base_weight().dtype
+        return torch.cat([self.stack_B[name].detach().to(dtype).flatten(0, 1) for name in names])
 
     def effective(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A (M, I) and B (M, O) of a learning stack, confined to what the bases leave free.

@@ -235,10 +235,6 @@ class StackModel(BaseTuner):
         """
         if missing := sorted(set(names) - set(self.composition.firing)):
             raise KeyError(f"stacks {missing} are to be measured but do not fire; fire them first")
-        # A rank that no batch has reached yet still holds its stacks in fp32, as loaded; the others' B is what
-        # they compute with, and what directions are made of must be the same everywhere.
-        for site in self.sites:
-            site.pack(self.model.dtype)
         sites = {
             site.site: Moments.empty(
                 names,

@@ -20,6 +20,7 @@ from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.encoding import encode_domains
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.coordinator import Coordinator
+from bs_cluster.estimates import token_mean
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.records import CloseDomain, DomainRecord, RoundOutcome, TrainRound
@@ -27,6 +28,7 @@ from bs_cluster.stacks.basis import Basis
 from bs_cluster.store import Store
 from bs_cluster.training import loop
 from bs_cluster.training.closing import close_domain
+from bs_cluster.training.commit_rule import split_validation
 from bs_cluster.training.prewarm import compile_operations
 from bs_cluster.training.round import train_round
 from bs_cluster.training.session import Session
@@ -41,6 +43,7 @@ class Round:
     outcome: RoundOutcome
     history: list[dict[str, float]]
     stack: Tensors
+    selection_loss: float = float("nan")  # of the stored stack on the rows that chose its snapshot
 
 
 class DrivenByHand:
@@ -71,7 +74,10 @@ class DrivenByHand:
                 return Round(outcome, [], {})
             lines = self.store.get_bytes(manifest.file("history.jsonl").sha256).decode().splitlines()
             stack = load(self.store.get_bytes(manifest.file(WEIGHTS_NAME).sha256))
-            return Round(outcome, [json.loads(line) for line in lines], stack)
+            share = self.config.training.selection_share
+            selection, _ = split_validation(self.session.rows(step.stack.domain).validation, share)
+            stored = token_mean(self.session.score(selection))
+            return Round(outcome, [json.loads(line) for line in lines], stack, stored)
         if isinstance(step, CloseDomain):
             outcomes = self.coordinator.outcomes_of(step.domain) if self.coordinator else None
             record = close_domain(self.session, step, _from_rank_0(outcomes))

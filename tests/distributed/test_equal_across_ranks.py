@@ -180,7 +180,7 @@ class TestClaims:
         """The base is bf16: were the constraint rounded otherwise at freeze, its loss would move."""
         for stack, round_ in two[0][name]["rounds"].items():
             measured = [line["val_loss"] for line in round_.history if "val_loss" in line]
-            assert round_.outcome.val_after == pytest.approx(min(measured), abs=1e-6), stack
+            assert round_.selection_loss == pytest.approx(min(measured), abs=1e-6), stack
 
     def test_the_free_side_is_left_free(self, two):
         """A claim on outputs says nothing about inputs."""
