@@ -176,10 +176,10 @@ class StackLinear(nn.Module, BaseTunerLayer):
     def written(self, names: Sequence[str]) -> torch.Tensor:
         """B (M, O) of these stacks, one under the other, as it is computed with: rounded to the base's dtype.
 
-        A rank that no batch has reached yet still holds its stacks in fp32, as loaded; what is made of B must be the same
-        on all of them.
+        A rank that no batch has reached yet still holds its stacks in fp32, as loaded; what is made of B must be the
+        same on all of them.
         """
-        dtype = self.base_weight().dtype
+        dtype = getattr(self.base_layer, "compute_dtype", None) or self.base_layer.weight.dtype
         return torch.cat([self.stack_B[name].detach().to(dtype).flatten(0, 1) for name in names])
 
     def effective(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
