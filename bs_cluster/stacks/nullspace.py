@@ -51,7 +51,9 @@ def sampled_directions(means_NM: torch.Tensor, b_MO: torch.Tensor, *, max_rank: 
     rank = min(max_rank, *deltas_NO.shape)
     if not deltas_NO.any():
         return deltas_NO.new_zeros((b_MO.shape[1], 0))
-    _, _, v_OK = torch.svd_lowrank(deltas_NO, q=rank)
+    with torch.random.fork_rng(devices=[]):  # it draws from the process's state, which is another on every rank
+        torch.manual_seed(0)
+        _, _, v_OK = torch.svd_lowrank(deltas_NO, q=rank)
     return v_OK
 
 
