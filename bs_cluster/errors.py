@@ -61,6 +61,10 @@ class TrainingError(BrainstacksError, RuntimeError):
     """A round cannot go on (no finite snapshot, no trainable parameter, a rank disagrees)."""
 
 
+class RoundInterrupted(BrainstacksError, RuntimeError):
+    """A round was asked to stop in the middle. Its state is kept: training it again goes on from there."""
+
+
 class ClusterResourceError(BrainstacksError, RuntimeError):
     """The cluster cannot hold what the campaign asks for."""
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from bs_cluster.config import plugins
 from bs_cluster.config.schema import PROJECTIONS, CampaignConfig, RouterSection
 from bs_cluster.config.sources import EMBEDDED_DOMAINS, EmbeddedSource, format_names
 
@@ -117,8 +118,12 @@ def _training(config: CampaignConfig) -> Iterator[Conflict]:
         )
         keys = ("training.num_workers", "training.per_device_batch")
         yield _conflict("training.global_batch", training.global_batch, words, *keys)
-    if config.data.validation_rows < 2:
-        words = "one part of the rows chooses a stack's snapshot, the other decides about its commit; 2 or more"
+    optimizers = ("adamw", *plugins.found(plugins.OPTIMIZERS))
+    if training.optimizer not in optimizers:
+        way_out = did_you_mean(training.optimizer, optimizers) or f"; there are {', '.join(optimizers)}"
+        yield _conflict("training.optimizer", training.optimizer, f"no optimizer is called so{way_out}")
+    if config.data.validation_rows < 4:
+        words = "two rows at least choose a stack's snapshot and two decide about its commit; 4 or more"
         yield _conflict("data.validation_rows", config.data.validation_rows, words)
     if training.offload_optimizer and training.zero_stage == 0:
         words = "ZeRO stage 0 shards no optimizer state to offload; take training.zero_stage 1 or 2"

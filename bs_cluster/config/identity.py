@@ -22,6 +22,7 @@ _TRAINING_PLACEMENT = {
     "offload_optimizer",
     "gradient_checkpointing",
     "eval_batch_tokens",
+    "checkpoint_every_s",
     "max_failures",
     "start_timeout_s",
 }

@@ -156,7 +156,7 @@ class TrainingSection(Section):
     )
     per_device_batch: Positive = Field(default=4, le=65536, description="Rows in a worker's micro-batch.")
     optimizer: str = Field(
-        default="adamw", description="A name of bs_cluster.training.optimizer.OPTIMIZERS, where others can be added."
+        default="adamw", description="adamw, or one that another package names by an entry point bs_cluster.optimizers."
     )
     learning_rate: AboveZero = Field(default=1e-4, le=100, description="Peak learning rate.")
     b_lr_ratio: AboveZero = Field(default=1.0, description="Learning rate of B over that of the rest (LoRA+).")
@@ -193,6 +193,10 @@ class TrainingSection(Section):
     max_spikes: Positive = Field(default=3, le=1000, description="Spikes in a row that end the round (the paper: 4).")
     context: Literal["cumulative", "isolated"] = Field(
         default="cumulative", description="Whether earlier domains' stacks fire while a new one trains."
+    )
+    # The paper's scripts checkpoint after each round.
+    checkpoint_every_s: NonNegative = Field(
+        default=300, le=86_400, description="Seconds between a round's checkpoints: what a crash may cost. 0: none."
     )
     max_failures: Annotated[int, Field(ge=-1, le=1000)] = Field(
         default=3, description="Times that Ray Train starts the workers again after a crash; -1 for ever."

@@ -5,6 +5,7 @@
     <uri>/<campaign>/refs/stacks/<domain>/<round>.json   create-if-absent; its appearance IS the commit
     <uri>/<campaign>/refs/domains/<domain>.json          create-if-absent; its appearance closes the domain
     <uri>/<campaign>/refs/bundles/<number>.json          create-if-absent
+    <uri>/<campaign>/rounds/<stack>/                     scratch: the state of a round that is under way
     <uri>/<campaign>/sweep/<digest>/part-*.parquet       scratch: outcomes of a sweep that is under way
     <uri>/<campaign>/views/<digest>/                     hard links to blobs, laid out as a PEFT adapter
     <uri>/<campaign>/tmp/                                files being written
@@ -36,6 +37,7 @@ from bs_cluster.store.blobs import Blobs, safe_name
 from bs_cluster.store.filesystem import TEMPORARY, open_files
 from bs_cluster.store.hashing import stage_entries
 from bs_cluster.store.refs import BUNDLES, CAMPAIGN, DOMAINS, STACKS, Refs, bundle_ref, domain_ref, encode, stack_ref
+from bs_cluster.store.round_area import RoundArea
 from bs_cluster.store.sweep_area import SweepArea
 from bs_cluster.store.verify import verify_campaign
 
@@ -198,6 +200,14 @@ class Store:
         if not self._refs.exists(CAMPAIGN):
             self._files.create(CAMPAIGN, canonical_json(identity))
         return self._refs.read(CAMPAIGN)
+
+    def round_area(self, stack: str) -> RoundArea:
+        """Scratch space for the round that trains ``stack``. Safe to delete: a round then begins anew."""
+        return RoundArea(self._files, f"rounds/{safe_name(stack)}")
+
+    def rounds(self) -> list[str]:
+        """Stacks that have something in their round's scratch space."""
+        return sorted({name.split("/")[1] for name in self._files.names("rounds")})
 
     def sweep_area(self, digest: str) -> SweepArea:
         """Scratch space for the sweep with this digest. Safe to delete: a sweep measures again what is missing."""

@@ -19,6 +19,7 @@ from bs_cluster.stacks import StackLinear
 from bs_cluster.stacks.basis import Basis
 from bs_cluster.stacks.moments import Measurement, Moments
 from bs_cluster.stacks.nullspace import OVERSAMPLE, input_directions, output_directions, sampled_directions
+from bs_cluster.training.checkpoint import forget_other_rounds
 from bs_cluster.training.ranks import sum_over_ranks, world_rank, world_size
 from bs_cluster.training.round import round_seed
 from bs_cluster.training.session import Session
@@ -26,6 +27,7 @@ from bs_cluster.training.session import Session
 
 def close_domain(session: Session, step: CloseDomain, outcomes: Sequence[RoundOutcome]) -> DomainRecord:
     """Measures everything a domain's record holds; every rank calls it, the result is the same on all of them."""
+    forget_other_rounds(session.store, None)
     started = time.monotonic()
     rows = session.rows(step.domain)
     isolated = _isolated(session, step)

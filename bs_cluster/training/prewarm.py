@@ -6,6 +6,7 @@ config's base model if it is an embedded one.
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import os
 import sys
@@ -43,6 +44,17 @@ def compile_operations() -> None:
         builder.load(verbose=False)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bs_cluster.training.prewarm",
+        description="Does at installation what the first run would wait for: compiles DeepSpeed's CPU operation and "
+        "unpacks the config's base model if it is an embedded one.",
+    )
+    parser.add_argument("config", help="a campaign's YAML file, as in jobs/configs/embedded.yaml")
+    config = load_config(parser.parse_args().config)
     compile_operations()
-    prepare_base(load_config(sys.argv[1]).base)
+    prepare_base(config.base)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,13 @@
-"""How many ranks work together, which of them this is, and their sums. One rank without a process group is a world."""
+"""How many ranks work together, which of them this is, and what they do as one. One rank without a process group is a
+world."""
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+
+from bs_cluster.errors import TrainingError
+from bs_cluster.records import sha256_hex
 
 
 def world_size() -> int:
@@ -17,5 +21,40 @@ def world_rank() -> int:
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """The sum over all ranks, in place; every rank gets the same bits."""
     if world_size() > 1:
-        dist.all_reduce(tensor)
+        within_reach = tensor.to(_device(tensor))
+        dist.all_reduce(within_reach)
+        if within_reach is not tensor:
+            tensor.copy_(within_reach)
     return tensor
+
+
+def gather_parts(part: torch.Tensor) -> torch.Tensor:
+    """Every rank's part, all of one size, end to end in order of rank."""
+    if world_size() == 1:
+        return part
+    own = part.detach().to(_device(part)).contiguous()
+    parts = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(parts, own)
+    return torch.cat(parts)
+
+
+def check_agreement(what: str, value: bytes) -> None:
+    """Raises TrainingError on every rank unless all of them hold the same ``value``."""
+    number = int(sha256_hex(value)[:15], 16)  # 60 bits: an int64 holds it and its negative
+    ends = torch.tensor([number, -number])
+    if world_size() > 1:
+        ends = ends.to(_device(ends))
+        dist.all_reduce(ends, dist.ReduceOp.MAX)
+    largest, smallest = int(ends[0]), -int(ends[1])
+    if largest != smallest:
+        raise TrainingError(
+            f"the {world_size()} workers do not agree on {what} (rank {world_rank()} has {number:015x}); "
+            "give every node the same code, config and files"
+        )
+
+
+def _device(tensor: torch.Tensor) -> torch.device:
+    """Where the backend reaches a tensor: NCCL knows GPUs only."""
+    if tensor.device.type == "cpu" and dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return tensor.device

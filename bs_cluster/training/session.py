@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.batch import plan_batches
@@ -26,13 +25,15 @@ from bs_cluster.training.ranks import sum_over_ranks, world_rank, world_size
 
 @dataclass
 class Session:
-    """``rows`` fetches a domain's rows; ``report`` tells people what happens (rank 0 only says something)."""
+    """``rows`` fetches a domain's rows; ``report`` tells people what happens (rank 0 only says something);
+    ``stop_requested`` says whether a round is to keep its state and leave, as when its node is about to go."""
 
     config: CampaignConfig
     stacked: StackedBase
     store: Store
     rows: Callable[[str], DomainRows]
     report: Callable[[Event], None]
+    stop_requested: Callable[[], bool] = lambda: False
     base_losses: dict[str, list[RowLoss]] = field(default_factory=dict)
 
     @property
@@ -50,13 +51,7 @@ class Session:
             if number % world_size() == world_rank():
                 for index, loss in zip(batch, score_batch(self.stacked, [rows[i] for i in batch]), strict=True):
                     sums[index] = torch.tensor([loss.nll, loss.tokens], dtype=torch.float64)
-        sums = self._sum(sums)
-        return [RowLoss(nll, int(tokens)) for nll, tokens in sums.tolist()]
-
-    def _sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        if world_size() > 1 and dist.get_backend() == "nccl":
-            return sum_over_ranks(tensor.to(self.stacked.base.model.device)).cpu()
-        return sum_over_ranks(tensor)
+        return [RowLoss(nll, int(tokens)) for nll, tokens in sum_over_ranks(sums).tolist()]
 
 
 def device_of(config: CampaignConfig) -> torch.device:

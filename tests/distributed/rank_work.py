@@ -6,6 +6,7 @@ Everything here returns plain values and CPU tensors, so that the test process c
 from __future__ import annotations
 
 import copy
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.engine import DeepSpeedEngine
 from safetensors.torch import load
 
 from bs_cluster.adapter_format import WEIGHTS_NAME
@@ -20,6 +22,7 @@ from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.encoding import encode_domains
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.coordinator import Coordinator
+from bs_cluster.errors import RoundInterrupted
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.records import CloseDomain, DomainRecord, RoundOutcome, TrainRound
@@ -158,6 +161,47 @@ def rejected_round(good: CampaignConfig, bad: CampaignConfig) -> dict[str, Any]:
     after = state()
     session.config = good
     return {"first": first, "before": before, "second": second, "after": after, "then": campaign.step()}
+
+
+@dataclass
+class Part:
+    """What one process of ranks did of a round: its end, if it came to one, and the micro-batches this rank made."""
+
+    ended: Round | None
+    made: list[tuple[int, tuple[str, ...]]]
+
+
+def part_of_a_round(config: CampaignConfig, stop_after: int | None = None) -> Part:
+    """The first round from where it was left, asked to stop after so many steps made here."""
+    made: list[tuple[int, tuple[str, ...]]] = []
+    clean, calls = loop.micro_batches, 0
+
+    def micro_batches(*arguments):
+        nonlocal calls
+        calls += 1
+        mine = clean(*arguments)
+        made.extend((number, tuple(row.id for row in rows)) for number, rows in mine)
+        return mine
+
+    campaign = DrivenByHand(config)
+    # One rank is told, as when its node is about to go; all must stop.
+    campaign.session.stop_requested = lambda: calls == stop_after and dist.get_rank() == dist.get_world_size() - 1
+    loop.micro_batches = micro_batches
+    try:
+        ended = campaign.step()
+    except RoundInterrupted:
+        assert campaign.session.stacked.names == ()
+        return Part(None, made)
+    finally:
+        loop.micro_batches = clean
+    assert isinstance(ended, Round)
+    assert not any(isinstance(held, DeepSpeedEngine) for held in gc.get_objects()), "a round left its engine behind"
+    return Part(ended, made)
+
+
+def interrupted_and_resumed(config: CampaignConfig, stop_after: int) -> list[Part]:
+    """Both parts in one process, at one world size."""
+    return [part_of_a_round(config, stop_after), part_of_a_round(config)]
 
 
 def several(jobs: dict[str, tuple[Callable[..., Any], tuple]]) -> dict[str, Any]:

@@ -1,0 +1,30 @@
+"""Where a round that is under way keeps its state: whole files by name, beside the history, until the round ends."""
+
+from __future__ import annotations
+
+import io
+
+from bs_cluster.store.filesystem import Files
+
+
+class RoundArea:
+    """One round's scratch folder. A file appears whole or not at all; writing a name again replaces it."""
+
+    def __init__(self, files: Files, folder: str):
+        self._files = files
+        self.folder = folder
+
+    def write(self, name: str, data: bytes) -> None:
+        self._files.write(f"{self.folder}/{name}", io.BytesIO(data))
+
+    def read(self, name: str) -> bytes:
+        """Raises ``NotInStoreError``."""
+        with self._files.open(f"{self.folder}/{name}") as stream:
+            return stream.read()
+
+    def names(self) -> list[str]:
+        """Names of the files there, sorted."""
+        return [name.removeprefix(f"{self.folder}/") for name in self._files.names(self.folder)]
+
+    def delete(self, name: str) -> None:
+        self._files.delete(f"{self.folder}/{name}")
