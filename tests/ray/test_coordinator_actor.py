@@ -17,17 +17,10 @@ from bs_cluster.stacks.basis import Basis
 from bs_cluster.store import Store
 from bs_cluster.training.launch import resource_plan
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 CALL_TIMEOUT_S = 60
 RESTART_TIMEOUT_S = 60
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -17,16 +17,9 @@ from bs_cluster.store import Store
 from bs_cluster.sweep.combinations import all_masks, mask_weights
 from bs_cluster.sweep.sweep import run_sweep
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 DOMAINS = ("aa", "bb")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

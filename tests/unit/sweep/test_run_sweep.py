@@ -24,7 +24,8 @@ from bs_cluster.sweep.outcomes import RowLoss
 from bs_cluster.sweep.pool import EvaluatorPool
 from bs_cluster.sweep.sweep import encode_prompts, run_sweep, score_rows
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
 
 DOMAINS = ("chat", "code", "math")
 SETTINGS = SweepSection(batch_tokens=60, max_retries=2)
@@ -59,15 +60,6 @@ class FormulaEvaluator:
 
     def stall(self, items):
         time.sleep(60)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    # Workers cannot import a test module: send its classes along.
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture
