@@ -51,6 +51,17 @@ class Record:
         return sha256_hex(canonical_json(self.to_dict()))
 
 
+# What JSON gives for a hint; a float may be written without its point.
+_JSON_TYPES: dict[Any, tuple[type, ...]] = {
+    bool: (bool,),
+    int: (int,),
+    float: (float, int),
+    str: (str,),
+    tuple: (list, tuple),
+    dict: (dict,),
+}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Record):
         return value.to_dict()
@@ -62,16 +73,26 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(hint: Any, value: Any) -> Any:
+    """``value`` as ``hint`` says. Raises IntegrityError where it is of another type, which JSON can hold as well."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    _check_type(hint, origin or hint, value)
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _typed(next(a for a in args if a is not type(None)), value)
     if isinstance(hint, type) and issubclass(hint, Record):
+        if not isinstance(value, Mapping):
+            raise IntegrityError(f"{str(value)[:40]!r} stands where a {hint.__name__} is wanted")
         return hint.from_dict(value)
     if origin is tuple:
         return tuple(_typed(args[0], item) for item in value)
     if origin is dict:
         return {key: _typed(args[1], item) for key, item in value.items()}
     return value
+
+
+def _check_type(hint: Any, kind: Any, value: Any) -> None:
+    wanted = _JSON_TYPES.get(kind)
+    if wanted is not None and (not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool)):
+        raise IntegrityError(f"{str(value)[:40]!r} stands where {wanted[0].__name__} is wanted")
 
 
 @dataclass(frozen=True, order=True)
@@ -120,7 +141,8 @@ class Manifest(Record):
 
 @dataclass(frozen=True)
 class BaseRef(Record):
-    """The frozen base a stack belongs to. ``digest`` covers weights and quantization, not the path."""
+    """The frozen base a stack belongs to. ``digest`` covers weights, configuration, tokenizer and quantization,
+    not the path."""
 
     model: str
     digest: str = field()  # type: ignore[assignment]  # field(): or Record.digest, the method, would be its default

@@ -27,6 +27,7 @@ from bs_cluster.store import Store, stage_entries
 
 BASE = BaseRef(model="tiny", digest="b" * 64, quantization="none")
 SITES = ("base_model.model.model.layers.0.self_attn.q_proj", "base_model.model.model.layers.0.mlp.up_proj")
+FIRST = StackId("chat", 1)
 E, R, I, O = 2, 3, 4, 5  # noqa: E741 - the project's shape letters
 
 
@@ -38,11 +39,19 @@ def stack_tensors(seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-def write_files(folder: Path, seed: int = 0, steps: int = 3, tensors: dict[str, torch.Tensor] | None = None) -> Path:
+def write_files(
+    folder: Path,
+    seed: int = 0,
+    steps: int = 3,
+    tensors: dict[str, torch.Tensor] | None = None,
+    stack: StackId = FIRST,
+    position: int = 0,
+) -> Path:
     """Stage a stack: adapter config, weights and a learning curve of ``steps`` points."""
+    config = {"peft_type": "BRAINSTACK", "rank": R, "domain": stack.domain, "round": stack.round, "position": position}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(stack_tensors(seed) if tensors is None else tensors, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "BRAINSTACKS", "r": R}))
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     rows = ({"step": step, "loss": 3.0 / (step + 1), "lr": 1e-4} for step in range(steps))
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -69,7 +78,8 @@ def stack_manifest(store: Store, folder: Path, domain: str, number: int, positio
 
 def commit_round(store: Store, staging: Path, domain: str, number: int, position: int = 0, steps: int = 3) -> StackRef:
     """Stage and commit one round; its parents are all stacks committed so far."""
-    folder = write_files(staging / f"{domain}_r{number}", seed=100 * position + number, steps=steps)
+    seed, stack = 100 * position + number, StackId(domain, number)
+    folder = write_files(staging / stack.name, seed, steps, stack=stack, position=position)
     return store.commit_stack(stack_manifest(store, folder, domain, number, position), folder)
 
 

@@ -332,7 +332,7 @@ class StoreSection(Section):
     uri: str = Field(
         default="stacks_store",
         min_length=1,
-        description="A folder or any pyarrow filesystem URI (s3://…, gs://…). Every node must reach it.",
+        description="A folder or an object store (s3://…, gs://…). Every node must reach it.",
     )
 
 

@@ -59,6 +59,7 @@ class Coordinator:
         self.events: deque[Numbered] = deque(maxlen=EVENTS_KEPT)
         self.event_number = time.time_ns()  # goes on growing over a restart, so that watchers miss nothing new
         check_identity(self.store, config)
+        self.store.take_epoch()  # from now on no earlier coordinator's commit is taken
 
     # --- worker groups ----------------------------------------------------------------------------------------
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
+from torch import nn
 
+from bs_cluster.adapter_format import tensor_key
 from bs_cluster.base import LoadedBase, load_base
 from bs_cluster.config.schema import BaseSection, StackSection
 from bs_cluster.errors import StackError
 from bs_cluster.records import StackId, StackManifest
 from bs_cluster.stacks import StackConfig, StackModel
+from bs_cluster.stacks.config import METHOD
 from bs_cluster.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -41,7 +46,8 @@ class StackedBase:
         return () if self.peft is None else tuple(self.tuner.peft_config)
 
     def attach(self, manifest: StackManifest, store: Store) -> None:
-        """Loads a committed stack, frozen. Raises StackError if it was trained on another base."""
+        """Loads a committed stack, frozen, from verified bytes. Raises StackError if it was trained on another base or
+        does not have this base's sites, IntegrityError if its bytes are not what was committed."""
         name = manifest.stack.name
         if name in self.names:
             return
@@ -50,12 +56,15 @@ class StackedBase:
                 f"stack {name} was trained on {manifest.base.model} ({manifest.base.digest[:12]}), the loaded base is "
                 f"{self.base.ref.model} ({self.base.ref.digest[:12]}); load the base that the campaign names"
             )
-        folder = store.materialize(manifest)
+        stored = store.load_stack(manifest)
+        config = stored_config(stored.config, name)
+        check_sites_fit(self.base.model, config, stored.tensors, name)
         if self.peft is None:
-            self.peft = PeftModel.from_pretrained(self.base.model, folder, adapter_name=name)
+            self.peft = get_peft_model(self.base.model, config, adapter_name=name)  # type: ignore[assignment]
             self._wrapped()
         else:
-            self.peft.load_adapter(folder, adapter_name=name)
+            self.peft.add_adapter(name, config)
+        set_peft_model_state_dict(self.peft, dict(stored.tensors), adapter_name=name)
         self.peft.eval()
 
     def begin(self, config: StackConfig, seed: int) -> str:
@@ -92,6 +101,50 @@ class StackedBase:
         log.info("wrapped %d projections of %s", len(self.tuner.sites), self.base.ref.model)
         if self._cache_dequantized:
             self.tuner.cache_weights()
+
+
+def stored_config(written: Mapping[str, Any], name: str) -> StackConfig:
+    """A stack's configuration as it was written. Raises StackError for settings that this version does not know."""
+    types = {f.name: type(f.default) for f in dataclasses.fields(StackConfig)}
+    wrong = [
+        key
+        for key, value in written.items()
+        if key not in types
+        or (types[key] in (int, float) and not (isinstance(value, int | types[key]) and not isinstance(value, bool)))
+    ]
+    if wrong or written.get("peft_type") != METHOD:
+        raise StackError(
+            f"stack {name}: its adapter_config.json is of {written.get('peft_type')!r}"
+            + (f" and has {wrong[0]} = {written[wrong[0]]!r}" if wrong else "")
+            + "; it was written by another version of bs_cluster: use that version"
+        )
+    try:
+        return StackConfig(**written)
+    except (TypeError, ValueError) as error:
+        raise StackError(f"stack {name}: its adapter_config.json says what cannot be ({error})") from error
+
+
+def check_sites_fit(model: nn.Module, config: StackConfig, tensors: Mapping[str, torch.Tensor], name: str) -> None:
+    """Raises StackError unless a stored stack has exactly the sites that ``config`` wraps in ``model``, each with its
+    widths and the ranks that ``config`` says."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    for path, module in model.named_modules():
+        if StackModel._check_target_module_exists(config, path):
+            wide, high = int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+            wanted |= {
+                tensor_key(path, "stack_A"): (config.experts, config.rank, wide),
+                tensor_key(path, "stack_B"): (config.experts, config.rank, high),
+                tensor_key(path, "stack_router"): (config.experts, wide),
+                tensor_key(path, "stack_noise"): (config.experts, wide),
+            }
+    if differ := sorted(set(wanted) ^ set(tensors)):
+        raise StackError(
+            f"stack {name}: {len(differ)} tensors are only in the base or only in the file, such as {differ[0]}; "
+            "load it on the base and with the target modules that it was trained with"
+        )
+    for key, shape in wanted.items():
+        if tensors[key].shape != shape:
+            raise StackError(f"stack {name}: {key} has shape {tuple(tensors[key].shape)}, this base wants {shape}")
 
 
 def stack_config(settings: StackSection, stack: StackId, position: int) -> StackConfig:

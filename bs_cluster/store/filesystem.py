@@ -1,39 +1,56 @@
-"""Whole files or none: the few operations the store is built from, on a local disk and on any pyarrow filesystem.
+"""Whole files or none: the few operations that the store is built from, and what they are on a POSIX disk.
 
-Both classes keep names relative to one root and write under ``tmp/`` first, so that a crash leaves at most a stray
-temporary file there, never half of a file under its final name.
+Names are relative to one root. Only regular files are opened: a link, a pipe or a device under a file's name is
+damage. "There is none" and "it cannot be told" are different answers: the first is a value, the second an error.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import os
+import stat
 import time
 import uuid
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from pyarrow import fs
-
 from bs_cluster.errors import IntegrityError, NotInStoreError, StoreError
-from bs_cluster.store.hashing import copy_hashed
+from bs_cluster.store.hashing import CHUNK_BYTES, copy_hashed
 
 TEMPORARY = "tmp"
+ASIDE = "aside"  # where a repair moves what does not belong
+_WAYS_OUT = {
+    errno.EACCES: "give this user the right to it",
+    errno.EPERM: "give this user the right to it",
+    errno.ENOSPC: "make room on the volume, then run the same command again",
+    errno.EDQUOT: "make room on the volume, then run the same command again",
+    errno.EROFS: "mount the volume for writing, or name another store.uri",
+    errno.ENOTDIR: "a file stands where a folder belongs: move it away",
+    errno.EISDIR: "a folder stands where a file belongs: move it away",
+}
 
 
 class Files(Protocol):
-    """Files under one root, by relative name with ``/``."""
+    """Files under one root, by relative name with ``/``. Every method raises ``StoreError`` when it cannot tell."""
 
     def size(self, name: str) -> int | None:
-        """Size in bytes, or None when there is no such file."""
+        """Size in bytes, or None when there is no such file. Raises ``IntegrityError`` for what is no file."""
         ...
 
-    def open(self, name: str) -> BinaryIO:
-        """Open for reading. Raises ``NotInStoreError``."""
+    def read(self, name: str) -> bytes:
+        """The whole content. Raises ``NotInStoreError``."""
         ...
 
-    def names(self, folder: str) -> list[str]:
-        """Every file under ``folder``, recursively, sorted. Empty when the folder does not exist."""
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The content in pieces, for what is hashed or copied. Raises ``NotInStoreError``."""
+        ...
+
+    def stamps(self, folder: str) -> dict[str, Hashable]:
+        """Every name under ``folder``, recursively and sorted, with a stamp that changes when the file does. Names
+        of links, pipes and devices are among them. Empty when the folder does not exist."""
         ...
 
     def write(self, name: str, source: BinaryIO, sha256: str | None = None) -> None:
@@ -42,10 +59,15 @@ class Files(Protocol):
         ...
 
     def create(self, name: str, data: bytes) -> bool:
-        """Create ``name`` with ``data``, whole or not at all. False, and nothing done, when it already exists."""
+        """Create ``name`` with ``data``, whole or not at all. False, and nothing done, when it already exists. Of
+        any number of processes that try at once, one gets True."""
         ...
 
     def delete(self, name: str) -> None: ...
+
+    def set_aside(self, name: str) -> str:
+        """Move ``name`` out of the way, whatever it is; returns where it lies now."""
+        ...
 
     def age_seconds(self, name: str) -> float: ...
 
@@ -60,135 +82,132 @@ class LocalFiles:
         return self.root / name
 
     def size(self, name: str) -> int | None:
-        path = self.path(name)
-        return path.stat().st_size if path.is_file() else None
+        with _told(self.path(name), "read"):
+            try:
+                found = os.lstat(self.path(name))
+            except FileNotFoundError:
+                return None
+        if not stat.S_ISREG(found.st_mode):
+            raise _no_file(self.path(name))
+        return found.st_size
 
-    def open(self, name: str) -> BinaryIO:
-        try:
-            return self.path(name).open("rb")
-        except FileNotFoundError as error:
-            raise NotInStoreError(f"{self.path(name)} does not exist") from error
+    def read(self, name: str) -> bytes:
+        with _told(self.path(name), "read"), self._open(name) as stream:
+            return stream.read()
 
-    def names(self, folder: str) -> list[str]:
-        found = (path for path in self.path(folder).rglob("*") if path.is_file())
-        return sorted(path.relative_to(self.root).as_posix() for path in found)
+    def chunks(self, name: str) -> Iterator[bytes]:
+        with _told(self.path(name), "read"), self._open(name) as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                yield chunk
+
+    def stamps(self, folder: str) -> dict[str, Hashable]:
+        found: dict[str, Hashable] = {}
+        pending = [folder]
+        while pending:
+            here = pending.pop()
+            with _told(self.path(here), "listed"):
+                try:
+                    entries = list(os.scandir(self.path(here)))
+                except FileNotFoundError:
+                    continue
+                for entry in entries:
+                    name = f"{here}/{entry.name}".lstrip("/")
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(name)
+                        continue
+                    # A file that is gone by now was a temporary one, or is missed by who needs it.
+                    with contextlib.suppress(NotInStoreError):
+                        found[name] = self.stamp(name)
+        return dict(sorted(found.items()))
 
     def write(self, name: str, source: BinaryIO, sha256: str | None = None) -> None:
         target = self.path(name)
-        temporary = self._write_temporary(source, sha256)
-        make_folder(target.parent)
-        os.replace(temporary, target)
-        sync_folder(target.parent)
+        with _told(target, "written"):
+            temporary = self._write_temporary(source, sha256)
+            try:
+                make_folder(target.parent)
+                os.replace(temporary, target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            sync_folder(target.parent)
 
     def create(self, name: str, data: bytes) -> bool:
         target = self.path(name)
-        temporary = self._write_temporary(io.BytesIO(data), None)
-        make_folder(target.parent)
-        try:
-            # Unlike a rename, a hard link fails when the name is taken; unlike O_EXCL, the file is whole at once.
-            os.link(temporary, target)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise StoreError(
-                f"{target.parent} cannot hold hard links ({error.strerror}), which commits need; "
-                "use a POSIX volume or a pyarrow filesystem URI (s3://, gs://) as store.uri"
-            ) from error
-        finally:
-            temporary.unlink()
-        sync_folder(target.parent)
+        with _told(target, "created"):
+            temporary = self._write_temporary(io.BytesIO(data), None)
+            try:
+                make_folder(target.parent)
+                # Unlike a rename, a hard link fails when the name is taken; unlike O_EXCL, the file is whole at once.
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                    raise
+                raise StoreError(
+                    f"{target.parent} cannot hold hard links ({error.strerror}), which commits need; "
+                    "use a POSIX volume or an object store (s3://, gs://) as store.uri"
+                ) from error
+            finally:
+                temporary.unlink(missing_ok=True)
+            sync_folder(target.parent)
         return True
 
     def delete(self, name: str) -> None:
-        self.path(name).unlink(missing_ok=True)
+        with _told(self.path(name), "deleted"):
+            self.path(name).unlink(missing_ok=True)
+
+    def set_aside(self, name: str) -> str:
+        to = f"{ASIDE}/{uuid.uuid4().hex[:8]}/{name}"
+        with _told(self.path(name), "moved"):
+            make_folder(self.path(to).parent)
+            os.rename(self.path(name), self.path(to))
+            sync_folder(self.path(name).parent)
+        return to
 
     def age_seconds(self, name: str) -> float:
-        return time.time() - self.path(name).stat().st_mtime
+        with _told(self.path(name), "read"):
+            return time.time() - os.lstat(self.path(name)).st_mtime
+
+    def stamp(self, name: str) -> Hashable:
+        """Inode, size and time of change. Raises ``NotInStoreError``."""
+        with _told(self.path(name), "read"):
+            status = os.lstat(self.path(name))
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+    def renew(self, name: str) -> None:
+        """Make the file count as written now."""
+        with _told(self.path(name), "touched"):
+            os.utime(self.path(name), follow_symlinks=False)
+
+    def _open(self, name: str) -> BinaryIO:
+        """Neither follows a link nor waits for a pipe's other end."""
+        try:
+            descriptor = os.open(self.path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
+                raise _no_file(self.path(name)) from error
+            raise
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise _no_file(self.path(name))
+        return os.fdopen(descriptor, "rb")
 
     def _write_temporary(self, source: BinaryIO, sha256: str | None) -> Path:
         make_folder(self.path(TEMPORARY))
         temporary = self.path(TEMPORARY) / uuid.uuid4().hex
-        with temporary.open("xb") as sink:
-            actual, _ = copy_hashed(source, sink)
-            sink.flush()
-            os.fsync(sink.fileno())
-        if sha256 is not None and actual != sha256:
-            temporary.unlink()
-            raise _changed(sha256, actual)
-        return temporary
-
-
-class RemoteFiles:
-    """A folder of any pyarrow filesystem. Object stores publish an object whole, and durability is theirs.
-
-    They have no exclusive create that pyarrow exposes, so ``create`` checks and then writes: it relies on the
-    coordinator being the campaign's single writer.
-    """
-
-    def __init__(self, filesystem: fs.FileSystem, root: str):
-        self._fs = filesystem
-        self.root = root.rstrip("/")
-
-    def size(self, name: str) -> int | None:
-        info = self._info(name)
-        return info.size if info.type == fs.FileType.File else None
-
-    def open(self, name: str) -> BinaryIO:
         try:
-            return self._fs.open_input_stream(self._path(name))
-        except FileNotFoundError as error:
-            raise NotInStoreError(f"{self._path(name)} does not exist") from error
-
-    def names(self, folder: str) -> list[str]:
-        selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=True)
-        found = (info.path for info in self._fs.get_file_info(selector) if info.type == fs.FileType.File)
-        return sorted(path.lstrip("/").removeprefix(self.root.lstrip("/") + "/") for path in found)
-
-    def write(self, name: str, source: BinaryIO, sha256: str | None = None) -> None:
-        temporary = f"{TEMPORARY}/{uuid.uuid4().hex}"
-        self._fs.create_dir(self._path(TEMPORARY), recursive=True)
-        with self._fs.open_output_stream(self._path(temporary)) as sink:
-            actual, size = copy_hashed(source, sink)
-        if sha256 is not None and actual != sha256:
-            self.delete(temporary)
-            raise _changed(sha256, actual)
-        if (arrived := self.size(temporary)) != size:
-            raise IntegrityError(f"{self._path(temporary)}: {size} bytes were written, {arrived} arrived; run it again")
-        self._fs.create_dir(self._path(name).rpartition("/")[0], recursive=True)
-        self._fs.move(self._path(temporary), self._path(name))
-
-    def create(self, name: str, data: bytes) -> bool:
-        if self.size(name) is not None:
-            return False
-        self.write(name, io.BytesIO(data))
-        return True
-
-    def delete(self, name: str) -> None:
-        self._fs.delete_file(self._path(name))
-
-    def age_seconds(self, name: str) -> float:
-        modified_ns = self._info(name).mtime_ns
-        return 0.0 if modified_ns is None else time.time() - modified_ns / 1e9
-
-    def _path(self, name: str) -> str:
-        return f"{self.root}/{name}"
-
-    def _info(self, name: str) -> fs.FileInfo:
-        return self._fs.get_file_info([self._path(name)])[0]
-
-
-def open_files(uri: str, folder: str) -> tuple[str, LocalFiles | RemoteFiles]:
-    """The files under ``<uri>/<folder>``, and ``uri`` made absolute, so that it means the same on every worker."""
-    if "://" not in uri:
-        path = Path(uri).expanduser().absolute()
-        return str(path), LocalFiles(path / folder)
-    try:
-        filesystem, root = fs.FileSystem.from_uri(uri)
-    except (ValueError, NotImplementedError, ImportError) as error:
-        raise StoreError(f"store.uri {uri!r} is neither a folder nor a pyarrow filesystem URI ({error})") from error
-    if isinstance(filesystem, fs.LocalFileSystem):
-        return uri, LocalFiles(Path(root) / folder)
-    return uri, RemoteFiles(filesystem, f"{root.rstrip('/')}/{folder}")
+            with temporary.open("xb") as sink:
+                actual, _ = copy_hashed(source, sink)
+                sink.flush()
+                os.fsync(sink.fileno())
+            if sha256 is not None and actual != sha256:
+                raise changed(sha256, actual)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return temporary
 
 
 def make_folder(folder: Path) -> None:
@@ -209,5 +228,23 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _changed(expected: str, actual: str) -> IntegrityError:
+def changed(expected: str, actual: str) -> IntegrityError:
     return IntegrityError(f"sha256 {expected} was announced, the bytes have {actual}; they changed while being copied")
+
+
+@contextlib.contextmanager
+def _told(path: Path, done: str) -> Iterator[None]:
+    """Operating system errors in the store's words."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except FileNotFoundError as error:
+        raise NotInStoreError(f"{path} does not exist") from error
+    except OSError as error:
+        way_out = _WAYS_OUT.get(error.errno or 0, "look after the volume, then run the same command again")
+        raise StoreError(f"{path} cannot be {done} ({error.strerror}); {way_out}") from error
+
+
+def _no_file(path: Path) -> IntegrityError:
+    return IntegrityError(f"{path} is no regular file (a link, pipe, device or folder); move it away, then repair")

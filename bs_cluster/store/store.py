@@ -5,24 +5,32 @@
     <uri>/<campaign>/refs/stacks/<domain>/<round>.json   create-if-absent; its appearance IS the commit
     <uri>/<campaign>/refs/domains/<domain>.json          create-if-absent; its appearance closes the domain
     <uri>/<campaign>/refs/bundles/<number>.json          create-if-absent
+    <uri>/<campaign>/refs/epochs/<number>.json           create-if-absent; the newest is the one writer
+    <uri>/<campaign>/history/<n>.json                    create-if-absent; the refs in the order of their commits
     <uri>/<campaign>/sweep/<digest>/part-*.parquet       scratch: outcomes of a sweep that is under way
-    <uri>/<campaign>/views/<digest>/                     hard links to blobs, laid out as a PEFT adapter
     <uri>/<campaign>/tmp/                                files being written
+    <uri>/<campaign>/aside/                              what a repair moved out of the way
 
 What a crash may lose: the work since the last commit, never a commit and never half of one. Bytes are durable before
-a manifest names them, the manifest before a ref does, and a ref appears whole. Running the same commit again finishes
-it. The coordinator is the single writer; readers need no lock.
+a manifest names them, the manifest before a ref does, and a ref appears whole; its entry in the history follows, and
+the next writer adds one that is missing. Running the same commit again finishes it. The coordinator is the single
+writer; readers need no lock. Where the store cannot be read, or contradicts itself, reading raises: an empty answer
+means that nothing was committed.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import socket
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bs_cluster.errors import IntegrityError, NotInStoreError, OutOfOrderError, StoreError
+from bs_cluster.errors import FencedError, IntegrityError, NotInStoreError, OutOfOrderError, StoreError
 from bs_cluster.records import (
+    SCHEMA_VERSION,
     BundleManifest,
     DomainRecord,
     FileEntry,
@@ -32,21 +40,38 @@ from bs_cluster.records import (
     sha256_hex,
 )
 from bs_cluster.store.adapter_check import check_adapter
-from bs_cluster.store.blobs import Blobs, safe_name
-from bs_cluster.store.filesystem import TEMPORARY, open_files
+from bs_cluster.store.blobs import BLOBS, Blobs, safe_name
+from bs_cluster.store.collect import Collected, collect_garbage, collect_temporary
+from bs_cluster.store.committed import Committed, committed_rounds, without_entry
 from bs_cluster.store.hashing import stage_entries
-from bs_cluster.store.refs import BUNDLES, CAMPAIGN, DOMAINS, STACKS, Refs, bundle_ref, domain_ref, encode, stack_ref
+from bs_cluster.store.history import History, HistoryEntry
+from bs_cluster.store.refs import (
+    CAMPAIGN,
+    EPOCHS,
+    Refs,
+    bundle_ref,
+    domain_ref,
+    encode,
+    epoch_ref,
+    is_epoch,
+    number_of,
+    stack_ref,
+)
+from bs_cluster.store.repair import Repaired, repair_campaign
+from bs_cluster.store.stack_load import StoredStack, load_stack
 from bs_cluster.store.sweep_area import SweepArea
-from bs_cluster.store.verify import verify_campaign
+from bs_cluster.store.uri import open_files
+from bs_cluster.store.verify import Verified, verify_campaign
 
 CACHE = Path("~/.cache/bs_cluster/store")
+DAY = 86_400.0
 
 
 class Store:
     """The store of one campaign.
 
-    ``uri`` is a folder or any pyarrow filesystem URI (``s3://…``, ``gs://…``, ``fsspec+memory://…``); a folder is
-    made absolute. ``cache`` keeps local copies of a remote store's blobs. Nothing is created before the first write.
+    ``uri`` is a folder or an object store (``s3://…``, ``gs://…``); a folder is made absolute. ``cache`` keeps local
+    copies of a remote store's large blobs. Nothing is created before the first write.
     """
 
     def __init__(self, uri: str, campaign: str, cache: Path = CACHE):
@@ -54,6 +79,9 @@ class Store:
         self.uri, self._files = open_files(uri, campaign)
         self._blobs = Blobs(self._files, cache.expanduser())
         self._refs = Refs(self._files)
+        self._history = History(self._files)
+        self._committed = Committed(campaign, self._refs, self._history, self._blobs)
+        self._epoch: int | None = None
 
     # Bytes
 
@@ -70,15 +98,21 @@ class Store:
         it."""
         return self._blobs.get_bytes(digest)
 
-    def local_file(self, entry: FileEntry) -> Path:
-        """A local path with the entry's bytes, read-only by agreement: the blob itself in a local store, else a
-        verified copy in the cache."""
-        return self._blobs.local_file(entry)
+    def load_stack(self, manifest: StackManifest) -> StoredStack:
+        """A stack's configuration and tensors, from bytes that were hashed while they were read. Raises
+        ``IntegrityError`` where they are not what the manifest names or no whole, finite stack."""
+        return load_stack(manifest, self._blobs)
 
-    def materialize(self, manifest: StackManifest) -> Path:
-        """A folder that ``PeftModel.from_pretrained`` takes, named by the manifest's digest and verified when it is
-        first made. It holds links to the blobs: do not write into it."""
-        return self._blobs.materialize(manifest)
+    def materialize(self, manifest: StackManifest, folder: Path) -> Path:
+        """Write verified copies of a manifest's files into ``folder``, new or empty: what PEFT takes. Returns it."""
+        if folder.exists() and any(folder.iterdir()):
+            raise StoreError(f"{folder} is not empty; name a new folder, so that it holds this stack alone")
+        for entry in manifest.files:
+            target = folder / safe_name(entry.name)
+            data = self._blobs.get_entry(entry)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+        return folder
 
     # Stacks
 
@@ -103,14 +137,14 @@ class Store:
         label = manifest.stack.name
         data = encode(manifest, f"the manifest of {label}")
         ref = StackRef(stack=manifest.stack, manifest=sha256_hex(data))
-        if self._refs.has(stack_ref(ref), ref.to_dict()):
+        if self._is_committed(stack_ref(ref), ref.to_dict()):
             return ref
         self._check_campaign(manifest.campaign, label)
         self._check_place(manifest)
         for entry in manifest.files:
             self._blobs.require(entry, label)
         self.put_bytes(f"{label}.json", data)
-        self._refs.create(stack_ref(ref), ref.to_dict())
+        self._commit(stack_ref(ref), ref.to_dict())
         return ref
 
     def commit_stack(self, manifest: StackManifest, directory: Path) -> StackRef:
@@ -121,7 +155,7 @@ class Store:
         """
         data = encode(manifest, f"the manifest of {manifest.stack.name}")
         ref = StackRef(stack=manifest.stack, manifest=sha256_hex(data))
-        if self._refs.has(stack_ref(ref), ref.to_dict()):
+        if self._is_committed(stack_ref(ref), ref.to_dict()):
             return ref
         self._check_campaign(manifest.campaign, manifest.stack.name)
         self._check_place(manifest)
@@ -131,12 +165,10 @@ class Store:
 
     def stacks(self) -> list[tuple[StackRef, StackManifest]]:
         """Every committed stack, in the order in which stacks are fused: by (position, round)."""
-        refs = [StackRef.from_dict(self._refs.read(name)) for name in self._refs.names(STACKS)]
-        found = [(ref, self.manifest(ref.manifest)) for ref in refs]
-        return sorted(found, key=lambda pair: (pair[1].position, pair[1].stack.round))
+        return self._committed.stacks()
 
     def manifest(self, digest: str) -> StackManifest:
-        return StackManifest.from_dict(json.loads(self.get_bytes(digest)))
+        return self._committed.manifest(digest)
 
     # Domains
 
@@ -144,9 +176,9 @@ class Store:
         """Close a domain: no further round of it may commit. Raises ``StoreError`` when the record's committed rounds
         are not the store's, ``RefExistsError`` when the domain is closed with another record."""
         name, content = domain_ref(record.domain), json.loads(encode(record, f"the record of domain {record.domain}"))
-        if self._refs.has(name, content):
+        if self._is_committed(name, content):
             return
-        said = {StackRef(outcome.stack, outcome.manifest or "") for outcome in record.rounds if outcome.committed}
+        said = committed_rounds(record)
         held = {ref for ref, _ in self.stacks() if ref.stack.domain == record.domain}
         if said != held:
             raise StoreError(
@@ -157,12 +189,11 @@ class Store:
             raise NotInStoreError(f"basis {record.basis} of domain {record.domain} is not in the store; put_file it")
         if not self._blobs.exists(record.rows):
             raise NotInStoreError(f"the rows {record.rows} of domain {record.domain} are not in the store; put them")
-        self._refs.create(name, content)
+        self._commit(name, content)
 
     def domains(self) -> list[DomainRecord]:
         """Every closed domain, by position."""
-        records = [DomainRecord.from_dict(self._refs.read(name)) for name in self._refs.names(DOMAINS)]
-        return sorted(records, key=lambda record: record.position)
+        return self._committed.domains()
 
     # Bundles
 
@@ -171,7 +202,7 @@ class Store:
         label = f"bundle {manifest.number}"
         data = encode(manifest, f"the manifest of {label}")
         name, ref = bundle_ref(manifest.number), {"number": manifest.number, "manifest": sha256_hex(data)}
-        if self._refs.has(name, ref):
+        if self._is_committed(name, ref):
             return manifest.number
         self._check_campaign(manifest.campaign, label)
         for stack in manifest.stacks:
@@ -179,40 +210,121 @@ class Store:
         for entry in manifest.files:
             self._blobs.require(entry, label)
         self.put_bytes(f"bundle-{manifest.number}.json", data)
-        self._refs.create(name, ref)
+        self._commit(name, ref)
         return manifest.number
 
     def bundles(self) -> list[tuple[int, str, BundleManifest]]:
         """Every bundle as (number, manifest digest, manifest), by number."""
-        refs = [self._refs.read(name) for name in self._refs.names(BUNDLES)]
-        found = [(ref["number"], ref["manifest"], self.bundle(ref["manifest"])) for ref in refs]
-        return sorted(found, key=lambda bundle: bundle[0])
+        return self._committed.bundles()
 
     def bundle(self, digest: str) -> BundleManifest:
-        return BundleManifest.from_dict(json.loads(self.get_bytes(digest)))
+        """A bundle by its manifest's digest. Raises ``IntegrityError`` unless each of its stacks is what it says."""
+        return self._committed.bundle(digest)
 
     # The campaign itself
 
     def pin_identity(self, identity: Mapping[str, Any]) -> dict[str, Any]:
-        """Write ``identity`` if the campaign has none; returns the identity that the store holds, yours or not."""
+        """Write ``identity`` if the campaign has none; returns the identity that the store holds, yours or not.
+
+        Raises ``IntegrityError`` when there are blobs but no ref at all: a history that was lost is not a new one.
+        """
         if not self._refs.exists(CAMPAIGN):
-            self._files.create(CAMPAIGN, canonical_json(identity))
-        return self._refs.read(CAMPAIGN)
+            if not self._committed.refs() and self._files.stamps(BLOBS):
+                raise IntegrityError(
+                    f"campaign {self.campaign} in {self.uri} has blobs but no refs: its history was lost; restore "
+                    "refs/ and history/ from a copy, or name another campaign"
+                )
+            self._refs.create_or_keep(CAMPAIGN, identity)
+        held = self._refs.read(CAMPAIGN)
+        self._complete_history()
+        return held
+
+    def take_epoch(self) -> int:
+        """Become the campaign's writer: from now on every older one is refused. Returns the epoch, from 1.
+
+        Commits of this object check it. Collects what writers before left half written, if older than a day.
+        """
+        token = {"host": socket.gethostname(), "process": os.getpid(), "token": uuid.uuid4().hex}
+        while True:
+            number = self._newest_epoch() + 1
+            content = {"epoch": number, **token}
+            # The answer to a create may be lost and its repetition refused: then what is there is ours.
+            if self._files.create(epoch_ref(number), canonical_json(content)) or (
+                self._refs.read(epoch_ref(number)) == content
+            ):
+                break
+        self._epoch = number
+        self.collect_temporary()
+        return number
+
+    def check_epoch(self, number: int) -> None:
+        """Raises ``FencedError`` when another writer has taken over since epoch ``number`` was taken."""
+        if (newest := self._newest_epoch()) != number:
+            raise FencedError(
+                f"this writer of campaign {self.campaign} has epoch {number}, the store is in epoch {newest}: another "
+                "coordinator has taken over, and this one commits nothing any more; stop it"
+            )
+
+    def history(self) -> list[HistoryEntry]:
+        """Every commit, closing and bundle in the order in which they came. Raises ``IntegrityError`` when the chain
+        is broken or the refs are not what it says."""
+        self._committed.refs()
+        return self._history.entries()
 
     def sweep_area(self, digest: str) -> SweepArea:
         """Scratch space for the sweep with this digest. Safe to delete: a sweep measures again what is missing."""
         return SweepArea(self._files, f"sweep/{digest}")
 
-    def verify(self) -> list[str]:
-        """Follow every ref to its manifest and re-hash every blob on the way; one line per problem, none when sound."""
-        return verify_campaign(self._refs, self._blobs)
+    def verify(self) -> Verified:
+        """Re-hash all that any ref leads to, and hold refs, records, manifests and history against each other."""
+        return verify_campaign(self.campaign, self._files)
 
-    def collect_temporary(self, older_than_s: float = 86_400) -> list[str]:
+    def repair(self, copy: Store | None = None) -> Repaired:
+        """Mend what intact parts, or an intact second copy of this campaign, leave no doubt about; never guess.
+
+        What does not belong is moved to ``aside/``. Run it while nothing writes.
+        """
+        return repair_campaign(self.campaign, self._files, None if copy is None else copy._files)
+
+    def gc(self, older_than_s: float = 7 * DAY) -> Collected:
+        """Delete blobs that nothing committed leads to and interrupted writes, if older than this.
+
+        A put makes a blob young, so an age above the longest round keeps what any commit under way has staged.
+        Raises ``IntegrityError``, and deletes nothing, when the history cannot be read whole.
+        """
+        return collect_garbage(self._committed, self._files, older_than_s)
+
+    def collect_temporary(self, older_than_s: float = DAY) -> list[str]:
         """Delete what interrupted writes left behind, if older than this; returns the names."""
-        stray = [name for name in self._files.names(TEMPORARY) if self._files.age_seconds(name) >= older_than_s]
-        for name in stray:
-            self._files.delete(name)
-        return stray
+        return collect_temporary(self._files, older_than_s)
+
+    # Committing
+
+    def _commit(self, name: str, content: Mapping[str, Any]) -> None:
+        if self._epoch is not None:
+            self.check_epoch(self._epoch)
+        self._complete_history()
+        self._refs.create(name, content)
+        self._history.append(name, content)
+
+    def _is_committed(self, name: str, content: Mapping[str, Any]) -> bool:
+        """Whether this commit was made before; where a crash left its entry out, it has it now."""
+        if not self._refs.has(name, content):
+            return False
+        self._complete_history()
+        return True
+
+    def _complete_history(self) -> None:
+        """Add the entry that a crash left out, once its ref is known to be a whole commit."""
+        refs = self._committed.refs()
+        if left_out := without_entry(refs, self._history.entries()):
+            for read in (self._committed.stacks, self._committed.domains, self._committed.bundles):
+                read()
+            for name in left_out:
+                self._history.append(name, refs[name])
+
+    def _newest_epoch(self) -> int:
+        return max((number_of(name) for name in self._files.stamps(EPOCHS) if is_epoch(name)), default=0)
 
     # Checks
 
@@ -227,6 +339,18 @@ class Store:
                 f"{manifest.stack.name} cannot be committed: domain {domain} is closed; "
                 "teach it more as a new domain of the curriculum"
             )
+        if manifest.schema_version != SCHEMA_VERSION:
+            raise StoreError(
+                f"{manifest.stack.name} has schema version {manifest.schema_version}, not {SCHEMA_VERSION}"
+            )
+        for ref, other in self.stacks()[:1]:
+            if other.base.digest != manifest.base.digest:
+                raise StoreError(
+                    f"{manifest.stack.name} was trained on {manifest.base.model} ({manifest.base.digest[:12]}), "
+                    f"{ref.stack.name} on {other.base.model} ({other.base.digest[:12]}); a campaign has one base"
+                )
+        if manifest.basis is not None and not self._blobs.exists(manifest.basis):
+            raise NotInStoreError(f"{manifest.stack.name} names the basis {manifest.basis}, which the store has not")
         for parent in manifest.parents:
             self._require_stack(parent, manifest.stack.name)
 
@@ -242,7 +366,7 @@ class Store:
         name = stack_ref(ref)
         if not self._refs.exists(name):
             raise NotInStoreError(f"{wanted_by} builds on {ref.stack.name}, which is not committed; commit it first")
-        if (held := self._refs.read(name)["manifest"]) != ref.manifest:
+        if (held := self._refs.read(name).get("manifest")) != ref.manifest:
             raise StoreError(
                 f"{wanted_by} builds on {ref.stack.name} with manifest {ref.manifest}, the store holds {held}; "
                 "parents are taken from Store.stacks()"

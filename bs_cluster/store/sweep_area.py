@@ -25,13 +25,11 @@ class SweepArea:
 
     def parts(self) -> list[str]:
         """Names of the parts written so far, sorted."""
-        stems = (name.removeprefix(f"{self.folder}/part-") for name in self._files.names(self.folder))
+        stems = (name.removeprefix(f"{self.folder}/part-") for name in self._files.stamps(self.folder))
         return [stem.removesuffix(".parquet") for stem in stems]
 
     def read(self) -> pa.Table | None:
         """All parts in the order of their names as one table, or None when there is none yet."""
-        tables = []
-        for name in self._files.names(self.folder):
-            with self._files.open(name) as stream:
-                tables.append(pq.read_table(io.BytesIO(stream.read())))
+        names = self._files.stamps(self.folder)
+        tables = [pq.read_table(io.BytesIO(self._files.read(name))) for name in names]
         return pa.concat_tables(tables) if tables else None

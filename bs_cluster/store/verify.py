@@ -1,91 +1,201 @@
-"""The audit: every ref leads to a whole manifest, and every manifest to whole blobs."""
+"""The audit: every byte is hashed, and refs, history, records and manifests are held against each other."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from bs_cluster.errors import StoreError
-from bs_cluster.records import BundleManifest, DomainRecord, FileEntry, Record, StackManifest, StackRef
-from bs_cluster.store.blobs import Blobs
-from bs_cluster.store.refs import BUNDLES, CAMPAIGN, DOMAINS, STACKS, Refs, bundle_ref, domain_ref, stack_ref
+from bs_cluster.errors import IntegrityError, NotInStoreError, StoreError
+from bs_cluster.records import DomainRecord, Record, StackManifest
+from bs_cluster.store.blobs import BLOBS, DIGEST, Blobs, blob_name
+from bs_cluster.store.committed import Committed
+from bs_cluster.store.filesystem import LocalFiles
+from bs_cluster.store.history import HISTORY, History, HistoryEntry, entry_name, is_entry
+from bs_cluster.store.refs import (
+    BUNDLES,
+    CAMPAIGN,
+    DOMAINS,
+    REFS,
+    STACKS,
+    Refs,
+    is_committed,
+    is_epoch,
+    number_of,
+    record,
+)
+from bs_cluster.store.remote import RemoteFiles
 
-R = TypeVar("R", bound=Record)
+_WAYS_OUT = {
+    "missing": "repair, from a copy where nothing intact here says what it was",
+    "damaged": "repair, from a copy where nothing intact here says what it was",
+    "planted": "repair moves it to aside/",
+    "disagrees": "repair, from a copy where nothing here says which of them is right",
+    "unreadable": "give this user the right to it, or look after the volume or service, and verify again",
+}
 
 
-def verify_campaign(refs: Refs, blobs: Blobs) -> list[str]:
-    """One line per problem, in the order of the refs; each blob is hashed once."""
-    audit = _Audit(refs, blobs)
-    problems = [] if refs.exists(CAMPAIGN) else [f"{CAMPAIGN} is missing: no campaign has claimed this store"]
-    for folder, check in ((STACKS, audit.stack), (DOMAINS, audit.domain), (BUNDLES, audit.bundle)):
-        for name in refs.names(folder):
-            problems.extend(f"{name}: {problem}" for problem in _problems_of(check, name))
-    return problems
+@dataclass(frozen=True)
+class Problem(Record):
+    """``kind`` is missing, damaged, planted, disagrees or unreadable; ``object`` the name it concerns."""
+
+    kind: str
+    object: str
+    what: str
+    way_out: str
 
 
-def _problems_of(check, name: str) -> Iterator[str]:
-    try:
-        yield from check(name)
-    except (StoreError, KeyError, ValueError) as error:
-        yield str(error)
+@dataclass(frozen=True)
+class Verified(Record):
+    """What an audit looked at and found wrong."""
+
+    problems: tuple[Problem, ...]
+    refs: int
+    blobs: int
+    bytes: int
+
+    @property
+    def sound(self) -> bool:
+        return not self.problems
 
 
-class _Audit:
-    def __init__(self, refs: Refs, blobs: Blobs):
-        self._refs = refs
-        self._blobs = blobs
-        self._sizes: dict[str, int | str] = {}  # digest -> size, or what is wrong with the blob
+def verify_campaign(campaign: str, files: LocalFiles | RemoteFiles) -> Verified:
+    """All problems, those of refs and history first. Nothing is taken from an earlier look."""
+    return Audit(campaign, files).run()
 
-    def stack(self, name: str) -> Iterator[str]:
-        ref = StackRef.from_dict(self._refs.read(name))
-        manifest = self._manifest(ref.manifest, StackManifest)
-        if stack_ref(ref) != name or manifest.stack != ref.stack:
-            yield f"points to the manifest of {manifest.stack.name}"
-        yield from self._stacks(manifest.parents)
-        yield from self._files(manifest.files)
 
-    def domain(self, name: str) -> Iterator[str]:
-        record = DomainRecord.from_dict(self._refs.read(name))
-        if domain_ref(record.domain) != name:
-            yield f"holds the record of {record.domain}"
-        committed = [outcome for outcome in record.rounds if outcome.committed]
-        yield from self._stacks(StackRef(outcome.stack, outcome.manifest or "") for outcome in committed)
-        if record.basis is not None and isinstance(problem := self._blob(record.basis), str):
-            yield f"basis: {problem}"
-        if isinstance(problem := self._blob(record.rows), str):
-            yield f"rows: {problem}"
+class Audit:
+    """One look at everything. ``chain``, ``refs`` and ``sizes`` hold what is readable and intact by itself."""
 
-    def bundle(self, name: str) -> Iterator[str]:
-        manifest = self._manifest(self._refs.read(name)["manifest"], BundleManifest)
-        if bundle_ref(manifest.number) != name:
-            yield f"points to the manifest of bundle {manifest.number}"
-        yield from self._stacks(manifest.stacks)
-        yield from self._files(manifest.files)
+    def __init__(self, campaign: str, files: LocalFiles | RemoteFiles):
+        self.files = files
+        self.blobs = Blobs(files, Path())
+        self._refs = Refs(files)
+        self._history = History(files)
+        self._committed = Committed(campaign, self._refs, self._history, self.blobs)
+        self.problems: list[Problem] = []
+        self.chain: dict[int, HistoryEntry] = {}
+        self.refs: dict[str, dict[str, Any]] = {}
+        self.sizes: dict[str, int] = {}  # of every sound blob, by digest
 
-    def _manifest(self, digest: str, kind: type[R]) -> R:
-        return kind.from_dict(json.loads(self._blobs.get_bytes(digest)))
+    def run(self) -> Verified:
+        for look in (self._read_history, self._read_refs, self._compare):
+            self._try("the store", look)
+        if not self.problems:  # else these say the same again
+            for what, look in (
+                (STACKS, self._committed.stacks),
+                (DOMAINS, self._committed.domains),
+                (BUNDLES, self._committed.bundles),
+            ):
+                self._try(what, look, kind="disagrees")
+        for look in (self._hash_blobs, self._follow):
+            self._try("the store", look)
+        return Verified(tuple(dict.fromkeys(self.problems)), len(self.refs), len(self.sizes), sum(self.sizes.values()))
 
-    def _stacks(self, stacks) -> Iterator[str]:
-        for ref in stacks:
-            if not self._refs.exists(stack_ref(ref)):
-                yield f"names {ref.stack.name}, which is not committed"
-            elif (held := self._refs.read(stack_ref(ref)).get("manifest")) != ref.manifest:
-                yield f"names {ref.stack.name} with manifest {ref.manifest}, committed is {held}"
-
-    def _files(self, files: tuple[FileEntry, ...]) -> Iterator[str]:
-        for entry in files:
-            found = self._blob(entry.sha256)
-            if isinstance(found, str):
-                yield f"{entry.name}: {found}"
-            elif found != entry.size:
-                yield f"{entry.name}: {entry.size} bytes in the manifest, the blob has {found}"
-
-    def _blob(self, digest: str) -> int | str:
-        """The blob's size in bytes, or a sentence saying what is wrong with it."""
-        if digest not in self._sizes:
+    def needed(self) -> Iterator[tuple[str, str, int | None]]:
+        """Every blob that an intact ref leads to: who names it, its digest, and its size where that is recorded."""
+        for name, content in self.refs.items():
             try:
-                self._sizes[digest] = self._blobs.check(digest)
-            except StoreError as error:
-                self._sizes[digest] = str(error)
-        return self._sizes[digest]
+                yield from self._needed_by(name, content)
+            except StoreError:
+                continue  # that ref's own problem, which is told where it is read
+
+    def _needed_by(self, name: str, content: dict[str, Any]) -> Iterator[tuple[str, str, int | None]]:
+        if name.startswith(DOMAINS):
+            closed = record(DomainRecord, content, name)
+            yield f"{name}, rows", closed.rows, None
+            if closed.basis is not None:
+                yield f"{name}, basis", closed.basis, None
+        elif name != CAMPAIGN:
+            digest = str(content.get("manifest"))
+            yield f"{name}, manifest", digest, None
+            if digest in self.sizes:
+                stack = name.startswith(STACKS)
+                manifest = self._committed.manifest(digest) if stack else self._committed.bundle(digest)
+                for entry in manifest.files:
+                    yield f"{name}, {entry.name}", entry.sha256, entry.size
+                if isinstance(manifest, StackManifest) and manifest.basis is not None:
+                    yield f"{name}, basis", manifest.basis, None
+
+    def _read_history(self) -> None:
+        numbers = []
+        for name in self.files.stamps(HISTORY):
+            if not is_entry(name):
+                self._add("planted", name, "it is no entry of the history")
+                continue
+            numbers.append(number_of(name))
+            entry = self._try(name, lambda: self._history.read(number_of(name)))  # noqa: B023 - called at once
+            if entry is not None:
+                self.chain[entry.number] = entry
+        for number in range(1, max(numbers, default=0) + 1):
+            if number not in numbers:
+                self._add("missing", entry_name(number), "a later entry is there")
+            entry, before = self.chain.get(number), self.chain.get(number - 1)
+            if entry is None or (before is None and number > 1):
+                continue
+            if entry.previous != (before.digest() if before else ""):
+                self._add("disagrees", entry_name(number), f"it does not follow {entry_name(number - 1)}")
+
+    def _read_refs(self) -> None:
+        for name in self.files.stamps(REFS):
+            if not (is_committed(name) or is_epoch(name)):
+                self._add("planted", name, "no ref has such a name")
+                continue
+            content = self._try(name, lambda: self._refs.read(name))  # noqa: B023 - called at once
+            if content is None:
+                continue
+            if is_epoch(name):
+                if content.get("epoch") != number_of(name):
+                    self._add("disagrees", name, f"it says epoch {content.get('epoch')!r}")
+                continue
+            self.refs[name] = content
+        if CAMPAIGN not in self.refs and self.files.size(CAMPAIGN) is None:
+            self._add("missing", CAMPAIGN, "no campaign has claimed this store")
+
+    def _compare(self) -> None:
+        known = set()
+        for entry in self.chain.values():
+            known.add(entry.ref)
+            if entry.ref in self.refs:
+                if self.refs[entry.ref] != entry.content:
+                    self._add("disagrees", entry.ref, f"{entry_name(entry.number)} has another content")
+            elif self.files.size(entry.ref) is None:
+                self._add("missing", entry.ref, f"{entry_name(entry.number)} has it")
+        for name in self.refs:
+            if name not in known:
+                self._add("disagrees", name, "no entry of the history has it; after a crash the next commit adds one")
+
+    def _hash_blobs(self) -> None:
+        for name in self.files.stamps(BLOBS):
+            digest = name.rpartition("/")[2]
+            if not DIGEST.fullmatch(digest) or name != blob_name(digest):
+                self._add("planted", name, "no blob has such a name")
+                continue
+            size = self._try(name, lambda: self.blobs.check(digest))  # noqa: B023 - called at once
+            if size is not None:
+                self.sizes[digest] = size
+
+    def _follow(self) -> None:
+        for wanted_by, digest, size in self.needed():
+            if not DIGEST.fullmatch(digest):
+                self._add("damaged", wanted_by, f"{digest!r} is no SHA-256")
+            elif digest not in self.sizes:
+                if self._try(blob_name(digest), lambda: self.files.size(blob_name(digest))) is None:  # noqa: B023
+                    self._add("missing", blob_name(digest), f"{wanted_by} names it")
+            elif size is not None and self.sizes[digest] != size:
+                self._add("disagrees", wanted_by, f"{size} bytes are named, blob {digest} has {self.sizes[digest]}")
+
+    def _try(self, what: str, look: Callable[[], Any], kind: str | None = None) -> Any:
+        try:
+            return look()
+        except NotInStoreError as error:
+            self._add(kind or "missing", what, str(error))
+        except IntegrityError as error:
+            self._add(kind or "damaged", what, str(error))
+        except StoreError as error:
+            self._add("unreadable", what, str(error))
+        return None
+
+    def _add(self, kind: str, name: str, what: str) -> None:
+        self.problems.append(Problem(kind, name, what, _WAYS_OUT[kind]))

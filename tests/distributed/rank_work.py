@@ -119,7 +119,7 @@ def whole_campaign(config: CampaignConfig) -> dict[str, Any]:
         "base_losses": {
             domain: [(x.nll, x.tokens) for x in got] for domain, got in campaign.session.base_losses.items()
         },
-        "verify": campaign.store.verify(),
+        "verify": [problem.what for problem in campaign.store.verify().problems],
     }
 
 
