@@ -4,6 +4,8 @@
 A message names the thing, the value and the way out.
 """
 
+from signal import Signals
+
 
 class BrainstacksError(Exception):
     """Root of all errors raised on purpose by this project."""
@@ -58,11 +60,22 @@ class FencedError(BrainstacksError, RuntimeError):
 
 
 class TrainingError(BrainstacksError, RuntimeError):
-    """A round cannot go on (no finite snapshot, no trainable parameter, a rank disagrees)."""
+    """Training ended, and not by its own decision: no finite snapshot, no trainable parameter, workers that died."""
 
 
 class ClusterResourceError(BrainstacksError, RuntimeError):
     """The cluster cannot hold what the campaign asks for."""
+
+
+class Stopped(BrainstacksError):
+    """Somebody asked the campaign to stop. ``number`` is the signal's."""
+
+    def __init__(self, number: int):
+        self.number = number
+        super().__init__(f"stopped by {Signals(number).name}; run the same command to go on")
+
+    def __reduce__(self):
+        return type(self), (self.number,)
 
 
 class RegistryError(BrainstacksError, RuntimeError):

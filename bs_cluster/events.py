@@ -80,9 +80,17 @@ Event = Phase | RoundStarted | StepDone | RoundEnded | Measuring | RoomScarce | 
 
 
 @dataclass(frozen=True)
-class Numbered:
-    """An event as the coordinator keeps it: ``number`` grows over its restarts, ``at`` is its clock (Unix seconds)."""
+class Place:
+    """How far a watcher has read: the first ``number`` events of the coordinator process that calls itself ``epoch``.
+    No clock has a part in it."""
 
-    number: int
-    at: float
+    epoch: str = ""
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Told:
+    """An event as the coordinator keeps it. ``place`` is where a watcher stands who has seen it."""
+
+    place: Place
     event: Event

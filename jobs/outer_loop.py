@@ -1,7 +1,7 @@
 """The campaign's job: ``ray job submit --working-dir . -- python jobs/outer_loop.py --config CONFIG [key=value …]``.
 
-Exit codes: 0 done, 1 failed, 2 the configuration is wrong (nothing was connected to) or
-its data are.
+Exit codes: 0 done, 1 failed, 2 the configuration is wrong (nothing was connected to) or its data are, 130 or 143
+stopped by a signal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bs_cluster.campaign.connect import connect
 from bs_cluster.campaign.console import Console, fail
 from bs_cluster.config.parse import load_config
-from bs_cluster.errors import BrainstacksError, ConfigError, DataError
+from bs_cluster.errors import BrainstacksError, ConfigError, DataError, Stopped
 from bs_cluster.quiet import quieten
 
 
@@ -34,6 +34,8 @@ def main() -> int:
         return run_campaign(config, console)
     except (ConfigError, DataError) as error:
         return fail(str(error), 2)
+    except Stopped as stopped:
+        return fail(str(stopped), 128 + stopped.number)
     except BrainstacksError as error:
         return fail(f"{type(error).__name__}: {error}", 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from bs_cluster.config.identity import curriculum
 from bs_cluster.config.schema import CampaignConfig
@@ -25,3 +26,23 @@ class Campaign:
     @property
     def name(self) -> str:
         return self.config.campaign
+
+    @property
+    def all_closed(self) -> bool:
+        """Whether every domain has had its last round."""
+        return {record.domain for record in self.store.domains()} >= set(self.domains)
+
+    def report_folder(self) -> Path:
+        """Where this machine keeps the report's files: beside a local store, else in the user's cache."""
+        remote = "://" in self.config.store.uri
+        root = Path(self.config.base.cache_dir).expanduser() / "runs" if remote else Path(self.config.store.uri)
+        folder = root / self.name / "report"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def ray_storage(self) -> str:
+        """Ray Train's own bookkeeping; every node must reach it, like the store."""
+        if "://" in self.config.store.uri:
+            return f"{self.config.store.uri.rstrip('/')}/{self.name}/ray"
+        return str(Path(self.config.store.uri).resolve() / self.name / "ray")

@@ -1,9 +1,12 @@
-"""What a person reads while a campaign runs: one line an event, at most one a second of training steps."""
+"""What a person reads while a campaign runs: one line an event, few of training steps, and never a silence."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from bs_cluster.events import DomainClosed, Event, Measuring, Phase, RoomScarce, RoundEnded, RoundStarted, StepDone
 
@@ -16,30 +19,65 @@ def clock(seconds: float) -> str:
 
 
 class Console:
-    """Lines begin with the time since the campaign's start. Job logs are line by line, so nothing is overwritten."""
+    """Lines begin with the time since the campaign's start. Job logs are line by line, so nothing is overwritten.
 
-    def __init__(self, every_s: float = 5.0):
+    A line of progress comes at most every ``every_s``; after ``silence_s`` without any, ``heartbeat`` says what is
+    being done.
+    """
+
+    def __init__(self, every_s: float = 5.0, silence_s: float = 25.0):
         self.start = time.monotonic()
-        self.every_s = every_s
-        self.last_line = -1e9
+        self.every_s, self.silence_s = every_s, silence_s
+        self.last_progress = -1e9
+        self.last_line = self.start
+        self.doing, self.doing_since = "starting", self.start
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.start
 
     def say(self, text: str = "") -> None:
+        self.last_line = time.monotonic()
         print(f"[{clock(self.seconds)}] {text}" if text else "", flush=True)
+
+    def begin(self, what: str) -> None:
+        """From now on ``what`` is being done; the heartbeat names it."""
+        if what != self.doing:
+            self.doing, self.doing_since = what, time.monotonic()
+
+    @contextmanager
+    def heartbeat(self) -> Iterator[None]:
+        """While it lasts, no silence is longer than ``silence_s``."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(min(1.0, self.silence_s / 2)):
+                now = time.monotonic()
+                if now - self.last_line >= self.silence_s:
+                    self.say(f"{self.doing}, for {clock(now - self.doing_since)} now")
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def show(self, event: Event) -> None:
         """One event of the workers, if it is worth a line now."""
         match event:
             case Phase():
+                self.begin(event.text)
                 self.say(event.text)
             case RoundStarted():
+                self.begin(f"{event.stack.name:<14} loads and measures before its first step")
                 self.say(f"{event.stack.name:<14} training begins")
             case StepDone():
+                self.begin(f"{event.stack.name:<14} trains")
                 self._step(event)
             case RoundEnded(outcome):
+                self.begin(f"{outcome.stack.domain:<14} next round, or closing")
                 verdict = "committed" if outcome.committed else "rejected "
                 self.say(
                     f"{outcome.stack.name:<14} {verdict}  val {outcome.val_before:.4f} -> {outcome.val_after:.4f}"
@@ -51,26 +89,28 @@ class Console:
                     "a smaller null_space.max_share or max_rank makes a campaign's claims smaller"
                 )
             case DomainClosed():
+                self.begin(f"{event.domain:<14} is closed; what comes next begins")
                 self.say(
                     f"{event.domain:<14} closed     alone {event.isolated:.4f}, base {event.base:.4f}"
                     " nats per completion token"
                 )
             case Measuring():
+                self.begin(f"{event.domain:<14} measures its directions and losses")
                 if self._due():
                     self.say(f"{event.domain:<14} measuring directions  {event.batch}/{event.batches} batches")
 
     def _due(self) -> bool:
         """Whether a line of progress is due; if so it counts as said."""
-        if time.monotonic() - self.last_line < self.every_s:
+        if time.monotonic() - self.last_progress < self.every_s:
             return False
-        self.last_line = time.monotonic()
+        self.last_progress = time.monotonic()
         return True
 
     def _step(self, event: StepDone) -> None:
         important = event.val_loss is not None or event.verdict != "go on" or event.step == 1
         if not self._due() and not important:
             return
-        self.last_line = time.monotonic()
+        self.last_progress = time.monotonic()
         eta = event.seconds / event.step * (event.steps - event.step)
         parts = [f"{event.stack.name:<14} step {event.step:>4}/{event.steps}", f"loss {event.loss:.4f}"]
         if event.val_loss is not None:

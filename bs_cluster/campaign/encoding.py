@@ -17,8 +17,9 @@ from bs_cluster.data.frozen import DomainRows
 from bs_cluster.data.rows import DomainData
 from bs_cluster.data.split import fingerprint
 from bs_cluster.data.unowned import load_unowned
-from bs_cluster.errors import BrainstacksError, DataError
+from bs_cluster.errors import DataError
 from bs_cluster.quiet import quieten
+from bs_cluster.waiting import ROWS_PATIENCE_S, ROWS_REMEDY, Say, say, wait_for
 
 
 def start_encoding(campaign: Campaign) -> dict[str, ray.ObjectRef]:
@@ -36,23 +37,25 @@ def start_unowned(campaign: Campaign) -> ray.ObjectRef:
     )
 
 
-def fetch(handles: Mapping[str, ray.ObjectRef]) -> dict[str, DomainRows]:
-    return dict(zip(handles, _get(list(handles.values())), strict=True))
+def fetch(handles: Mapping[str, ray.ObjectRef], say: Say = say) -> dict[str, DomainRows]:
+    return {domain: _rows(domain, handle, say) for domain, handle in handles.items()}
 
 
-def _get(handles: list[ray.ObjectRef]) -> list[Any]:
-    """What the task returned, or its own error as it was raised there, without the task's traceback in its words."""
-    try:
-        return ray.get(handles)
-    except ray.exceptions.RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, BrainstacksError) else error) from None
+def fetch_unowned(handle: ray.ObjectRef, say: Say = say) -> DomainRows:
+    return _rows("no domain", handle, say)
 
 
-def raise_early(handles: Mapping[str, ray.ObjectRef]) -> None:
-    """Raises the encoding task's own error (a DataError, mostly) as soon as there is one; returns at once."""
-    ready, _ = ray.wait(list(handles.values())[:1], timeout=0)
+def encoded(handles: Mapping[str, ray.ObjectRef]) -> bool:
+    """Whether the rows are there; returns at once. Raises the encoding task's own error, a DataError mostly."""
+    domain, handle = next(iter(handles.items()))
+    ready, _ = ray.wait([handle], timeout=0)
     if ready:
-        _get(ready)
+        _rows(domain, handle, say)
+    return bool(ready)
+
+
+def _rows(domain: str, handle: ray.ObjectRef, say: Say) -> DomainRows:
+    return wait_for(lambda: handle, f"the encoded rows of {domain}", ROWS_PATIENCE_S, ROWS_REMEDY, say)
 
 
 def _encode(config: dict[str, Any]) -> Any:

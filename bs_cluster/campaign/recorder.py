@@ -12,17 +12,20 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.config.schema import CampaignConfig
-from bs_cluster.errors import ConfigError, RegistryError, RegistryUnavailable
+from bs_cluster.errors import ConfigError, RegistryError, RegistryUnavailable, Stopped
 from bs_cluster.events import DomainClosed, Event, RoundEnded, RoundStarted, StepDone
 from bs_cluster.records import StackId
 
 if TYPE_CHECKING:
     from bs_cluster.registry import Registry
+    from bs_cluster.registry.mirror import Status
 
+KILLED_FLUSH_S = 10.0  # who stops a job does not wait for long
 LIVE = ("loss", "val_loss", "load_balance", "imbalance", "grad_norm", "learning_rate")
 FLUSH_TIMEOUT_S = 300.0
 
@@ -49,10 +52,27 @@ class Recorder:
         self.uri = tracking_uri(campaign.config)
         self.config, self.store, self.say = campaign.config, campaign.store, say
         self._registry: Registry | None = None
-        self._away = False
+        self._asked = self._away = False
         self._refusals: set[str] = set()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
         self._pending: list[Future[None]] = []
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """However the campaign ends, its run does not go on showing as running."""
+        if not self._asked:
+            return  # MLflow has not heard of this run
+        status: Status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, Stopped) else "FAILED"
+        if kind is not None:  # the next run brings MLflow up to the store; now only the end is told
+            for future in self._pending:
+                future.cancel()
+            self._pending.clear()
+        self._later(lambda registry: registry.end_campaign(status))
+        self._flush(KILLED_FLUSH_S if kind is not None else FLUSH_TIMEOUT_S)
 
     def record(self, event: Event) -> None:
         """Live metrics of a step, a run for a new round, a sync when something was committed."""
@@ -78,15 +98,18 @@ class Recorder:
             self._later(partial(_log_figures, stack=stack, folder=folder))
         if report is not None:
             self._later(lambda registry: registry.log_report(report))
-        self._later(lambda registry: registry.end_campaign("FINISHED"))
-        _, late = wait(self._pending, timeout=FLUSH_TIMEOUT_S)
+        self._flush(FLUSH_TIMEOUT_S)
+
+    def _flush(self, timeout_s: float) -> None:
+        _, late = wait(self._pending, timeout=timeout_s)
         if late:
-            self.say(f"MLflow has not taken {len(late)} updates in {FLUSH_TIMEOUT_S:.0f} s; the next run goes on")
+            self.say(f"MLflow has not taken {len(late)} updates in {timeout_s:.0f} s; the next run goes on")
         for future in set(self._pending) - late:
             future.result()
         self._pending.clear()
 
     def _later(self, action: Callable[[Registry], Any]) -> None:
+        self._asked = True
         self._pending = [future for future in self._pending if not future.done() or future.exception()]
         self._pending.append(self._thread.submit(self._act, action))
 

@@ -198,7 +198,10 @@ class TrainingSection(Section):
         default=3, description="Times that Ray Train starts the workers again after a crash; -1 for ever."
     )
     start_timeout_s: Positive = Field(
-        default=600, le=86_400, description="Seconds that the workers may take to come up."
+        default=600, le=86_400, description="Seconds that nodes and the workers on them may take to come up."
+    )
+    answer_timeout_s: Positive = Field(
+        default=600, le=86_400, description="Seconds that the coordinator may take to answer, on a busy machine."
     )
 
 

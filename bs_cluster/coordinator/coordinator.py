@@ -7,18 +7,17 @@ with the same result.
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from bs_cluster.config.identity import campaign_identity, curriculum, effective_domain, identity_differences
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.curriculum import Progress, next_step
+from bs_cluster.coordinator.work import SharedBasis, Work
 from bs_cluster.errors import ConfigError, FencedError, OutOfOrderError, StackError
-from bs_cluster.events import Event, Numbered, RoomScarce
+from bs_cluster.events import Event, Place, RoomScarce, Told
 from bs_cluster.records import (
     CloseDomain,
     DomainRecord,
@@ -36,15 +35,6 @@ SCARCE = 0.25  # share of free directions below which a person is told
 EVENTS_KEPT = 1000  # between two looks of the driver; older ones are dropped
 
 
-@dataclass
-class SharedBasis:
-    """All directions claimed so far as one blob: its digest and where workers fetch the bytes (an object reference)."""
-
-    closed: tuple[str, ...]
-    digest: str
-    handle: Any
-
-
 class Coordinator:
     """One per campaign. ``share`` makes bytes fetchable by reference (``ray.put``), once per basis."""
 
@@ -56,8 +46,8 @@ class Coordinator:
         self.group = ""
         self.outcomes: dict[StackId, RoundOutcome] = {}
         self.basis: SharedBasis | None = None
-        self.events: deque[Numbered] = deque(maxlen=EVENTS_KEPT)
-        self.event_number = time.time_ns()  # goes on growing over a restart, so that watchers miss nothing new
+        self.events: deque[Told] = deque(maxlen=EVENTS_KEPT)
+        self.place = Place(uuid.uuid4().hex)
         check_identity(self.store, config)
         self.store.take_epoch()  # from now on no earlier coordinator's commit is taken
 
@@ -75,15 +65,15 @@ class Coordinator:
 
     # --- handing out work -------------------------------------------------------------------------------------
 
-    def next_step(self, group: str) -> dict[str, Any]:
-        """The step every rank of the group works on now: ``step`` and, for a round, ``basis`` (digest, reference).
+    def next_work(self, group: str) -> Work:
+        """What every rank of the group works on now.
 
         The answer changes only through ``commit``, ``reject`` and ``close``, so all ranks get the same one.
         """
         self._check_group(group)
         step = self._next()
         confined = isinstance(step, TrainRound) and self.config.null_space.enabled
-        return {"step": step, "basis": self._combined_basis() if confined else None}
+        return Work(step, self._combined_basis() if confined else None)
 
     def _next(self) -> Step:
         committed = self.store.stacks()
@@ -99,7 +89,7 @@ class Coordinator:
             )
         )
 
-    def _combined_basis(self) -> tuple[str, Any] | None:
+    def _combined_basis(self) -> SharedBasis | None:
         records = [record for record in self.store.domains() if record.basis is not None]
         if not records:
             return None
@@ -111,7 +101,7 @@ class Coordinator:
             data = basis.to_bytes()
             entry = self.store.put_bytes("basis.safetensors", data)
             self.basis = SharedBasis(closed, entry.sha256, self.share(data))
-        return self.basis.digest, self.basis.handle
+        return self.basis
 
     def _check_room(self, basis: Basis) -> None:
         """Raises StackError where a site has no free direction left: a stack could learn nothing there. Where room is
@@ -165,12 +155,13 @@ class Coordinator:
 
     def report(self, event: Event) -> None:
         """Workers say what they do; the driver shows it."""
-        self.event_number += 1
-        self.events.append(Numbered(self.event_number, time.time(), event))
+        self.place = Place(self.place.epoch, self.place.number + 1)
+        self.events.append(Told(self.place, event))
 
-    def events_since(self, number: int) -> list[Numbered]:
-        """Events after ``number`` (0: all that are kept)."""
-        return [told for told in self.events if told.number > number]
+    def events_since(self, seen: Place) -> list[Told]:
+        """Events after ``seen``; all that are kept, where ``seen`` is of a coordinator before this one."""
+        known = seen.number if seen.epoch == self.place.epoch else 0
+        return [told for told in self.events if told.place.number > known]
 
 
 def check_identity(store: Store, config: CampaignConfig) -> None:

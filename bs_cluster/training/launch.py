@@ -1,63 +1,77 @@
-"""Starts the workers of a campaign: the resource plan, pure, and the Ray Train run that carries it out."""
+"""The Ray Train run of a campaign, and what its failures mean."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from bs_cluster.config.identity import config_digest
 from bs_cluster.config.schema import CampaignConfig
-from bs_cluster.errors import ClusterResourceError
+from bs_cluster.errors import BrainstacksError, ClusterResourceError, TrainingError
 from bs_cluster.training.entry import run_worker
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Workers and what each of them holds."""
-
-    workers: int
-    cpus: float
-    gpus: float
-
-
-def resource_plan(config: CampaignConfig, available: Mapping[str, float], autoscales: bool) -> Plan:
-    """What training takes, checked against what the cluster has now (or may grow to, when it autoscales).
-
-    Raises ClusterResourceError naming what is missing and the setting to change.
-    """
-    training = config.training
-    plan = Plan(training.num_workers, training.cpus_per_worker, 1.0 if training.use_gpu else 0.0)
-    for kind, each, key in (("GPU", plan.gpus, "use_gpu=false"), ("CPU", plan.cpus, "cpus_per_worker")):
-        wanted, present = plan.workers * each, available.get(kind, 0.0)
-        if wanted > present and not autoscales:
-            raise ClusterResourceError(
-                f"{wanted:g} {kind}s wanted by {plan.workers} training workers, the cluster has {present:g}; "
-                f"lower training.num_workers, set training.{key}, or add nodes (max_workers)"
-            )
-    return plan
-
-
-def train_campaign(config: CampaignConfig, plan: Plan, rows: Mapping[str, Any], coordinator: Any, storage: str) -> None:
-    """Runs workers until the coordinator has no step left. Blocks; restarts them up to ``training.max_failures``.
+def train_campaign(config: CampaignConfig, rows: Mapping[str, Any], coordinator: Any, storage: str) -> None:
+    """Runs workers until the coordinator (an actor's handle) has no step left. Blocks; restarts them up to
+    ``training.max_failures`` times, and tries as often to bring a group up.
 
     The run's name carries the config's digest: Ray Train restores state by name, and a changed config is another run.
+    Raises what a worker raised, where that is one of ours; TrainingError, ClusterResourceError.
     """
+    training = config.training
     name = f"{config.campaign}-{config_digest(config)[:12]}"
+    each = {"CPU": training.cpus_per_worker} | ({"GPU": 1.0} if training.use_gpu else {})
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"config": config.model_dump(mode="json"), "rows": dict(rows), "coordinator": coordinator},
-        torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=plan.workers,
-            use_gpu=bool(plan.gpus),
-            resources_per_worker={"CPU": plan.cpus} | ({"GPU": plan.gpus} if plan.gpus else {}),
+            num_workers=training.num_workers, use_gpu=training.use_gpu, resources_per_worker=each
         ),
         run_config=RunConfig(
-            name=name, storage_path=storage, failure_config=FailureConfig(max_failures=config.training.max_failures)
+            name=name,
+            storage_path=storage,
+            failure_config=FailureConfig(
+                max_failures=training.max_failures,
+                # Else Ray Train asks for ever for a group that cannot start, and holds what nodes there are.
+                controller_failure_limit=training.max_failures,
+            ),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise what_failed(error, training.start_timeout_s) from error
+
+
+def what_failed(error: TrainingFailedError, start_timeout_s: int) -> BrainstacksError:
+    """The error to tell a person: a worker's own, where it is one of ours."""
+    if isinstance(error, WorkerGroupError):
+        failures = {rank: _unwrapped(failure) for rank, failure in error.worker_failures.items()}
+        ours = next((failure for failure in failures.values() if isinstance(failure, BrainstacksError)), None)
+        if ours is not None:
+            return ours
+        listed = "; ".join(f"rank {rank}: {_line(failure)}" for rank, failure in sorted(failures.items()))
+        return TrainingError(f"workers failed more than training.max_failures times; the last: {listed}")
+    if isinstance(error, ControllerError):
+        return ClusterResourceError(
+            f"the training workers did not come up within {start_timeout_s} s each time (training.start_timeout_s): "
+            f"{_line(error.controller_failure)}"
+        )
+    return TrainingError(_line(error))
+
+
+def _unwrapped(failure: BaseException) -> BaseException:
+    """Ray Train and Ray wrap a worker's exception, each in its own way."""
+    for wrapped in ("_base_exc", "cause"):
+        failure = getattr(failure, wrapped, None) or failure
+    return failure
+
+
+def _line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__

@@ -6,6 +6,7 @@ config's base model if it is an embedded one.
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import os
 import sys
@@ -44,5 +45,8 @@ def compile_operations() -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Compiles what DeepSpeed builds at first use, unpacks the base model.")
+    parser.add_argument("config", help="YAML file whose base model is unpacked, see jobs/configs/")
+    asked = parser.parse_args()
     compile_operations()
-    prepare_base(load_config(sys.argv[1]).base)
+    prepare_base(load_config(asked.config).base)

@@ -41,7 +41,7 @@ def zero_config(training: TrainingSection, ranks: int) -> dict[str, Any]:
 
 
 def accumulation(training: TrainingSection, ranks: int) -> int:
-    """Micro-batches that each rank makes of a global batch. ``resource_plan`` refuses what does not divide."""
+    """Micro-batches that each rank makes of a global batch. A config whose numbers do not divide is refused."""
     per_pass = training.per_device_batch * ranks
     assert training.global_batch % per_pass == 0, (training.global_batch, training.per_device_batch, ranks)
     return training.global_batch // per_pass

@@ -20,6 +20,7 @@ from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.encoding import encode_domains
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.coordinator import Coordinator
+from bs_cluster.coordinator.work import Work
 from bs_cluster.estimates import token_mean
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
@@ -61,10 +62,10 @@ class DrivenByHand:
 
     def step(self) -> Round | DomainRecord | None:
         """The next step of the curriculum, done and committed; None when all is done."""
-        given = _from_rank_0(self.coordinator.next_step(self.group) if self.coordinator else None)
-        step, basis = given["step"], given["basis"]
+        work: Work = _from_rank_0(self.coordinator.next_work(self.group) if self.coordinator else None)
+        step, basis = work.step, work.basis
         if isinstance(step, TrainRound):
-            outcome, manifest = train_round(self.session, step, Basis.from_bytes(basis[1]) if basis else None)
+            outcome, manifest = train_round(self.session, step, Basis.from_bytes(basis.handle) if basis else None)
             if self.coordinator and manifest:
                 self.coordinator.commit(self.group, manifest, outcome)
             elif self.coordinator:

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 from tiny_campaign import campaign
 
+from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.connect import connect, process_environment
 from bs_cluster.campaign.recorder import tracking_uri
-from bs_cluster.campaign.run import run_folder, run_storage
 from bs_cluster.config.identity import bundle_digest
 from bs_cluster.errors import ConfigError
 from bs_cluster.quiet import KEEP_FREED_MEMORY
+from bs_cluster.store import Store
 
 
 @pytest.fixture(autouse=True)
@@ -72,13 +73,14 @@ class TestConnect:
 
 class TestFolders:
     def test_lie_beside_a_local_store(self, make, tmp_path):
-        assert run_folder(make()) == tmp_path / "store/tiny/report"
-        assert run_storage(make()) == str(tmp_path / "store/tiny/ray")
+        assert Campaign.of(make()).report_folder() == tmp_path / "store/tiny/report"
+        assert Campaign.of(make()).ray_storage == str(tmp_path / "store/tiny/ray")
 
     def test_of_a_remote_store(self, make, tmp_path):
         remote = make(store={"uri": "s3://bucket/stacks/"}, base={"cache_dir": str(tmp_path / "cache")})
-        assert run_storage(remote) == "s3://bucket/stacks/tiny/ray"
-        assert run_folder(remote) == Path(tmp_path / "cache/runs/tiny/report")
+        there = Campaign(remote, Store(str(tmp_path), "tiny"), ("aa", "bb"))
+        assert there.ray_storage == "s3://bucket/stacks/tiny/ray"
+        assert there.report_folder() == Path(tmp_path / "cache/runs/tiny/report")
 
 
 class TestConfigDigest:

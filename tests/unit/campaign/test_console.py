@@ -1,6 +1,7 @@
 """What a person reads: times, estimates and one line an event."""
 
 import dataclasses
+import time
 
 import pytest
 
@@ -81,6 +82,30 @@ def test_every_kind_of_event_is_told(told):
     assert "1/2 batches" in lines[2]
     assert "alone 2.0000, base 3.0000" in lines[3]
     assert len(lines) == 4
+
+
+def test_no_silence_is_long_and_the_heartbeat_says_what_is_done(capsys):
+    console = Console(silence_s=0.2)
+    with console.heartbeat():
+        console.begin("rows are read, split and encoded")
+        time.sleep(1.0)
+        console.show(DomainClosed("aa", 2.0, 3.0))
+        time.sleep(0.5)
+    lines = [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "rows are read, split and encoded, for 00:00 now"
+    assert len(lines) >= 4
+    assert lines[-1].startswith("aa             is closed")
+    time.sleep(0.5)
+    assert capsys.readouterr().out == ""  # it ends with its context
+
+
+def test_a_heartbeat_is_not_heard_where_something_is_said(capsys):
+    console = Console(silence_s=5.0)
+    with console.heartbeat():
+        for number in range(10):
+            console.say(str(number))
+            time.sleep(0.05)
+    assert len(capsys.readouterr().out.splitlines()) == 10
 
 
 def test_fail_speaks_on_stderr_and_gives_the_code(capsys):

@@ -166,3 +166,24 @@ def test_scripts_are_bash_and_stop_at_the_first_error(path):
 def test_no_file_switches_the_dashboard_off():
     files = [ROOT / "ray_cluster.yaml", *(p for p in (ROOT / "cluster").rglob("*") if p.is_file())]
     assert not [p for p in files if re.search(r"include[-_]dashboard[=: ]*[Ff]alse", p.read_text())]
+
+
+def test_no_file_switches_authentication_off():
+    files = [ROOT / "ray_cluster.yaml", ROOT / "Makefile", *(p for p in (ROOT / "cluster").rglob("*") if p.is_file())]
+    text = {path: path.read_text() for path in files if "__pycache__" not in path.parts}
+    assert not [path for path, words in text.items() if re.search(r"AUTH_MODE\W+(value\W+)?disabled", words)]
+    for path in ("ray_cluster.yaml", "cluster/gcp.yaml", "cluster/slurm/outer_loop.sbatch", "cluster/local.py"):
+        assert re.search(r"RAY_AUTH_MODE\W+token", text[ROOT / path]), path
+    for path in LAUNCHERS:  # every node has the token before Ray starts
+        (config,) = load(path)
+        assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+def test_kubernetes_pods_share_the_operator_s_token():
+    cluster = manifest("RayCluster")
+    assert cluster["spec"]["authOptions"] == {"mode": "token"}
+    (submitter,) = manifest("RayJob")["spec"]["submitterPodTemplate"]["spec"]["containers"]
+    given = {entry["name"]: entry for entry in submitter["env"]}
+    assert given["RAY_AUTH_MODE"]["value"] == "token"
+    secret = given["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
+    assert secret == {"name": cluster["metadata"]["name"], "key": "auth_token"}

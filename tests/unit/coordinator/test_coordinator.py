@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tiny_history import domain_record, stack_manifest, write_files
 from bs_cluster.config import CampaignConfig
 from bs_cluster.coordinator.coordinator import EVENTS_KEPT, Coordinator, check_identity
 from bs_cluster.errors import ConfigError, FencedError, OutOfOrderError, StackError
-from bs_cluster.events import Phase, RoomScarce
+from bs_cluster.events import Phase, Place, RoomScarce
 from bs_cluster.records import CloseDomain, Finished, RoundOutcome, StackId, TrainRound
 from bs_cluster.stacks.basis import Basis
 from bs_cluster.store import Store
@@ -44,11 +45,11 @@ class Driver:
 
     @property
     def step(self):
-        return self.coordinator.next_step(self.group)["step"]
+        return self.coordinator.next_work(self.group).step
 
     @property
     def basis(self):
-        return self.coordinator.next_step(self.group)["basis"]
+        return self.coordinator.next_work(self.group).basis
 
     def manifest(self, stack: StackId):
         folder = write_files(self.tmp_path / "staged" / stack.name, seed=stack.round)
@@ -124,7 +125,7 @@ def test_other_parents_than_the_committed_ones_are_refused(driver):
 def test_a_group_that_was_replaced_can_do_nothing_any_more(driver):
     old, driver.group = driver.group, driver.coordinator.register()
     for attempt in (
-        lambda: driver.coordinator.next_step(old),
+        lambda: driver.coordinator.next_work(old),
         lambda: driver.train(StackId("chat", 1), group=old),
         lambda: driver.coordinator.reject(old, driver.outcome(StackId("chat", 1), False)),
         lambda: driver.coordinator.close(old, domain_record(driver.store, "chat")),
@@ -164,20 +165,23 @@ def test_the_basis_is_all_claims_combined_once_for_each_set_of_closed_domains(dr
     driver.reject(StackId("chat", 2))
     assert driver.basis is None  # a closing is not confined
     driver.close("chat", 0, claims(0))
-    digest, handle = driver.basis
-    assert {(side, site) for side, site, _ in Basis.from_bytes(handle).entries()} == {("output", "a"), ("output", "b")}
+    first = driver.basis
+    assert {(side, site) for side, site, _ in Basis.from_bytes(first.handle).entries()} == {
+        ("output", "a"),
+        ("output", "b"),
+    }
     driver.train(StackId("code", 1))
-    assert driver.basis == (digest, handle)
+    assert driver.basis == first
     assert len(driver.shared) == 1
     driver.train(StackId("code", 2))
     driver.close("code", 1, claims(1))
 
-    both, handle = driver.basis
-    assert both != digest
+    both = driver.basis
+    assert both.digest != first.digest
     assert len(driver.shared) == 2
-    assert driver.store.get_bytes(both) == handle
-    assert handle == Basis.combine([claims(0), claims(1)]).to_bytes()
-    ranks = {(side, site): basis_XK.shape[1] for side, site, basis_XK in Basis.from_bytes(handle).entries()}
+    assert driver.store.get_bytes(both.digest) == both.handle
+    assert both.handle == Basis.combine([claims(0), claims(1)]).to_bytes()
+    ranks = {(side, site): basis_XK.shape[1] for side, site, basis_XK in Basis.from_bytes(both.handle).entries()}
     assert ranks == {("output", "a"): 5, ("output", "b"): 5, ("input", "a"): 3}
 
 
@@ -185,8 +189,8 @@ def test_a_restarted_coordinator_hands_out_the_same_basis(driver, tmp_path):
     driver.train(StackId("chat", 1))
     driver.train(StackId("chat", 2))
     driver.close("chat", 0, claims(1))
-    digest, _ = driver.basis
-    assert Driver(driver.config, tmp_path).basis[0] == digest
+    digest = driver.basis.digest
+    assert Driver(driver.config, tmp_path).basis.digest == digest
 
 
 def test_without_a_null_space_nobody_is_confined(tmp_path):
@@ -218,11 +222,23 @@ def test_a_campaign_begun_otherwise_is_not_taken_over(driver, tmp_path, section:
 def test_events_are_numbered_and_old_ones_are_dropped(driver):
     for number in range(EVENTS_KEPT + 10):
         driver.coordinator.report(Phase(str(number)))
-    everything = driver.coordinator.events_since(0)
-    numbers = [told.number for told in everything]
+    everything = driver.coordinator.events_since(Place())
+    numbers = [told.place.number for told in everything]
     assert numbers == list(range(numbers[0], numbers[0] + EVENTS_KEPT))
-    newest = driver.coordinator.events_since(numbers[-3])
+    newest = driver.coordinator.events_since(everything[-3].place)
     assert [told.event for told in newest] == [Phase(str(EVENTS_KEPT + 8)), Phase(str(EVENTS_KEPT + 9))]
+    assert driver.coordinator.events_since(everything[-1].place) == []
+
+
+def test_a_watcher_of_the_coordinator_before_misses_nothing_of_the_next(driver, tmp_path, monkeypatch):
+    for number in range(5):
+        driver.coordinator.report(Phase(str(number)))
+    seen = driver.coordinator.events_since(Place())[-1].place
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # a clock set back has no part in it
+    monkeypatch.setattr(time, "time_ns", lambda: 0)
+    again = Driver(driver.config, tmp_path).coordinator
+    again.report(Phase("after the restart"))
+    assert [told.event for told in again.events_since(seen)] == [Phase("after the restart")]
 
 
 def closed_with(driver, rank: int) -> None:
@@ -242,11 +258,11 @@ def test_scarce_room_is_said_once_for_each_domain(driver):
     closed_with(driver, 8)
     assert driver.basis is not None
     assert driver.basis is not None
-    (said,) = [told.event for told in driver.coordinator.events_since(0) if isinstance(told.event, RoomScarce)]
+    (said,) = [told.event for told in driver.coordinator.events_since(Place()) if isinstance(told.event, RoomScarce)]
     assert said == RoomScarce(10, pytest.approx(0.2))
 
 
 def test_ample_room_is_not_worth_a_word(driver):
     closed_with(driver, 7)
     assert driver.basis is not None
-    assert not driver.coordinator.events_since(0)
+    assert not driver.coordinator.events_since(Place())

@@ -1,21 +1,12 @@
-"""What a round asks of DeepSpeed and of the cluster, as pure functions."""
+"""What a round asks of DeepSpeed, as pure functions."""
 
 from __future__ import annotations
 
 import pytest
 
-from bs_cluster.config import CampaignConfig
 from bs_cluster.config.schema import TrainingSection
-from bs_cluster.errors import ClusterResourceError
-from bs_cluster.training.launch import Plan, resource_plan
 from bs_cluster.training.round import round_seed
 from bs_cluster.training.zero import zero_config
-
-DOMAINS = [{"name": "chat", "sources": [{"kind": "embedded", "name": "chat"}]}]
-
-
-def campaign(**training) -> CampaignConfig:
-    return CampaignConfig.model_validate({"campaign": "demo", "domains": DOMAINS, "training": training})
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -41,27 +32,6 @@ def test_offloading_pins_memory_only_beside_a_gpu():
     assert offload() == {}
     assert offload(offload_optimizer=True) == {"device": "cpu", "pin_memory": True}
     assert offload(offload_optimizer=True, use_gpu=False) == {"device": "cpu", "pin_memory": False}
-
-
-def test_a_plan_that_fits():
-    config = campaign(num_workers=4, cpus_per_worker=2)
-    assert resource_plan(config, {"CPU": 8.0, "GPU": 4.0}, autoscales=False) == Plan(4, 2.0, 1.0)
-    without = campaign(num_workers=2, cpus_per_worker=1, use_gpu=False)
-    assert resource_plan(without, {"CPU": 2.0}, autoscales=False) == Plan(2, 1.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("settings", "available", "message"),
-    [
-        ({"num_workers": 8}, {"CPU": 64, "GPU": 4}, "8 GPUs wanted by 8 training workers, the cluster has 4; lower"),
-        ({"num_workers": 1}, {"CPU": 64}, "1 GPUs wanted.*has 0.*training.use_gpu=false"),
-        ({"num_workers": 2, "cpus_per_worker": 3, "use_gpu": False}, {"CPU": 4}, "6 CPUs.*has 4.*cpus_per_worker"),
-    ],
-)
-def test_what_does_not_fit_is_named_with_the_way_out(settings: dict, available: dict, message: str):
-    with pytest.raises(ClusterResourceError, match=message):
-        resource_plan(campaign(**settings), available, autoscales=False)
-    assert resource_plan(campaign(**settings), available, autoscales=True).workers == settings["num_workers"]
 
 
 def test_seeds_differ_between_stacks_and_campaigns_and_fit_in_31_bits():
