@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bs_cluster.errors import StoreError
+from bs_cluster.errors import IntegrityError, StoreError
 from bs_cluster.records import Record, StackRef, canonical_json
 from bs_cluster.store.blobs import BLOBS, DIGEST, blob_name
 from bs_cluster.store.committed import Committed, without_entry
@@ -23,6 +23,7 @@ from bs_cluster.store.refs import (
     BUNDLES,
     CAMPAIGN,
     DOMAINS,
+    EPOCHS,
     REFS,
     STACKS,
     Refs,
@@ -59,8 +60,11 @@ def repair_campaign(campaign: str, files: LocalFiles | RemoteFiles, copy: LocalF
         if not (found := donor.run()).sound:
             raise StoreError(f"the copy is not sound: {found.problems[0].object}: {found.problems[0].what}")
     repair = _Repair(campaign, files, donor)
-    for step in (repair.set_aside, repair.blobs, repair.history, repair.refs, repair.entries_left_out):
-        step()
+    done = -1
+    while done < len(repair.mended):  # a ref that came back names blobs that nothing needed before
+        done = len(repair.mended)
+        for step in (repair.set_aside, repair.blobs, repair.history, repair.refs, repair.entries_left_out):
+            step()
     return Repaired(tuple(repair.mended), verify_campaign(campaign, files))
 
 
@@ -116,7 +120,7 @@ class _Repair:
             entry = next(self._candidates(audit, number, previous, after), None)
             if entry is None:
                 continue
-            if self._files.size(entry_name(number)) is not None:
+            if self._stands(entry_name(number)):
                 self._aside(entry_name(number), "it is not what the entry after it was written upon")
             self._files.create(entry_name(number), canonical_json(entry.to_dict()))
             self.mended.append(Mended(entry_name(number), f"written anew for {entry.ref}"))
@@ -146,12 +150,15 @@ class _Repair:
             vouched = entry.number < last or self._donor_has(entry)
             if held == entry.content or (held is not None and not vouched):
                 continue
-            if self._files.size(entry.ref) is not None:
+            if self._stands(entry.ref):
                 self._aside(entry.ref, "it is not what was committed")
             self._files.create(entry.ref, canonical_json(entry.content))
             self.mended.append(Mended(entry.ref, f"written anew from {entry_name(entry.number)}"))
-        for name in _of(audit, f"{REFS}/epochs"):
-            self._aside(name.object, name.what)
+        entered = {entry.ref for entry in audit.chain.values()}
+        for name, problem in {problem.object: problem for problem in _of(audit, REFS)}.items():
+            lost = self._donor is not None and problem.kind == "damaged" and name not in entered
+            if lost or name.startswith(EPOCHS):
+                self._aside(name, problem.what)
 
     def entries_left_out(self) -> None:
         """Refs that no entry has: of a crash one, of a lost history all. They are entered in an order that their
@@ -209,6 +216,13 @@ class _Repair:
 
     def _is_no_file(self, problem: Problem) -> bool:
         return "no regular file" in problem.what and problem.object.startswith((REFS, HISTORY, BLOBS))
+
+    def _stands(self, name: str) -> bool:
+        """Whether something has that name, be it a file, a folder or a link."""
+        try:
+            return self._files.size(name) is not None
+        except IntegrityError:
+            return True
 
     def _aside(self, name: str, why: str) -> None:
         self.mended.append(Mended(name, f"moved to {self._files.set_aside(name)}: {why}"))

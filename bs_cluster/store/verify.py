@@ -130,7 +130,10 @@ class Audit:
                 self.chain[entry.number] = entry
         for number in range(1, max(numbers, default=0) + 1):
             if number not in numbers:
-                self._add("missing", entry_name(number), "a later entry is there")
+                self._look_for(entry_name(number), "a later entry is there")
+        following = entry_name(max(numbers, default=0) + 1)
+        self._try(following, lambda: self.files.size(following))  # a folder is not listed, and would block a commit
+        for number in range(1, max(numbers, default=0) + 1):
             entry, before = self.chain.get(number), self.chain.get(number - 1)
             if entry is None or (before is None and number > 1):
                 continue
@@ -150,8 +153,8 @@ class Audit:
                     self._add("disagrees", name, f"it says epoch {content.get('epoch')!r}")
                 continue
             self.refs[name] = content
-        if CAMPAIGN not in self.refs and self.files.size(CAMPAIGN) is None:
-            self._add("missing", CAMPAIGN, "no campaign has claimed this store")
+        if CAMPAIGN not in self.refs:
+            self._look_for(CAMPAIGN, "no campaign has claimed this store")
 
     def _compare(self) -> None:
         known = set()
@@ -160,8 +163,8 @@ class Audit:
             if entry.ref in self.refs:
                 if self.refs[entry.ref] != entry.content:
                     self._add("disagrees", entry.ref, f"{entry_name(entry.number)} has another content")
-            elif self.files.size(entry.ref) is None:
-                self._add("missing", entry.ref, f"{entry_name(entry.number)} has it")
+            else:
+                self._look_for(entry.ref, f"{entry_name(entry.number)} has it")
         for name in self.refs:
             if name not in known:
                 self._add("disagrees", name, "no entry of the history has it; after a crash the next commit adds one")
@@ -181,10 +184,18 @@ class Audit:
             if not DIGEST.fullmatch(digest):
                 self._add("damaged", wanted_by, f"{digest!r} is no SHA-256")
             elif digest not in self.sizes:
-                if self._try(blob_name(digest), lambda: self.files.size(blob_name(digest))) is None:  # noqa: B023
-                    self._add("missing", blob_name(digest), f"{wanted_by} names it")
+                self._look_for(blob_name(digest), f"{wanted_by} names it")
             elif size is not None and self.sizes[digest] != size:
                 self._add("disagrees", wanted_by, f"{size} bytes are named, blob {digest} has {self.sizes[digest]}")
+
+    def _look_for(self, name: str, why: str) -> None:
+        """Say that a name which must be there is missing, or what stands there that is no file."""
+
+        def look() -> None:
+            if self.files.size(name) is None:
+                self._add("missing", name, why)
+
+        self._try(name, look)
 
     def _try(self, what: str, look: Callable[[], Any], kind: str | None = None) -> Any:
         try:
