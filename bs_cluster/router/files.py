@@ -16,6 +16,7 @@ from torch import Tensor
 from bs_cluster.errors import IntegrityError, NotInStoreError
 from bs_cluster.records import Record
 from bs_cluster.router.anchor import Anchor
+from bs_cluster.router.learned import Gates
 from bs_cluster.router.net import MetaRouter
 from bs_cluster.router.routers import AnchoredRouter, NetworkRouter
 from bs_cluster.router.train import Served
@@ -32,7 +33,7 @@ class RouterCard(Record):
     ``kind`` is ``anchored`` or ``network``. ``domains`` is the order of the gates and of the bits of ``masks``, the
     combinations to choose from; ``input_size`` the base's hidden size. States are ``mid_weight · h_mid +
     (1 − mid_weight) · h_last`` of the base with digest ``base`` over a prompt cut at ``max_prompt_length`` tokens.
-    ``hidden`` is the network's width, 0 in the other kind.
+    ``hidden`` is the network's width, 0 in the other kind; ``everywhere`` as of ``Gates``, false in the other kind.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class RouterCard(Record):
     max_prompt_length: int
     base: str
     hidden: int
+    everywhere: bool
 
     @property
     def pooled(self) -> bool:
@@ -65,15 +67,15 @@ def save_router(folder: Path, served: Served, reading: Reading) -> RouterCard:
     """Write both files into an existing folder."""
     router = served.router
     if isinstance(router, NetworkRouter):
-        numbers = {"kind": "network", "hidden": router.network.hidden}
+        numbers = {"kind": "network", "hidden": router.network.hidden, "everywhere": False}
         tensors = dict(router.network.state_dict())
     else:
         assert isinstance(router, AnchoredRouter)
         anchor = router.anchor
-        numbers = {"kind": "anchored", "hidden": 0}
+        numbers = {"kind": "anchored", "hidden": 0, "everywhere": router.gates is not None and router.gates.everywhere}
         tensors = {name: torch.from_numpy(getattr(anchor, name)) for name in ANCHOR_ARRAYS}
-        if router.weight_PD is not None:
-            tensors["weight_PD"] = torch.from_numpy(router.weight_PD)
+        if router.gates is not None:
+            tensors["weight_PD"] = torch.from_numpy(router.gates.weight_PD)
     card = RouterCard(masks=served.masks, **reading.__dict__, **numbers)  # type: ignore[arg-type]
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
     (folder / CARD_FILE).write_text(json.dumps(card.to_dict(), indent=2, sort_keys=True) + "\n")
@@ -136,4 +138,5 @@ def _anchored(card: RouterCard, tensors: dict[str, Tensor]) -> AnchoredRouter:
     if set(arrays["owner_N"].tolist()) != set(range(count)):
         raise ValueError(f"owner_N names {sorted(set(arrays['owner_N'].tolist()))}, wanted each of {count} domains")
     anchor = Anchor(**{name: arrays[name] for name in ANCHOR_ARRAYS})
-    return AnchoredRouter(anchor, arrays.get("weight_PD"))
+    weight_PD = arrays.get("weight_PD")
+    return AnchoredRouter(anchor, None if weight_PD is None else Gates(weight_PD, card.everywhere))

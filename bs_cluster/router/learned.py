@@ -114,6 +114,18 @@ def _replayed(outcomes: Outcomes, replay: Replay) -> np.ndarray:
     return nll_NC
 
 
-def gate_logits(prompts: Prompts, weight_PD: np.ndarray) -> np.ndarray:
-    """Logits (B, D) of learned gates."""
-    return np.clip(prompts.anchor_BD, -SUREST, SUREST) + prompts.inputs_BP @ weight_PD
+@dataclass(frozen=True)
+class Gates:
+    """Learned gates: ``weight_PD``, and whether they decide ``everywhere`` or only for prompts that lie within no
+    domain's limit. Within one, there are a domain's own training prompts by the hundred, and few swept rows."""
+
+    weight_PD: np.ndarray
+    everywhere: bool
+
+    def logits(self, prompts: Prompts) -> np.ndarray:
+        """Gate logits (B, D)."""
+        learned_BD = np.clip(prompts.anchor_BD, -SUREST, SUREST) + prompts.inputs_BP @ self.weight_PD
+        if self.everywhere:
+            return learned_BD
+        within_B1 = (prompts.anchor_BD > 0).any(axis=1, keepdims=True)
+        return np.where(within_B1, prompts.anchor_BD, learned_BD)

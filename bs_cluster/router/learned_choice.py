@@ -12,26 +12,36 @@ import numpy as np
 
 from bs_cluster.estimates import Estimate, estimate
 from bs_cluster.router.folds import deal_folds
-from bs_cluster.router.learned import Outcomes, Prompts, Replay, fit_gates, gate_logits
+from bs_cluster.router.learned import Gates, Outcomes, Prompts, Replay, fit_gates
 from bs_cluster.router.multilinear import choose
 
 # From nearly the anchor to nearly free. None of them is a setting: cross-validation chooses.
 SHRINKAGES = (1.0, 0.3, 0.1, 0.03, 0.01)
 FOLDS = 4
-# What learning may cost on rows whose domain is known, where the anchor is hard to beat, in nats per token.
+# What learning may cost on rows whose domain is known, where the anchor is hard to beat, in nats per token: the mean
+# and its standard error together.
 HARM = 0.005
 
 
 @dataclass(frozen=True)
 class Choice:
-    """``shrinkage`` is None where nothing was better than the anchor; ``gain`` is the cross-validated loss of the best
-    candidate less the anchor's, on the training rows."""
+    """``shrinkage`` is None where nothing was better than the anchor; ``everywhere`` as of ``Gates``; ``gain`` is the
+    cross-validated loss of what was chosen (or else of the best candidate) less the anchor's, on the training rows."""
 
     shrinkage: float | None
+    everywhere: bool
     gain: Estimate
 
 
-def choose_shrinkage(
+@dataclass(frozen=True)
+class _Candidate:
+    shrinkage: float
+    everywhere: bool
+    nll_B: np.ndarray
+    gain: Estimate
+
+
+def choose_gates(
     prompts: Prompts,
     outcomes: Outcomes,
     replay: Replay,
@@ -41,8 +51,11 @@ def choose_shrinkage(
     masks: Sequence[int],
     seed: int = 0,
 ) -> Choice:
-    """The strongest shrinkage whose held-out loss is within a standard error of the best, among those that are below
-    the anchor by more than their standard error and cost the domains' own rows no more than ``HARM``."""
+    """The most careful gates whose held-out loss is within a standard error of the best, among those that are below
+    the anchor by more than their standard error and cost the domains' own rows no more than ``HARM``.
+
+    Careful is what leaves a domain's surroundings to the domain, and of these what is shrunk most.
+    """
     fold_B = deal_folds(row_ids, owners, domains, FOLDS, seed)
     column = {mask: place for place, mask in enumerate(masks)}
     owned_B, tokens_B = outcomes.domain_B >= 0, outcomes.tokens_B
@@ -53,25 +66,31 @@ def choose_shrinkage(
 
     every = np.arange(len(fold_B))
     anchor_B = served(prompts.anchor_BD, every)
-    tried: list[tuple[float, np.ndarray, Estimate]] = []
-    for shrinkage in SHRINKAGES:
-        learned_B = np.empty(len(every))
-        for fold in np.unique(fold_B):
-            train, held = every[fold_B != fold], every[fold_B == fold]
+
+    def harm(nll_B: np.ndarray) -> float:
+        if not owned_B.any():
+            return 0.0
+        cost = estimate((nll_B - anchor_B)[owned_B], tokens_B[owned_B])
+        return cost.mean + cost.error
+
+    nll_B = {(everywhere, s): np.empty(len(every)) for everywhere in (False, True) for s in SHRINKAGES}
+    for fold in np.unique(fold_B):
+        train, held = every[fold_B != fold], every[fold_B == fold]
+        for shrinkage in SHRINKAGES:
             weight_PD = fit_gates(prompts.select(train), outcomes.select(train), replay, shrinkage)
-            learned_B[held] = served(gate_logits(prompts.select(held), weight_PD), held)
-        tried.append((shrinkage, learned_B, estimate(learned_B - anchor_B, tokens_B)))
-
-    def better(learned_B: np.ndarray, gain: Estimate) -> bool:
-        harm = (learned_B - anchor_B)[owned_B].sum() / max(tokens_B[owned_B].sum(), 1)
-        return gain.mean + gain.error < 0 and harm <= HARM
-
-    allowed = [(shrinkage, learned_B, gain) for shrinkage, learned_B, gain in tried if better(learned_B, gain)]
+            for everywhere in (False, True):
+                logits_BD = Gates(weight_PD, everywhere).logits(prompts.select(held))
+                nll_B[everywhere, shrinkage][held] = served(logits_BD, held)
+    tried = [  # the most careful first
+        _Candidate(shrinkage, everywhere, own_B, estimate(own_B - anchor_B, tokens_B))
+        for (everywhere, shrinkage), own_B in nll_B.items()
+    ]
+    allowed = [c for c in tried if c.gain.mean + c.gain.error < 0 and harm(c.nll_B) <= HARM]
     if not allowed:
-        return Choice(None, min((gain for _, _, gain in tried), key=lambda gain: gain.mean))
-    best_B = min(allowed, key=lambda candidate: candidate[2].mean)[1]
-    for shrinkage, learned_B, gain in allowed:  # the strongest first
-        behind = estimate(learned_B - best_B, tokens_B)
+        return Choice(None, False, min((c.gain for c in tried), key=lambda gain: gain.mean))
+    best = min(allowed, key=lambda c: c.gain.mean)
+    for c in allowed:
+        behind = estimate(c.nll_B - best.nll_B, tokens_B)
         if behind.mean <= behind.error:
-            return Choice(shrinkage, gain)
+            return Choice(c.shrinkage, c.everywhere, c.gain)
     raise AssertionError("the best is within a standard error of itself")

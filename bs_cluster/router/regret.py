@@ -50,14 +50,15 @@ class RowsRouting(Record):
 @dataclass(frozen=True)
 class RoutingReport(Record):
     """``kind`` and ``served`` (``network``, or of an anchored router ``learned`` or ``anchor``) describe the router in
-    the bundle, which learned from all rows; ``shrinkage`` and ``gain`` (cross-validated loss less the anchor's) are
-    why. ``kinds`` holds ``domain``, ``mixed`` and ``foreign`` rows, ``owners`` each owner's, every row judged by one of
-    ``folds`` routers that never saw it. ``best_single`` names that policy's domain for each kind.
+    the bundle, which learned from all rows; ``shrinkage``, ``everywhere`` and ``gain`` (cross-validated loss less the
+    anchor's) are why. ``kinds`` holds ``domain``, ``mixed`` and ``foreign`` rows, ``owners`` each owner's, every row
+    judged by one of ``folds`` routers that never saw it. ``best_single`` names that policy's domain for each kind.
     """
 
     kind: str
     served: str
     shrinkage: float | None
+    everywhere: bool
     gain: Estimate | None
     folds: int
     kinds: dict[str, RowsRouting]
@@ -72,7 +73,8 @@ class RoutingReport(Record):
         told = f"cross-validated loss less the anchor's: {self.gain}"
         if self.served == "anchor":
             return (f"Served: the anchor, a classifier of prompts; learning from outcomes did not beat it ({told}).",)
-        return (f"Served: gates learned from outcomes, shrunk by {self.shrinkage:g} towards the anchor ({told}).",)
+        where = "for every prompt" if self.everywhere else "for prompts that lie within no domain's limit"
+        return (f"Served: gates learned from outcomes, {where}, shrunk by {self.shrinkage:g} to the anchor ({told}).",)
 
 
 def routed_nll(table: OutcomeTable, masks_B: np.ndarray) -> np.ndarray:
@@ -121,11 +123,12 @@ def routing_groups(table: OutcomeTable, fitted: CrossFit) -> tuple[dict[str, Row
 def routing_report(settings: RouterSection, table: OutcomeTable, fitted: CrossFit, served: Served) -> RoutingReport:
     """The whole report; every combination chosen in ``fitted`` is measured."""
     kinds, owners = routing_groups(table, fitted)
-    learned = isinstance(served.router, AnchoredRouter) and served.router.weight_PD is not None
+    learned = isinstance(served.router, AnchoredRouter) and served.router.gates is not None
     return RoutingReport(
         kind=settings.kind,
         served=settings.kind if settings.kind == "network" else "learned" if learned else "anchor",
         shrinkage=None if served.choice is None else served.choice.shrinkage,
+        everywhere=served.choice is not None and served.choice.everywhere,
         gain=None if served.choice is None else served.choice.gain,
         folds=settings.folds,
         kinds=kinds,

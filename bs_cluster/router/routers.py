@@ -2,7 +2,7 @@
 
 What is made of logits is one function's business: ``multilinear.choose``.
 
-Shapes: B prompts, D domains, P inputs of the learned gates.
+Shapes: B prompts, D domains.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from bs_cluster.router.anchor import Anchor
-from bs_cluster.router.learned import gate_inputs, gate_logits
+from bs_cluster.router.learned import Gates, gate_inputs
 from bs_cluster.router.net import MetaRouter
 from bs_cluster.router.network_fit import route
 
@@ -27,14 +27,14 @@ class Router(Protocol):
 
 @dataclass(frozen=True)
 class AnchoredRouter:
-    """The anchor, and what was learned beside it: ``weight_PD``, or None where the anchor itself is served."""
+    """The anchor, and what was learned beside it: ``gates``, or None where the anchor itself is served."""
 
     anchor: Anchor
-    weight_PD: np.ndarray | None
+    gates: Gates | None
 
     def logits(self, states: Sequence[np.ndarray]) -> np.ndarray:
         prompts = gate_inputs(self.anchor, np.stack(states))
-        return prompts.anchor_BD.astype(np.float64) if self.weight_PD is None else gate_logits(prompts, self.weight_PD)
+        return prompts.anchor_BD.astype(np.float64) if self.gates is None else self.gates.logits(prompts)
 
 
 @dataclass(frozen=True)

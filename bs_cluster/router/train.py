@@ -15,8 +15,8 @@ from bs_cluster.config.schema import RouterSection
 from bs_cluster.router.anchor import Anchor
 from bs_cluster.router.filled import filled_nll
 from bs_cluster.router.folds import deal_folds
-from bs_cluster.router.learned import Outcomes, fit_gates, gate_inputs, replay_of
-from bs_cluster.router.learned_choice import Choice, choose_shrinkage
+from bs_cluster.router.learned import Gates, Outcomes, fit_gates, gate_inputs, replay_of
+from bs_cluster.router.learned_choice import Choice, choose_gates
 from bs_cluster.router.multilinear import choose, members
 from bs_cluster.router.network_fit import train_router
 from bs_cluster.router.routers import AnchoredRouter, NetworkRouter, Router
@@ -70,11 +70,13 @@ def fit_router(lessons: Lessons, rows: Sequence[int]) -> Served:
     domain_B = np.array([place.get(owner, -1) for owner in table.owners], dtype=np.int64)
     outcomes = Outcomes(filled_nll(table, masks), table.tokens_B, domain_B, member_CD)
     replay = replay_of(lessons.anchor)
-    choice = choose_shrinkage(
+    choice = choose_gates(
         prompts, outcomes, replay, table.row_ids, table.owners, table.domains, masks, seed=lessons.seed
     )
-    weight_PD = None if choice.shrinkage is None else fit_gates(prompts, outcomes, replay, choice.shrinkage)
-    return Served(AnchoredRouter(lessons.anchor, weight_PD), tuple(masks), choice)
+    gates = None
+    if choice.shrinkage is not None:
+        gates = Gates(fit_gates(prompts, outcomes, replay, choice.shrinkage), choice.everywhere)
+    return Served(AnchoredRouter(lessons.anchor, gates), tuple(masks), choice)
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ class _Repair:
         entered = {entry.ref for entry in audit.chain.values()}
         for name, problem in {problem.object: problem for problem in _of(audit, REFS)}.items():
             lost = self._donor is not None and problem.kind == "damaged" and name not in entered
-            if lost or name.startswith(EPOCHS):
+            if (lost or name.startswith(EPOCHS)) and self._stands(name):  # not "<ref>, rows", which is no file
                 self._aside(name, problem.what)
 
     def entries_left_out(self) -> None:

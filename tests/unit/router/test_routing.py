@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import BASE_LOSS, DOMAINS, GAIN, OWN, features, lessons
+from worlds import BASE_LOSS, DOMAINS, GAIN, OWN, anchor_of, features, lessons
 
 from bs_cluster.errors import DataError
 from bs_cluster.records import RowLoss
 from bs_cluster.router.folds import deal_folds
+from bs_cluster.router.learned import Gates, gate_inputs
 from bs_cluster.router.learned_choice import HARM
 from bs_cluster.router.multilinear import choose
 from bs_cluster.router.regret import RoutingReport, policy_nll, routed_nll, routing_report
@@ -59,9 +60,23 @@ def test_where_a_label_misleads_it_is_left():
     assert (served_masks(taught, "code") == OWN["chat"]).mean() >= 0.9
     report = report_of(taught)
     assert report.served == "learned"
+    assert report.everywhere
     assert report.gain is not None
     assert report.gain.high < 0
     assert report.owners["code"].routed_minus["label"].high < 0
+
+
+def test_gates_that_do_not_decide_everywhere_leave_a_domain_s_prompts_to_it():
+    anchor = anchor_of()
+    states = np.concatenate([features(owner, 30, seed=5) for owner in (*DOMAINS, "foreign:1")])
+    prompts = gate_inputs(anchor, states)
+    weight_PD = np.random.default_rng(0).normal(size=(prompts.inputs_BP.shape[1], len(DOMAINS)))
+    within_B = (prompts.anchor_BD > 0).any(axis=1)
+    assert 0 < within_B.sum() < len(states)
+    careful_BD, free_BD = (Gates(weight_PD, everywhere).logits(prompts) for everywhere in (False, True))
+    np.testing.assert_array_equal(careful_BD[within_B], prompts.anchor_BD[within_B])
+    np.testing.assert_array_equal(careful_BD[~within_B], free_BD[~within_B])
+    assert (free_BD[within_B] != prompts.anchor_BD[within_B]).any(axis=1).all()
 
 
 def test_where_nothing_helps_the_base_is_served():
@@ -129,10 +144,12 @@ def test_the_same_seed_gives_the_same_router_and_the_same_judgement():
     one, other = fit_router(taught, rows).router, fit_router(taught, rows).router
     assert isinstance(one, AnchoredRouter)
     assert isinstance(other, AnchoredRouter)
-    np.testing.assert_array_equal(one.weight_PD, other.weight_PD)
-    np.testing.assert_array_equal(cross_fit(taught).routed_B, cross_fit(taught).routed_B)
-    assert report_of(taught) == report_of(taught)
-    assert RoutingReport.from_dict(report_of(taught).to_dict()) == report_of(taught)
+    assert one.gates is not None
+    assert other.gates is not None
+    np.testing.assert_array_equal(one.gates.weight_PD, other.gates.weight_PD)
+    first, second = report_of(taught), report_of(taught)
+    assert first == second
+    assert RoutingReport.from_dict(first.to_dict()) == first
 
 
 def test_a_partial_table_teaches_the_same():
