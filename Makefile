@@ -1,4 +1,5 @@
 # make run: train the embedded campaign on a local Ray cluster.  make test: lint, types, import contracts, tests.
+# make test-cluster: several nodes that come and go.  make test-long: minutes for what a shorter test holds in part.
 # make check: what of it takes less than a minute.  make quick: tests that start no cluster, ranks or long job.
 # make bench: write benchmarks/RESULTS.md anew.
 # All install what they need into .venv first. PYTHON picks the interpreter (3.11 or newer).
@@ -14,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: run test quick bench check install ui stop clean
+.PHONY: run test test-cluster test-long quick bench check install ui stop clean
 
 run: install
 	$(PY) cluster/local.py run --config $(CONFIG) $(OVERRIDES)
@@ -25,15 +26,20 @@ ui: install
 stop:
 	$(PY) cluster/local.py stop
 
-# Clusters and ranks want the machine to themselves; the rest shares it between two processes, file by file.
-WIDE := -m "not ray and not distributed" -n 2 --dist loadfile
+# Two processes; what shares a fixture that takes long stays in one of them (tests/conftest.py).
+SHARED := -n 2 --dist loadgroup
 
 test: check
-	$(PY) -m pytest $(WIDE) --ignore=tests/unit/docs
-	$(PY) -m pytest -m "ray or distributed"
+	$(PY) -m pytest $(SHARED) -m "not cluster and not long" --ignore=tests/unit/docs
+
+test-cluster: install
+	$(PY) -m pytest -m cluster
+
+test-long: install
+	$(PY) -m pytest -m long
 
 quick: install
-	$(PY) -m pytest -m "not ray and not distributed and not slow" -n 2 --dist loadfile
+	$(PY) -m pytest $(SHARED) -m "not ray and not distributed and not slow and not long"
 
 # About half an hour on two cores: benchmarks/RESULTS.md anew. On a GPU: python -m benchmarks --device cuda
 bench: install

@@ -15,6 +15,7 @@ from benchmarks.timing import medians, take_turns
 from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.router.anchor import fit_anchor
 from bs_cluster.router.learned import gate_inputs
+from bs_cluster.router.learned import Gates
 from bs_cluster.router.routers import AnchoredRouter
 from bs_cluster.router.train import Served
 from bs_cluster.stacks.adapter_files import write_adapter
@@ -33,7 +34,9 @@ def measure(settings: Settings) -> list[Table]:
     known = np.random.default_rng(0).normal(size=(DOMAINS * PROMPTS, 2 * config.hidden_size)).astype(np.float32)
     anchor = fit_anchor(known, np.repeat(np.arange(DOMAINS), PROMPTS), DOMAINS)
     inputs = gate_inputs(anchor, known[:1]).inputs_BP.shape[1]
-    served = Served(AnchoredRouter(anchor, np.zeros((inputs, DOMAINS))), tuple(range(1 << DOMAINS)), None)
+    served = Served(
+        AnchoredRouter(anchor, Gates(np.zeros((inputs, DOMAINS)), everywhere=True)), tuple(range(1 << DOMAINS)), None
+    )
     states = encode_states(stacked, [prompt], 0.45, pooled=True)
 
     cases = {

@@ -1,3 +1,4 @@
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,15 @@ def tiny_settings(inputs):
 
 
 @pytest.fixture(scope="session")
-def finished(tiny_settings, tmp_path_factory):
+def run(tmp_path_factory):
+    """Runs a job on the cluster that all jobs here share but those that are killed."""
+    with job.cluster(tmp_path_factory.mktemp("cluster") / "ray.log") as address:
+        yield functools.partial(job.run, RAY_ADDRESS=address)
+
+
+@pytest.fixture(scope="session")
+def finished(run, tiny_settings, tmp_path_factory):
     """The campaign that nobody disturbed."""
     folder = tmp_path_factory.mktemp("finished")
     config = job.write_config(folder / "tiny.yaml", tiny_settings(folder / "store"))
-    return outcome(job.run(config), config, folder / "store")
+    return outcome(run(config), config, folder / "store")

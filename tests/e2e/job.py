@@ -1,12 +1,15 @@
-"""Runs the campaign's job as a user does, as a process of its own with its own local Ray cluster."""
+"""Runs the campaign's job as a user does, as a process of its own: on a cluster that jobs share, or with its own."""
 
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 JOB_TIMEOUT_S = 400
 WAIT_TIMEOUT_S = 300
 END_TIMEOUT_S = 60
+START_TIMEOUT_S = 120
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,38 @@ class Done:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Never another's cluster or MLflow: ``RAY_ADDRESS=local`` starts one that ends with the job."""
+    """Never a user's cluster or MLflow: ``RAY_ADDRESS=local``, the default, starts one that ends with the job."""
     kept = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     return {**kept, "RAY_ADDRESS": "local", **more}
+
+
+@contextmanager
+def cluster(log: Path) -> Iterator[str]:
+    """A head node of two CPUs for one job after another; its address."""
+    ports = [free_port() for _ in range(3)]
+    start = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
+    start += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--dashboard-agent-listen-port={ports[2]}"]
+    with log.open("wb") as out:
+        head = subprocess.Popen([*start, "--num-cpus=2"], stdout=out, stderr=out, start_new_session=True)
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while "Ray runtime started" not in log.read_text():
+            assert head.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, f"Ray did not start within {START_TIMEOUT_S} s:\n{log.read_text()}"
+            time.sleep(0.1)
+        yield f"127.0.0.1:{ports[0]}"
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        try:
+            head.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def write_config(path: Path, settings: dict[str, Any]) -> Path:

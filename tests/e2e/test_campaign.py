@@ -148,9 +148,9 @@ class TestMlflow:
 
 
 @pytest.fixture(scope="module")
-def again(finished):
+def again(run, finished):
     """The same command once more."""
-    done = job.run(finished.config)
+    done = run(finished.config)
     return done, refs(finished.config.parent / "store")
 
 
@@ -183,8 +183,8 @@ class TestRefused:
         assert done.out == ""
         assert [path.name for path in tmp_path.iterdir()] == ["typos.yaml"]  # where Ray would have left its session
 
-    def test_another_base_for_a_campaign_begun(self, again, finished):
-        done = job.run(finished.config, "base.quantization=none", "base.cache_dequantized=false")
+    def test_another_base_for_a_campaign_begun(self, run, again, finished):
+        done = run(finished.config, "base.quantization=none", "base.cache_dequantized=false")
         assert done.code == 2
         assert "base.quantization" in done.err
         assert "was begun" in done.err
@@ -192,12 +192,12 @@ class TestRefused:
 
 
 @pytest.fixture(scope="module")
-def grown(again, finished, tiny_settings, tmp_path_factory):
+def grown(run, again, finished, tiny_settings, tmp_path_factory):
     """The same campaign, its config now with a third domain."""
     config = tmp_path_factory.mktemp("grown") / "tiny.yaml"
     uri = finished.config.parent / "store"
     job.write_config(config, tiny_settings(uri, tuple(TASKS)))
-    return outcome(job.run(config), config, uri)
+    return outcome(run(config), config, uri)
 
 
 class TestGrown:
@@ -209,7 +209,7 @@ class TestGrown:
     def test_what_was_committed_is_as_it_was_byte_for_byte(self, grown, finished):
         assert {name: grown.refs[name] for name in finished.refs} == finished.refs
         added = {name.partition("/")[0] for name in grown.refs.keys() - finished.refs.keys()}
-        assert added == {"stacks", "domains", "bundles"}
+        assert added == {"stacks", "domains", "bundles", "epochs"}
         assert grown.store.verify().sound
 
     def test_nothing_moved_to_the_bit(self, grown, finished):

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 @pytest.fixture(scope="module")
-def disturbed(finished, tiny_settings, tmp_path_factory):
+def disturbed(run, finished, tiny_settings, tmp_path_factory):
     """The first job loses a worker while it trains aa_r2 and is then killed itself; the second one finishes."""
     folder = tmp_path_factory.mktemp("disturbed")
     config, uri = job.write_config(folder / "tiny.yaml", tiny_settings(folder / "store")), folder / "store"
@@ -30,7 +30,7 @@ def disturbed(finished, tiny_settings, tmp_path_factory):
     finally:
         first.kill()
     before = refs(uri)
-    return first.log.read_text(), before, outcome(job.run(config), config, uri)
+    return first.log.read_text(), before, outcome(run(config), config, uri)
 
 
 def test_a_lost_worker_costs_its_round_only(disturbed):

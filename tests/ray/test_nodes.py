@@ -17,7 +17,7 @@ from bs_cluster.coordinator.client import CoordinatorClient
 from bs_cluster.errors import ClusterResourceError
 from bs_cluster.events import Phase, Place
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.cluster]
 
 WORKERS = Ask("training workers", 2, 2.0, 0.0, "training.num_workers")
 

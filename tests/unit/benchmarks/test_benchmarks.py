@@ -37,7 +37,7 @@ def test_a_bare_gpu_machines_sections_import_without_the_cluster_packages():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_bare_gpu_machine_runs(tmp_path):
     sections = ["steps", "forward", "memory", "nullspace"]
     sizes = ["--rows", "2", "--tokens", "16", "--rounds", "1"]
@@ -56,7 +56,7 @@ def test_what_a_bare_gpu_machine_runs(tmp_path):
     assert "| what |" in (tmp_path / "RESULTS.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 def test_sweep_and_serving_on_a_real_base(tmp_path):
     base = save_tiny_base(tmp_path / "base", "gemma3")

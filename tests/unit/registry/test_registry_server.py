@@ -1,5 +1,7 @@
-"""The same over HTTP: a real MLflow server that goes away and comes back while a campaign trains."""
+"""The same over HTTP: a real MLflow server that stops answering, and answers again, while a campaign trains."""
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -30,11 +32,14 @@ def mlflow_server(database: Path, port: int):
         str(database.parent / "served"),
     ]
     with (database.parent / "server.log").open("a") as log:
-        server = subprocess.Popen([*command, *storage], stdout=log, stderr=log, cwd=database.parent)
+        server = subprocess.Popen(
+            [*command, *storage], stdout=log, stderr=log, cwd=database.parent, start_new_session=True
+        )
     try:
         wait_for(f"http://127.0.0.1:{port}/health", server)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", server
     finally:
+        os.killpg(server.pid, signal.SIGCONT)
         server.terminate()
         server.wait(timeout=30)
 
@@ -57,19 +62,21 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_a_server_that_goes_away_and_comes_back_ends_up_the_same(store, migrated, tmp_path):
+def test_a_server_that_hangs_and_comes_back_ends_up_the_same(store, migrated, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     database, port = tmp_path / "server.db", free_port()
     database.write_bytes(migrated.read_bytes())
-    with mlflow_server(database, port) as uri:
+    with mlflow_server(database, port) as (uri, server):
         registry = Registry(uri, "demo", "brainstacks")
         registry.open_campaign({"a": 1})
         assert len(registry.sync(store).stacks) == 3
-    commit_round(store, tmp_path / "rounds", "code", 1, 2)
-    started = time.monotonic()
-    with pytest.raises(RegistryUnavailable):
-        registry.sync(store)
-    assert time.monotonic() - started < 15
-    with mlflow_server(database, port) as uri:
+        commit_round(store, tmp_path / "rounds", "code", 1, 2)
+        os.killpg(server.pid, signal.SIGSTOP)
+        started = time.monotonic()
+        with pytest.raises(RegistryUnavailable):
+            registry.sync(store)
+        assert time.monotonic() - started < 15
+        os.killpg(server.pid, signal.SIGCONT)
         assert [stack.name for stack in registry.sync(store).stacks] == ["code_r1"]
         assert registry.sync(store).stacks == ()
         client = MlflowClient(uri, uri)

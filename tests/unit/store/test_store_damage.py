@@ -137,7 +137,7 @@ def test_two_hundred_damages_are_found_or_harmless(histories, tmp_path):
     assert table["flip", "refused"] > 10  # damages do damage
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_thousand_more(histories, tmp_path):
     table = trials(2000, 1, histories, tmp_path)
     print(told(table))
