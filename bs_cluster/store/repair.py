@@ -115,7 +115,7 @@ class _Repair:
             if number > 1 and before is None:
                 return  # what comes before is not mended: nothing to link to
             previous, held = before.digest() if before else "", audit.chain.get(number)
-            if held is not None and held.previous == previous and (after is None or after.previous == held.digest()):
+            if held is not None and held.previous == previous and self._stands_undisputed(audit, held, after):
                 continue
             entry = next(self._candidates(audit, number, previous, after), None)
             if entry is None:
@@ -125,6 +125,16 @@ class _Repair:
             self._files.create(entry_name(number), canonical_json(entry.to_dict()))
             self.mended.append(Mended(entry_name(number), f"written anew for {entry.ref}"))
             audit.chain[number] = entry
+
+    def _stands_undisputed(self, audit: Audit, held: HistoryEntry, after: HistoryEntry | None) -> bool:
+        """Whether the entry after it vouches for one; or, of the newest, that the copy has no other entry which says
+        what the ref here says too: two against one."""
+        if after is not None:
+            return after.previous == held.digest()
+        other = None if self._donor is None else self._donor.chain.get(held.number)
+        if other is None or other == held or other.previous != held.previous:
+            return True
+        return audit.refs.get(other.ref) != other.content
 
     def _candidates(
         self, audit: Audit, number: int, previous: str, after: HistoryEntry | None
