@@ -261,13 +261,12 @@ class RoundOutcome(Record):
 
 @dataclass(frozen=True)
 class TrainRound(Record):
-    """Train this stack. ``context`` fires frozen beside it; ``val_before`` is the parent's loss where known."""
+    """Train this stack. ``context`` fires frozen beside it."""
 
     stack: StackId
     position: int
     parents: tuple[StackRef, ...]
     context: tuple[StackId, ...]
-    val_before: float | None
 
 
 @dataclass(frozen=True)
