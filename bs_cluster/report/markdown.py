@@ -71,9 +71,9 @@ def findings(report: Report) -> str:
             continue
         single = finding.parts[0] if len(finding.parts) == 1 else None
         detail = f" ({finding.detail})" if finding.detail else ""
-        claim = f"**{finding.claim}**{detail}"
+        statement = f"**{finding.statement}**{detail}"
         figures = _difference(single.difference) if single else ("", "", "")
-        rows.append([claim, *figures, finding.wanted, _answer(finding.answer)])
+        rows.append([statement, *figures, finding.wanted, _answer(finding.answer)])
         if single is None:
             rows += [[p.name, *_difference(p.difference), "", _answer(p.answer)] for p in finding.parts]
     if not rows:
@@ -88,8 +88,8 @@ def findings(report: Report) -> str:
 
 def _checks(report: Report) -> str:
     known = [check for check in report.checks if check.answer != "not measured"]
-    lines = [f"- {MARKS[check.answer]} **{check.claim}.** {_cell(check.detail)}." for check in known]
-    lines += [f"- {MARKS[gap.answer]} {gap.claim}: not measured, {_cell(gap.detail)}." for gap in unmeasured(report)]
+    lines = [f"- {MARKS[check.answer]} **{check.statement}.** {_cell(check.detail)}." for check in known]
+    lines += [f"- {MARKS[gap.answer]} {gap.statement}: not measured, {_cell(gap.detail)}." for gap in unmeasured(report)]
     intro = "These hold by construction, unless the code is broken; they are judged exactly."
     return "\n\n".join(["## Checks", intro, "\n".join(lines)])
 

@@ -41,10 +41,10 @@ class Comparison(Record):
 
 @dataclass(frozen=True)
 class Finding(Record):
-    """A claim that the numbers could contradict. It holds or fails where the 95 % interval lies on one side of what
-    is claimed, and is undecided where it spans both. ``wanted`` says what, ``detail`` what else a reader must know."""
+    """A statement that the numbers could contradict. It holds or fails where the 95 % interval lies on one side of
+    what is wanted, and is undecided where it spans both. ``wanted`` says what, ``detail`` what else a reader must know."""
 
-    claim: str
+    statement: str
     answer: Answer
     wanted: str
     parts: tuple[Comparison, ...]
@@ -55,7 +55,7 @@ class Finding(Record):
 class Check(Record):
     """What holds by construction, unless the code is broken; judged exactly, never within an interval."""
 
-    claim: str
+    statement: str
     answer: Answer
     detail: str
 

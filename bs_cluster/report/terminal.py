@@ -65,12 +65,12 @@ def _findings(report: Report) -> Table | None:
         if finding.answer == "not measured":
             continue
         single = finding.parts[0] if len(finding.parts) == 1 else None
-        claim = Text(finding.claim)
+        statement = Text(finding.statement)
         if finding.answer == "undecided":
-            claim.append(": undecided", "yellow")
+            statement.append(": undecided", "yellow")
         if finding.detail:
-            claim.append(f" ({finding.detail})", "dim")
-        table.add_row(_mark(finding.answer), claim, *(_difference(single.difference) if single else ("", "", "")))
+            statement.append(f" ({finding.detail})", "dim")
+        table.add_row(_mark(finding.answer), statement, *(_difference(single.difference) if single else ("", "", "")))
         if single is None:
             for part in finding.parts[:MAX_ROWS]:
                 name = Text.assemble(_mark(part.answer), (f" {part.name}", "dim"))
@@ -83,9 +83,9 @@ def _checks(report: Report) -> Table | None:
     table = _marked("checks: hold by construction")
     for check in report.checks:
         if check.answer != "not measured":
-            table.add_row(_mark(check.answer), Text.assemble(check.claim, (f"  {check.detail}", "dim")))
+            table.add_row(_mark(check.answer), Text.assemble(check.statement, (f"  {check.detail}", "dim")))
     for gap in unmeasured(report):
-        table.add_row(_mark(gap.answer), Text(f"{gap.claim}: not measured; {gap.detail}", "dim"))
+        table.add_row(_mark(gap.answer), Text(f"{gap.statement}: not measured; {gap.detail}", "dim"))
     return table if table.rows else None
 
 
@@ -174,7 +174,7 @@ def _table(first: str, *columns: str) -> Table:
 
 
 def _marked(title: str) -> Table:
-    """A table of claims: a mark, then the claim, which may take several lines."""
+    """A table of statements: a mark, then the statement, which may take several lines."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("", no_wrap=True, width=1)
     table.add_column(title, overflow="fold")
