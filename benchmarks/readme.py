@@ -3,8 +3,8 @@
     python -m benchmarks.readme --write stacks_store/embedded/report/report.json   # fills README's marked region
     python -m benchmarks.readme --check stacks_store/embedded/report/report.json   # exit 1 where a run contradicts it
 
-A run agrees with a line where the two 95 % intervals overlap and a statement that is said to hold, or to fail, still does.
-A statement said to be undecided may come out either way.
+A run agrees with a line where the two 95 % intervals overlap and a statement that is said to hold, or to fail, still
+does. A statement said to be undecided may come out either way.
 """
 
 from __future__ import annotations

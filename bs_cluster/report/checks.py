@@ -19,7 +19,9 @@ def nothing_moved(largest: float | None, by_domain: Mapping[str, float | None], 
     if largest == 0:
         return Check(statement, "holds", f"isolated losses are equal to the bit on all {rows} validation rows")
     where = max(by_domain, key=lambda domain: by_domain[domain] or 0.0)
-    return Check(statement, "fails", f"a row of {where} moved by {largest:.3g} nats per token, the largest of {rows} rows")
+    return Check(
+        statement, "fails", f"a row of {where} moved by {largest:.3g} nats per token, the largest of {rows} rows"
+    )
 
 
 def frozen_beats_parent(rounds: Sequence[RoundReport]) -> Check:

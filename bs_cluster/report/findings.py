@@ -51,7 +51,7 @@ def later_rounds_help(rounds: Sequence[RoundReport]) -> Finding:
     kept = sum(row.committed for row in later)
     parts = [Comparison("mean of them", mean, below_zero(mean))] if later else []
     parts += [Comparison(row.name, change, below_zero(change)) for row, change in changes]
-    detail = f"{kept} of {len(later)} committed; validation rows" if later else "no domain ran a second round"
+    detail = f"{kept} of {len(later)} committed; on the rows that decide" if later else "no domain ran a second round"
     return Finding(
         "Later rounds of residual boosting lower the loss further",
         below_zero(mean),

@@ -42,7 +42,8 @@ class Comparison(Record):
 @dataclass(frozen=True)
 class Finding(Record):
     """A statement that the numbers could contradict. It holds or fails where the 95 % interval lies on one side of
-    what is wanted, and is undecided where it spans both. ``wanted`` says what, ``detail`` what else a reader must know."""
+    what is wanted, and is undecided where it spans both. ``wanted`` says what, ``detail`` what else a reader must
+    know."""
 
     statement: str
     answer: Answer
@@ -62,7 +63,7 @@ class Check(Record):
 
 @dataclass(frozen=True)
 class RoundReport(Record):
-    """One round of boosting; ``gain`` and its error over the ``rows`` that decided whether it is kept."""
+    """One round of boosting: losses, gain and its error over the ``rows`` that decided whether it is kept."""
 
     domain: str
     round: int
@@ -137,8 +138,8 @@ class Report(Record):
     ``owners`` are the domains, then the kinds of rows that no domain owns (``mixed:dose``), ``groups`` those of
     ``ALL``, ``MIXED`` and ``FOREIGN`` that have rows. ``loss[mode][owner]`` and ``losses`` (with intervals, and by
     group too) are over the very same sweep rows, ``rows[owner]`` of them. ``validation`` rows are others: those that
-    chose snapshots and rounds; ``isolated_at_commit``, drift, ``matrix`` and rounds stand on them. ``key_metrics`` are
-    the few that MLflow shows.
+    selected snapshots or decided on rounds; ``isolated_at_commit``, drift and ``matrix`` stand on all of them, a
+    round's losses on those that decided. ``key_metrics`` are the few that MLflow shows.
     """
 
     campaign: str
