@@ -104,6 +104,7 @@ class TestReport:
         for words in ("aa -> bb", "2 workers load", "aa_r1", "committed", "closed", "2 evaluators load", "bundle"):
             assert words in out
         assert "Traceback" not in out + finished.job.err
+        assert "\x1b" not in out + finished.job.err
 
 
 class TestMlflow:
