@@ -40,7 +40,7 @@ def terminal_console(file: TextIO | None = None) -> Console:
 
 
 def render_terminal(report: Report) -> RenderableType:
-    """Findings with their intervals, checks, losses, rounds, routing and time, for ``Console.print``."""
+    """Findings with their intervals, checks, losses, rounds, routing and time, for rich's ``print``."""
     blocks = [_head(report), _findings(report), _checks(report), _losses(report), _routing(report)]
     blocks += [_rounds(report), _validation(report), _facts(report)]
     spaced = [item for block in blocks if block is not None for item in (block, Text(""))]
