@@ -95,7 +95,7 @@ def test_two_kinds_of_rows_in_turns_are_not_even_suspected():
 
 
 def test_a_rate_a_thousand_times_too_high_is_suspected_at_once():
-    """A good rate is never asked about; after a step at a thousand times it, the very next loss is, and is judged bad."""
+    """A good rate is never asked about; after a step at a thousand times it the next loss is, and is judged bad."""
     assert not any(guard_asks(descent(wild_from=20)))
     wild = descent(wild_from=10)
     asked, found = watched(wild, [wild[0]] * len(wild))
