@@ -38,7 +38,6 @@ def process_environment(config: CampaignConfig) -> dict[str, str]:
     variables = {
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "NO_COLOR": "1",  # their output is a log file
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.training.start_timeout_s),
     }
     if not config.training.use_gpu:

@@ -52,3 +52,15 @@ def test_without_a_terminal_nothing_of_ours_holds_an_escape_code(environment):
 def test_a_submitted_job_is_told_so():
     text = spoken("import sys; sys.path.insert(0, 'cluster'); import local; print(local.job_environment())")
     assert "'NO_COLOR': '1'" in text
+
+
+def test_a_job_and_the_processes_it_starts_are_told_different_things():
+    """Ray refuses a variable that the job's runtime environment and ``ray.init``'s both set."""
+    told = spoken(
+        "import sys; sys.path[:0] = ['cluster', 'tests']; import local\n"
+        "from bs_cluster.campaign.connect import process_environment\n"
+        "from bs_cluster.config.parse import load_config\n"
+        "config = load_config('jobs/configs/embedded.yaml', [])\n"
+        "print(sorted({**local.job_environment(), 'COLUMNS': '80'}.keys() & process_environment(config).keys()))"
+    )
+    assert told == "[]\n"
