@@ -32,10 +32,10 @@ MARGIN = 0.3
 
 @dataclass(frozen=True)
 class EpochRecord(Record):
-    """``validation_loss`` is BCE alone, on the inner validation rows after this epoch (from 1)."""
+    """``bce`` is BCE alone, on the inner validation rows after this epoch (from 1)."""
 
     epoch: int
-    validation_loss: float
+    bce: float
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def train_router(
                 _step(router, cached, target_BD, rows.tolist(), optimizer, settings.margin_weight)
                 schedule.step()
             history.append(EpochRecord(epoch, _evaluate(router, cached, target_BD, validation)))
-            if history[-1].validation_loss < best:
-                best, best_weights = history[-1].validation_loss, copy.deepcopy(router.state_dict())
+            if history[-1].bce < best:
+                best, best_weights = history[-1].bce, copy.deepcopy(router.state_dict())
     router.load_state_dict(best_weights)
     return TrainedRouter(router.cpu().eval(), tuple(history))
 
