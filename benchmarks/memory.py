@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -57,10 +58,14 @@ def _variant(name: str, settings: Settings) -> Variant:
 
 
 def main() -> None:
-    settings = Settings(**json.loads(sys.argv[2]))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description="One variant, as measure() asks.")
+    parser.add_argument("variant", choices=VARIANTS)
+    parser.add_argument("settings", type=json.loads, metavar="JSON")
+    arguments = parser.parse_args()
+    settings = Settings(**arguments.settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    variant = _variant(sys.argv[1], settings)
+    variant = _variant(arguments.variant, settings)
     layers = variant.model.config.get_text_config().num_hidden_layers
     variant.step()
     kept = saved_bytes(variant.loss, variant.model)

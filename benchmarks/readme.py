@@ -3,8 +3,8 @@
     python -m benchmarks.readme --write stacks_store/embedded/report/report.json   # fills README's marked region
     python -m benchmarks.readme --check stacks_store/embedded/report/report.json   # exit 1 where a run contradicts it
 
-A run agrees with a line where the two 95 % intervals overlap and a claim that is said to hold, or to fail, still does.
-A claim said to be undecided may come out either way.
+A run agrees with a line where the two 95 % intervals overlap and a statement that is said to hold, or to fail, still
+does. A statement said to be undecided may come out either way.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def region(report: Report) -> str:
     for finding in report.findings:
         for part in finding.parts:
             if part.difference is not None:
-                name = f"{finding.claim}: {part.name}" if part.name else finding.claim
+                name = f"{finding.statement}: {part.name}" if part.name else finding.statement
                 mark = f"{MARKS[part.answer]} {part.answer}"
                 rows.append([name, signed(part.difference.mean), interval(part.difference), part.difference.rows, mark])
     for check in report.checks:
         if check.answer != "not measured":
-            rows.append([check.claim, "", "", "", f"{MARKS[check.answer]} {check.answer}"])
+            rows.append([check.statement, "", "", "", f"{MARKS[check.answer]} {check.answer}"])
     environment = report.environment
     made = ", ".join(f"{name} {environment[name]}" for name in ("machine", "torch") if name in environment)
     intro = (

@@ -28,7 +28,8 @@ class RoundStarted(Record):
 @dataclass(frozen=True)
 class StepDone(Record):
     """An optimizer step is judged. ``step`` counts from 1; ``seconds`` since the round's first. ``verdict`` is the
-    guard's (``go on``, ``restore``, ``stop``); ``val_loss`` is there where the step was validated."""
+    guard's (``go on``, ``restore``, ``stop``); ``selection_loss``, on the rows that select a snapshot, is there
+    where it was measured."""
 
     stack: StackId
     step: int
@@ -40,7 +41,7 @@ class StepDone(Record):
     imbalance: float
     grad_norm: float
     learning_rate: float
-    val_loss: float | None = None
+    selection_loss: float | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 
 CHATTY = ("deepspeed", "DeepSpeed", "transformers", "accelerate", "torch.distributed", "bitsandbytes", "peft", "trl")
@@ -18,7 +19,11 @@ KEEP_FREED_MEMORY = {
 
 
 def quieten() -> None:
-    """To be called before the libraries are imported. Errors still come through, and all that this project says."""
+    """To be called before the libraries are imported. Errors still come through, and all that this project says.
+    Without a terminal, as in a submitted job, none of it holds escape codes."""
+    if not sys.stdout.isatty():
+        os.environ["NO_COLOR"] = "1"
+        os.environ.pop("FORCE_COLOR", None)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")

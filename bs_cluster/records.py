@@ -164,8 +164,9 @@ class StackManifest(Manifest):
     ``position`` is the domain's place in the curriculum (from 0); with ``round`` it fixes the order in which
     stacks are fused, whatever order they are loaded in. ``parents`` is every stack committed before this one,
     in order; ``context`` those that fired while it trained. ``basis`` is the digest of the null-space basis
-    it was confined to, or None. ``metrics`` holds ``val_before``, ``val_after`` (mean completion-token loss
-    in nats on the domain's validation rows under ``context``) and what else the round measured.
+    it was confined to, or None. ``metrics`` holds ``val_before``, ``val_after``, ``gain`` (nats
+    per completion token under ``context``, on the validation rows that decided), ``best_selection_loss`` (on those that
+    selected the snapshot) and what else the round measured.
     """
 
     schema_version: int
@@ -242,7 +243,8 @@ class ModeLosses(Record):
 class RoundOutcome(Record):
     """How one round of residual boosting ended, committed or not. Losses in nats per completion token.
 
-    ``gain`` is ``val_before - val_after`` paired over the ``rows`` that decided, ``gain_error`` its standard error.
+    ``val_before``, ``val_after`` and ``gain``, their paired difference with its standard error ``gain_error``, are over
+    the ``rows`` validation rows that decided; the curve of the round is over others, which selected its snapshot.
     """
 
     stack: StackId
@@ -261,13 +263,12 @@ class RoundOutcome(Record):
 
 @dataclass(frozen=True)
 class TrainRound(Record):
-    """Train this stack. ``context`` fires frozen beside it; ``val_before`` is the parent's loss where known."""
+    """Train this stack. ``context`` fires frozen beside it."""
 
     stack: StackId
     position: int
     parents: tuple[StackRef, ...]
     context: tuple[StackId, ...]
-    val_before: float | None
 
 
 @dataclass(frozen=True)

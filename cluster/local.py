@@ -63,7 +63,6 @@ from bs_cluster.config.schema import CampaignConfig  # noqa: E402
 from bs_cluster.errors import ConfigError, DataError  # noqa: E402
 
 RUNNING = {JobStatus.PENDING, JobStatus.RUNNING}
-ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 RAYS_OWN = re.compile(r"Runtime env is setting up\.|^Running entrypoint for job ")
 
 
@@ -173,9 +172,7 @@ def submit(
     """Submits the job; returns its id. ``metadata`` is shown in Ray's dashboard, and tells whose job this is."""
     job = f"{config.campaign}-{time.strftime('%Y%m%d-%H%M%S')}"
     entry = shlex.join(["python", "jobs/outer_loop.py", "--config", path, *overrides])
-    colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    shown = {"FORCE_COLOR": "1", "COLUMNS": str(shutil.get_terminal_size().columns)} if colours else {"NO_COLOR": "1"}
-    runtime = {"working_dir": str(ROOT), "env_vars": shown}
+    runtime = {"working_dir": str(ROOT), "env_vars": job_environment()}
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
@@ -185,6 +182,12 @@ def submit(
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise SystemExit(f"the job was not taken: {error}") from error
             time.sleep(2)
+
+
+def job_environment() -> dict[str, str]:
+    """A job's log is a file, whoever reads it: no escape codes, and lines as wide as the terminal that follows it."""
+    columns = {"COLUMNS": str(shutil.get_terminal_size().columns)} if sys.stdout.isatty() else {}
+    return {"NO_COLOR": "1", **columns}
 
 
 def follow(client: JobSubmissionClient, job: str) -> JobStatus:
@@ -201,11 +204,10 @@ def follow(client: JobSubmissionClient, job: str) -> JobStatus:
 
 
 class Lines:
-    """Prints whole lines as they come, less Ray's own, and without escape codes where nobody sees colours."""
+    """Prints whole lines as they come, less Ray's own."""
 
     def __init__(self) -> None:
         self.printed, self.rest = 0, ""
-        self.plain = not sys.stdout.isatty()
 
     async def print_all(self, log: AsyncIterator[str]) -> None:
         """``log`` comes from its beginning each time; what was printed already is passed over."""
@@ -223,7 +225,7 @@ class Lines:
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
             if not RAYS_OWN.search(line):
-                print(ESCAPE.sub("", line) if self.plain else line, flush=True)
+                print(line, flush=True)
 
 
 def end_job(client: JobSubmissionClient, job: str) -> None:

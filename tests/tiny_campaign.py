@@ -112,7 +112,7 @@ def commit_random_stacks(config: CampaignConfig, store: Store, staging: Path) ->
             data_fingerprint="d" * 64,
             basis=None,
             files=stage_entries(staging / name),
-            metrics={"val_before": 3.0, "val_after": 2.0},
+            metrics={"val_before": 3.0, "val_after": 2.0, "rows": 16.0},
             code_version=__version__,
         )
         store.commit_stack(manifest, staging / name)

@@ -71,7 +71,7 @@ def stack_manifest(store: Store, folder: Path, domain: str, number: int, positio
         data_fingerprint="d" * 64,
         basis=None,
         files=stage_entries(folder),
-        metrics={"val_before": 3.0 - 0.5 * (number - 1), "val_after": 2.5 - 0.5 * (number - 1)},
+        metrics={"val_before": 3.0 - 0.5 * (number - 1), "val_after": 2.5 - 0.5 * (number - 1), "rows": 16.0},
         code_version="test",
     )
 

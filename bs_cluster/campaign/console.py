@@ -80,8 +80,9 @@ class Console:
                 self.begin(f"{outcome.stack.domain:<14} next round, or closing")
                 verdict = "committed" if outcome.committed else "rejected "
                 self.say(
-                    f"{outcome.stack.name:<14} {verdict}  val {outcome.val_before:.4f} -> {outcome.val_after:.4f}"
-                    f"  ({clock(outcome.seconds)}){'' if outcome.committed else '  ' + outcome.reason}"
+                    f"{outcome.stack.name:<14} {verdict}  {outcome.val_before:.4f} -> {outcome.val_after:.4f}"
+                    f" on the {outcome.rows} rows that decide  ({clock(outcome.seconds)})"
+                    f"{'' if outcome.committed else '  ' + outcome.reason}"
                 )
             case RoomScarce(width, free):
                 self.say(
@@ -92,7 +93,7 @@ class Console:
                 self.begin(f"{event.domain:<14} is closed; what comes next begins")
                 self.say(
                     f"{event.domain:<14} closed     alone {event.isolated:.4f}, base {event.base:.4f}"
-                    " nats per completion token"
+                    " nats per completion token on all its validation rows"
                 )
             case Measuring():
                 self.begin(f"{event.domain:<14} measures its directions and losses")
@@ -107,14 +108,14 @@ class Console:
         return True
 
     def _step(self, event: StepDone) -> None:
-        important = event.val_loss is not None or event.verdict != "go on" or event.step == 1
+        important = event.selection_loss is not None or event.verdict != "go on" or event.step == 1
         if not self._due() and not important:
             return
         self.last_progress = time.monotonic()
         eta = event.seconds / event.step * (event.steps - event.step)
         parts = [f"{event.stack.name:<14} step {event.step:>4}/{event.steps}", f"loss {event.loss:.4f}"]
-        if event.val_loss is not None:
-            parts.append(f"val {event.val_loss:.4f}")
+        if event.selection_loss is not None:
+            parts.append(f"selection {event.selection_loss:.4f}")
         if event.verdict != "go on":
             parts.append(f"bad step: {event.verdict}")
         parts.append(f"eta {clock(eta)}")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bs_cluster.registry.mirror import Status
 
 KILLED_FLUSH_S = 10.0  # who stops a job does not wait for long
-LIVE = ("loss", "val_loss", "load_balance", "imbalance", "grad_norm", "learning_rate")
+LIVE = ("loss", "selection_loss", "load_balance", "imbalance", "grad_norm", "learning_rate")
 FLUSH_TIMEOUT_S = 300.0
 
 

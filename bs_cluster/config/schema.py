@@ -91,8 +91,8 @@ class DataSection(Section):
         default=True,
         description="Move a generalist's rows that read as a specialist's to that specialist, to train on only.",
     )
-    # The paper looks for no near duplicates. The two directions of an ICD code's question are at 0.58 to 0.82, other
-    # questions in the same words at 0.40 at most.
+    # The paper looks for no near duplicates. The two directions of an ICD code's question are at 0.63 or more, two
+    # codes in the same words hardly ever above this (docs/decisions/0012-near-duplicates.md).
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=0.55,
         description="Likeness (0 to 1, words weighed by rarity) from which a row near a held-out one is left out; "

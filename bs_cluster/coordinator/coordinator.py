@@ -76,14 +76,12 @@ class Coordinator:
         return Work(step, self._combined_basis() if confined else None)
 
     def _next(self) -> Step:
-        committed = self.store.stacks()
         return next_step(
             Progress(
                 curriculum=self.order,
                 max_rounds={name: effective_domain(self.config, name).max_rounds or 1 for name in self.order},
                 cumulative=self.config.training.context == "cumulative",
-                committed=[ref for ref, _ in committed],
-                val_after={manifest.stack: manifest.metrics["val_after"] for _, manifest in committed},
+                committed=[ref for ref, _ in self.store.stacks()],
                 closed=frozenset(record.domain for record in self.store.domains()),
                 rejected=frozenset(o.stack.domain for o in self.outcomes.values() if not o.committed),
             )

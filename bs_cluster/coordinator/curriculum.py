@@ -10,13 +10,12 @@ from bs_cluster.records import CloseDomain, Finished, StackId, StackRef, Step, T
 
 @dataclass(frozen=True)
 class Progress:
-    """Everything the next step depends on. ``val_after`` is keyed by committed stack; ``rejected`` by domain."""
+    """Everything the next step depends on. ``closed`` and ``rejected`` name domains."""
 
     curriculum: tuple[str, ...]
     max_rounds: Mapping[str, int]
     cumulative: bool
     committed: Sequence[StackRef]
-    val_after: Mapping[StackId, float]
     closed: frozenset[str]
     rejected: frozenset[str]
 
@@ -34,7 +33,6 @@ def next_step(progress: Progress) -> Step:
         context = (*earlier, *own) if progress.cumulative else own
         if domain in progress.rejected or len(own) >= progress.max_rounds[domain]:
             return CloseDomain(domain, position, own, context)
-        val_before = progress.val_after[own[-1]] if own else None
         stack = StackId(domain, len(own) + 1)
-        return TrainRound(stack, position, tuple(progress.committed), context, val_before)
+        return TrainRound(stack, position, tuple(progress.committed), context)
     return Finished()

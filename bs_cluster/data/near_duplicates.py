@@ -45,7 +45,7 @@ def drop_near_duplicates(domains: Sequence[Splits], threshold: float) -> list[Sp
     near to which others may stay. A row never changes its split, so nothing that was trained on is ever held out.
     """
     rows = [row for splits in domains for row in (*splits.train, *splits.validation, *splits.sweep)]
-    words = {id(row): _words(row) for row in rows}
+    words = {id(row): words_of(row) for row in rows}
     frequency = Counter(word for found in words.values() for word in found)
     weight = {word: math.log(len(rows) / count) for word, count in frequency.items()}
     index = HeldOut(weight, threshold)
@@ -101,5 +101,6 @@ class HeldOut:
         return math.fsum(self._weight[word] for word in words)
 
 
-def _words(row: Row) -> frozenset[str]:
+def words_of(row: Row) -> frozenset[str]:
+    """The words by which a row is compared, prompt and completion together."""
     return frozenset(_WORD.findall(f"{row.prompt}\n{row.completion}".casefold())[:MAX_WORDS])

@@ -145,7 +145,7 @@ class Registry:
             experiment_id=run.info.experiment_id,
             run_id=run.info.run_id,
             tags=tags,
-            metrics=manifest.metrics,
+            metrics=wording.stack_metrics(manifest),
             text=wording.stack_text(manifest, ref.manifest, store.uri),
             model_text=wording.open_domain_text(ref.stack.domain, self.campaign),
         )

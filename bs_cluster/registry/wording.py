@@ -14,6 +14,8 @@ MAX_KEY = 250
 MAX_PARAM = 6000
 MAX_TAG = 8000
 
+DECIDED = ("val_before", "val_after", "gain", "gain_error", "rows")  # what the rows that decide say of a round
+
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as MLflow parameters, ``{"data.max_length": "512"}``. Sections of a list of named things are
@@ -79,8 +81,7 @@ def stack_tags(manifest: StackManifest, digest: str) -> dict[str, str]:
         "committed": "true",
         "parents": cut(" ".join(f"{ref.stack.name}@{ref.manifest[:12]}" for ref in manifest.parents), MAX_TAG),
         "context": cut(" ".join(stack.name for stack in manifest.context), MAX_TAG),
-        "val_before": loss(manifest.metrics.get("val_before")),
-        "val_after": loss(manifest.metrics.get("val_after")),
+        **{decision(name): loss(manifest.metrics.get(name)) for name in ("val_before", "val_after")},
         "base": manifest.base.model,
         "base_digest": manifest.base.digest,
         "quantization": manifest.base.quantization,
@@ -97,8 +98,9 @@ def stack_text(manifest: StackManifest, digest: str, store_uri: str) -> str:
     beside = ", ".join(stack.name for stack in manifest.context) or "no other stack"
     confined = f"confined to directions outside basis `{manifest.basis[:12]}`" if manifest.basis else "not confined"
     return (
-        f"Round {manifest.stack.round} of **{manifest.stack.domain}**: validation loss "
-        f"{loss(metrics.get('val_before'))} → **{loss(metrics.get('val_after'))}** nats per completion token.\n\n"
+        f"Round {manifest.stack.round} of **{manifest.stack.domain}**: "
+        f"{loss(metrics.get('val_before'))} → **{loss(metrics.get('val_after'))}** nats per completion token, "
+        f"on the {metrics['rows']:.0f} validation rows that decided.\n\n"
         f"Trained on `{manifest.base.model}` ({manifest.base.quantization}) beside {beside}, {confined}. "
         f"{len(manifest.parents)} stacks were committed before it.\n\n"
         f"The weights ({size / 1e6:.1f} MB, a PEFT adapter) stay in the store `{store_uri}`, "
@@ -111,15 +113,26 @@ def outcome_tags(outcome: RoundOutcome) -> dict[str, str]:
     return {"committed": "false", "reason": cut(outcome.reason, MAX_TAG)}
 
 
+def stack_metrics(manifest: StackManifest) -> dict[str, float]:
+    """The manifest's metrics, those of the rows that decided under names that say so."""
+    return {decision(name): value for name, value in manifest.metrics.items()}
+
+
 def outcome_metrics(outcome: RoundOutcome) -> dict[str, float]:
-    names = ("val_before", "val_after", "steps", "restores", "seconds")
-    return {name: float(getattr(outcome, name)) for name in names}
+    names = (*DECIDED, "steps", "restores", "seconds")
+    return {decision(name): float(getattr(outcome, name)) for name in names}
+
+
+def decision(name: str) -> str:
+    """How MLflow calls a round's number: ``decision/val_after`` where the rows that decide about a commit gave it, so
+    that nobody takes it for a point of the curve ``selection_loss``, which is of other rows."""
+    return f"decision/{name}" if name in DECIDED else name
 
 
 def domain_text(record: DomainRecord, campaign: str) -> str:
     """The description of a domain's registered model once the domain is closed, Markdown."""
     rounds = [
-        f"| {outcome.stack.round} | {loss(outcome.val_before)} | {loss(outcome.val_after)} | "
+        f"| {outcome.stack.round} | {loss(outcome.val_before)} | {loss(outcome.val_after)} | {outcome.rows} | "
         f"{'committed' if outcome.committed else 'rejected: ' + outcome.reason} | {outcome.steps} | "
         f"{outcome.seconds:.0f} s |"
         for outcome in record.rounds
@@ -130,11 +143,11 @@ def domain_text(record: DomainRecord, campaign: str) -> str:
             f"Domain **{record.domain}**, number {record.position + 1} in the curriculum of `{campaign}`. A version "
             "per committed stack; `champion` is the newest round.",
             "",
-            f"Validation loss alone on the base: {loss(record.base_loss)} → **{loss(record.isolated)}** nats per "
-            f"completion token. Rows: {counts}.",
+            f"Loss of all validation rows, nats per completion token: {loss(record.base_loss)} on the base → "
+            f"**{loss(record.isolated)}** with its own stacks alone. Rows: {counts}.",
             "",
-            "| round | before | after | outcome | steps | time |",
-            "|---|---|---|---|---|---|",
+            "| round | before, on the rows that decide | after | rows | outcome | steps | time |",
+            "|---|---|---|---|---|---|---|",
             *rounds,
         ]
     )

@@ -1,4 +1,4 @@
-"""Sweep rows under their modes, by owner: losses, differences, and what an interval says of a claim."""
+"""Sweep rows under their modes, by owner: losses, differences, and what an interval says of a statement."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def at_most(difference: Estimate | None, slack: float, reach: float) -> Answer:
 
 
 def together(answers: Sequence[Answer]) -> Answer:
-    """Of a claim about each of several: all must hold, one that fails is enough; without a measured one, none."""
+    """Of a statement about each of several: all must hold, one that fails is enough; without a measured one, none."""
     known = [answer for answer in answers if answer != "not measured"]
     if not known:
         return "not measured"

@@ -1,4 +1,4 @@
-"""What a campaign claims of its losses, each claim with the interval that decides it, or fails to."""
+"""What a campaign states of its losses, each statement with the interval that decides it, or fails to."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def later_rounds_help(rounds: Sequence[RoundReport]) -> Finding:
     kept = sum(row.committed for row in later)
     parts = [Comparison("mean of them", mean, below_zero(mean))] if later else []
     parts += [Comparison(row.name, change, below_zero(change)) for row, change in changes]
-    detail = f"{kept} of {len(later)} committed; validation rows" if later else "no domain ran a second round"
+    detail = f"{kept} of {len(later)} committed; on the rows that decide" if later else "no domain ran a second round"
     return Finding(
         "Later rounds of residual boosting lower the loss further",
         below_zero(mean),
@@ -61,10 +61,10 @@ def later_rounds_help(rounds: Sequence[RoundReport]) -> Finding:
     )
 
 
-def routed_beats(compared: Compared, rival: str, claim: str) -> Finding:
+def routed_beats(compared: Compared, rival: str, statement: str) -> Finding:
     difference = compared.difference("routed", rival, ALL)
     answer = below_zero(difference)
-    return Finding(claim, answer, f"routed − {rival} below 0", (Comparison("", difference, answer),), "")
+    return Finding(statement, answer, f"routed − {rival} below 0", (Comparison("", difference, answer),), "")
 
 
 def routing_no_worse_than_labels(compared: Compared) -> Finding:

@@ -12,7 +12,7 @@ from bs_cluster.report.record import SweepReport
 
 OUTCOME_COLUMNS = ("row_id", "domain", "mask", "nll", "tokens")
 
-# A stack's training by step: {step, loss, val_loss, load_balance, grad_norm, ...}, any but ``step`` may be absent.
+# A stack's training by step: {step, loss, selection_loss, load_balance, ...}, any but ``step`` may be absent.
 History = Sequence[Mapping[str, float]]
 
 

@@ -71,9 +71,9 @@ def findings(report: Report) -> str:
             continue
         single = finding.parts[0] if len(finding.parts) == 1 else None
         detail = f" ({finding.detail})" if finding.detail else ""
-        claim = f"**{finding.claim}**{detail}"
+        statement = f"**{finding.statement}**{detail}"
         figures = _difference(single.difference) if single else ("", "", "")
-        rows.append([claim, *figures, finding.wanted, _answer(finding.answer)])
+        rows.append([statement, *figures, finding.wanted, _answer(finding.answer)])
         if single is None:
             rows += [[p.name, *_difference(p.difference), "", _answer(p.answer)] for p in finding.parts]
     if not rows:
@@ -88,8 +88,10 @@ def findings(report: Report) -> str:
 
 def _checks(report: Report) -> str:
     known = [check for check in report.checks if check.answer != "not measured"]
-    lines = [f"- {MARKS[check.answer]} **{check.claim}.** {_cell(check.detail)}." for check in known]
-    lines += [f"- {MARKS[gap.answer]} {gap.claim}: not measured, {_cell(gap.detail)}." for gap in unmeasured(report)]
+    lines = [f"- {MARKS[check.answer]} **{check.statement}.** {_cell(check.detail)}." for check in known]
+    lines += [
+        f"- {MARKS[gap.answer]} {gap.statement}: not measured, {_cell(gap.detail)}." for gap in unmeasured(report)
+    ]
     intro = "These hold by construction, unless the code is broken; they are judged exactly."
     return "\n\n".join(["## Checks", intro, "\n".join(lines)])
 
@@ -199,7 +201,10 @@ def _rounds(report: Report) -> str:
         "reason",
         "manifest",
     ]
-    intro = "On validation rows, which are not the rows of the tables above. Gain: paired over the rows that decided."
+    intro = (
+        "Before, after and the paired gain are on the validation rows that decide about a commit, as many as the "
+        "column says: neither the rows of the tables above nor those that selected the round's snapshot."
+    )
     return "\n\n".join(["## Rounds of residual boosting", intro, table(header, rows)])
 
 
@@ -218,8 +223,9 @@ def _validation(report: Report) -> str:
         for domain, count in report.validation_rows.items()
     ]
     intro = (
-        f"The same validation rows ({range_of_rows(report)}) at the domain's closing and now. Snapshots and rounds "
-        "were chosen on them, so that they flatter: what a domain is worth is in *Loss by mode*."
+        f"The same validation rows ({range_of_rows(report)}) at the domain's closing and now. Some "
+        "selected snapshots, the others decided on rounds, so that they flatter: what a domain is worth is in *Loss by "
+        "mode*."
     )
     header = ["domain", "base", "isolated at commit", "largest change of a row since", "rows"]
     return "\n\n".join(["## Validation rows", intro, table(header, rows)])

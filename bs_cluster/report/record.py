@@ -41,10 +41,11 @@ class Comparison(Record):
 
 @dataclass(frozen=True)
 class Finding(Record):
-    """A claim that the numbers could contradict. It holds or fails where the 95 % interval lies on one side of what
-    is claimed, and is undecided where it spans both. ``wanted`` says what, ``detail`` what else a reader must know."""
+    """A statement that the numbers could contradict. It holds or fails where the 95 % interval lies on one side of
+    what is wanted, and is undecided where it spans both. ``wanted`` says what, ``detail`` what else a reader must
+    know."""
 
-    claim: str
+    statement: str
     answer: Answer
     wanted: str
     parts: tuple[Comparison, ...]
@@ -55,14 +56,14 @@ class Finding(Record):
 class Check(Record):
     """What holds by construction, unless the code is broken; judged exactly, never within an interval."""
 
-    claim: str
+    statement: str
     answer: Answer
     detail: str
 
 
 @dataclass(frozen=True)
 class RoundReport(Record):
-    """One round of boosting; ``gain`` and its error over the ``rows`` that decided whether it is kept."""
+    """One round of boosting: losses, gain and its error over the ``rows`` that decided whether it is kept."""
 
     domain: str
     round: int
@@ -137,8 +138,8 @@ class Report(Record):
     ``owners`` are the domains, then the kinds of rows that no domain owns (``mixed:dose``), ``groups`` those of
     ``ALL``, ``MIXED`` and ``FOREIGN`` that have rows. ``loss[mode][owner]`` and ``losses`` (with intervals, and by
     group too) are over the very same sweep rows, ``rows[owner]`` of them. ``validation`` rows are others: those that
-    chose snapshots and rounds; ``isolated_at_commit``, drift, ``matrix`` and rounds stand on them. ``key_metrics`` are
-    the few that MLflow shows.
+    selected snapshots or decided on rounds; ``isolated_at_commit``, drift and ``matrix`` stand on all of them, a
+    round's losses on those that decided. ``key_metrics`` are the few that MLflow shows.
     """
 
     campaign: str

@@ -11,20 +11,23 @@ from bs_cluster.report.style import BLUE, FAINT, GOLD, GREY, PALE_BLUE, new_figu
 
 
 def draw_stack(name: str, history: History, path: Path) -> None:
-    """Training and validation loss (nats per completion token) and how evenly experts are used, by step, as a PNG.
+    """Loss (nats per completion token) of training batches and of the rows that select, and how evenly experts are
+    used, by step, as a PNG.
 
     The busiest expert is that of the one worst site, in times its fair share; the balance loss is a mean over all.
     """
     train = [(line["step"], line["loss"]) for line in history if "loss" in line]
-    held = [(line["step"], line["val_loss"]) for line in history if "val_loss" in line]
+    selection = [(line["step"], line["selection_loss"]) for line in history if "selection_loss" in line]
     worst = [(line["step"], line["imbalance"]) for line in history if "imbalance" in line]
     mean = [(line["step"], line["load_balance"]) for line in history if "load_balance" in line]
-    fell = f"{held[0][1]:.3f} to {min(loss for _, loss in held):.3f}" if held else "not measured"
+    fell = f"{selection[0][1]:.3f} to {min(loss for _, loss in selection):.3f}" if selection else "not measured"
     with style():
-        figure = new_figure(8.4, 2.9, f"{name}: validation loss {fell}", "Nats per completion token, by optimizer step")
+        figure = new_figure(8.4, 2.9, f"{name}: selection loss {fell}", "Nats per completion token, by optimizer step")
         losses, experts = figure.subplots(1, 2, width_ratios=(3, 2))
         losses.plot(*zip(*train, strict=True), color=PALE_BLUE, linewidth=1.2, label="training batch")
-        losses.plot(*zip(*held, strict=True), color=BLUE, linewidth=2, marker="o", markersize=4, label="validation")
+        losses.plot(
+            *zip(*selection, strict=True), color=BLUE, linewidth=2, marker="o", markersize=4, label="rows that select"
+        )
         losses.legend(loc="upper right")
         experts.plot(*zip(*worst, strict=True), color=GREY, linewidth=1.2, label="busiest expert of the worst site")
         experts.plot(*zip(*mean, strict=True), color=GOLD, linewidth=1.6, label="balance loss, mean over sites")

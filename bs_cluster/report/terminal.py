@@ -21,7 +21,6 @@ from bs_cluster.report.wording import (
     interval,
     loss,
     percent,
-    range_of_rows,
     signed,
     tally,
     unmeasured,
@@ -41,9 +40,10 @@ def terminal_console(file: TextIO | None = None) -> Console:
 
 
 def render_terminal(report: Report) -> RenderableType:
-    """Findings with their intervals, checks, losses, rounds, routing and time, for ``Console.print``."""
-    blocks = [_head(report), _findings(report), _checks(report), _losses(report), _routing(report), _validation(report)]
-    spaced = [item for block in [*blocks, _facts(report)] if block is not None for item in (block, Text(""))]
+    """Findings with their intervals, checks, losses, rounds, routing and time, for rich's ``print``."""
+    blocks = [_head(report), _findings(report), _checks(report), _losses(report), _routing(report)]
+    blocks += [_rounds(report), _validation(report), _facts(report)]
+    spaced = [item for block in blocks if block is not None for item in (block, Text(""))]
     return Group(*spaced[:-1])
 
 
@@ -65,12 +65,12 @@ def _findings(report: Report) -> Table | None:
         if finding.answer == "not measured":
             continue
         single = finding.parts[0] if len(finding.parts) == 1 else None
-        claim = Text(finding.claim)
+        statement = Text(finding.statement)
         if finding.answer == "undecided":
-            claim.append(": undecided", "yellow")
+            statement.append(": undecided", "yellow")
         if finding.detail:
-            claim.append(f" ({finding.detail})", "dim")
-        table.add_row(_mark(finding.answer), claim, *(_difference(single.difference) if single else ("", "", "")))
+            statement.append(f" ({finding.detail})", "dim")
+        table.add_row(_mark(finding.answer), statement, *(_difference(single.difference) if single else ("", "", "")))
         if single is None:
             for part in finding.parts[:MAX_ROWS]:
                 name = Text.assemble(_mark(part.answer), (f" {part.name}", "dim"))
@@ -83,9 +83,9 @@ def _checks(report: Report) -> Table | None:
     table = _marked("checks: hold by construction")
     for check in report.checks:
         if check.answer != "not measured":
-            table.add_row(_mark(check.answer), Text.assemble(check.claim, (f"  {check.detail}", "dim")))
+            table.add_row(_mark(check.answer), Text.assemble(check.statement, (f"  {check.detail}", "dim")))
     for gap in unmeasured(report):
-        table.add_row(_mark(gap.answer), Text(f"{gap.claim}: not measured; {gap.detail}", "dim"))
+        table.add_row(_mark(gap.answer), Text(f"{gap.statement}: not measured; {gap.detail}", "dim"))
     return table if table.rows else None
 
 
@@ -122,27 +122,37 @@ def _routing(report: Report) -> RenderableType | None:
     return Group(table, *(Text(note, "dim") for note in report.router.notes))
 
 
-def _validation(report: Report) -> Table | None:
-    """A domain a line on its validation rows: where it started, each round, what it closed with."""
-    closed = [domain for domain in report.domains if any(row.domain == domain for row in report.stacks)]
-    if not closed:
+def _rounds(report: Report) -> Table | None:
+    """A domain a line, on the rows that decided about its rounds: before the first, after each."""
+    trained = [domain for domain in report.domains if any(row.domain == domain for row in report.stacks)]
+    if not trained:
         return None
     last = max(row.round for row in report.stacks)
-    title = f"rounds, on validation rows ({range_of_rows(report)})"
-    table = _table(title, "base", *(f"round {number}" for number in range(1, last + 1)), "at commit", "moved")
-    for domain in closed[:MAX_ROWS]:
+    numbers = range(1, last + 1)
+    table = _table("rounds, on the rows that decide", "before", *(f"round {number}" for number in numbers), "rows")
+    for domain in trained[:MAX_ROWS]:
         rows = {row.round: row for row in report.stacks if row.domain == domain}
-        cells = []
-        for number in range(1, last + 1):
+        first, cells = rows[min(rows)], []
+        for number in numbers:
             row = rows.get(number)
             mark = _mark("holds" if row.committed else "fails") if row else ""
             cells.append(Text.assemble(f"{loss(row.val_after)} ", mark) if row else Text(""))
+        table.add_row(domain, loss(first.val_before), *cells, str(first.rows))
+    _more(table, len(trained))
+    return table
+
+
+def _validation(report: Report) -> Table | None:
+    """A domain a line, on all its validation rows: the base, its own stacks when it closed, what moved since."""
+    if not report.validation_rows:
+        return None
+    table = _table("all validation rows", "base", "at closing", "moved", "rows")
+    for domain, count in [*report.validation_rows.items()][:MAX_ROWS]:
         moved = report.isolated_drift.get(domain)
         told = NOT_MEASURED if moved is None else "0" if moved == 0 else f"{moved:.2g}"
-        table.add_row(
-            domain, loss(report.validation_base[domain]), *cells, loss(report.isolated_at_commit[domain]), told
-        )
-    _more(table, len(closed))
+        alone = loss(report.isolated_at_commit[domain])
+        table.add_row(domain, loss(report.validation_base[domain]), alone, told, str(count))
+    _more(table, len(report.validation_rows))
     return table
 
 
@@ -174,7 +184,7 @@ def _table(first: str, *columns: str) -> Table:
 
 
 def _marked(title: str) -> Table:
-    """A table of claims: a mark, then the claim, which may take several lines."""
+    """A table of statements: a mark, then the statement, which may take several lines."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("", no_wrap=True, width=1)
     table.add_column(title, overflow="fold")

@@ -32,20 +32,18 @@ MARGIN = 0.3
 
 @dataclass(frozen=True)
 class EpochRecord(Record):
-    """Mean losses of one epoch; ``validation_loss`` is BCE alone, on the inner validation rows."""
+    """``bce`` is BCE alone, on the inner validation rows after this epoch (from 1)."""
 
     epoch: int
-    train_loss: float
-    validation_loss: float
+    bce: float
 
 
 @dataclass(frozen=True)
 class TrainedRouter:
-    """A router in eval mode at its best epoch (which ``best_epoch`` counts from 1), on the CPU."""
+    """A router in eval mode at its best epoch, on the CPU."""
 
     router: MetaRouter
     history: tuple[EpochRecord, ...]
-    best_epoch: int
 
 
 def train_router(
@@ -76,16 +74,14 @@ def train_router(
         history: list[EpochRecord] = []
         best, best_weights = math.inf, router.state_dict()
         for epoch in range(1, epochs + 1):
-            losses = []
             for rows in np.array_split(order.permutation(train), steps_per_epoch):
-                losses.append(_step(router, cached, target_BD, rows.tolist(), optimizer, settings.margin_weight))
+                _step(router, cached, target_BD, rows.tolist(), optimizer, settings.margin_weight)
                 schedule.step()
-            history.append(EpochRecord(epoch, float(np.mean(losses)), _evaluate(router, cached, target_BD, validation)))
-            if history[-1].validation_loss < best:
-                best, best_weights = history[-1].validation_loss, copy.deepcopy(router.state_dict())
+            history.append(EpochRecord(epoch, _evaluate(router, cached, target_BD, validation)))
+            if history[-1].bce < best:
+                best, best_weights = history[-1].bce, copy.deepcopy(router.state_dict())
     router.load_state_dict(best_weights)
-    best_epoch = min(history, key=lambda record: record.validation_loss).epoch
-    return TrainedRouter(router.cpu().eval(), tuple(history), best_epoch)
+    return TrainedRouter(router.cpu().eval(), tuple(history))
 
 
 def route(router: MetaRouter, states: Sequence[np.ndarray], batch_size: int = 32) -> Tensor:
@@ -109,7 +105,7 @@ def _step(
     rows: list[int],
     optimizer: torch.optim.Optimizer,
     margin_weight: float,
-) -> float:
+) -> None:
     router.train()
     states_BTH, mask_BT = cached.batch(rows)
     logits_BD = router(states_BTH, _drop_tokens(mask_BT))
@@ -118,7 +114,6 @@ def _step(
     loss.backward()
     nn.utils.clip_grad_norm_(router.parameters(), 1.0)
     optimizer.step()
-    return float(loss.detach())
 
 
 def _evaluate(router: MetaRouter, cached: CachedStates, target_BD: Tensor, rows: list[int]) -> float:

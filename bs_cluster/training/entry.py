@@ -1,4 +1,4 @@
-"""The function Ray Train ships to workers. Light to import: the driver must not load DeepSpeed and TRL to name it."""
+"""The function Ray Train ships to workers. Light to import: the driver must not load DeepSpeed to name it."""
 
 from __future__ import annotations
 

@@ -36,7 +36,8 @@ Unit = Sequence[EncodedRow]  # what counts as one in a batch: a row, or several 
 
 @dataclass
 class Learned:
-    """How it went: steps made, bad steps undone, and a line a step, ``val_loss`` where it was validated."""
+    """How it went: steps made, bad steps undone, and a line a step, ``selection_loss`` (on the rows that select
+    a snapshot) where it was measured."""
 
     best_loss: float
     best_step: int = 0
@@ -77,7 +78,7 @@ def learn(
     guard = SpikeGuard(
         training.spike_deviations, training.spike_margin, training.spike_norm_factor, training.max_spikes
     )
-    learned = Learned(parent_loss, history=[{"step": 0.0, "val_loss": parent_loss}])
+    learned = Learned(parent_loss, history=[{"step": 0.0, "selection_loss": parent_loss}])
     started = time.monotonic()
 
     with learner(peft, training) as learning:
@@ -117,9 +118,9 @@ def learn(
                 learning.start_anew()
                 balance.fraction_PE = best.fraction_PE.clone()
             elif learned.steps % training.eval_every == 0 or learned.steps == training.steps:
-                line["val_loss"] = token_mean(session.score(selection))
-                if math.isfinite(line["val_loss"]) and line["val_loss"] < learned.best_loss:
-                    learned.best_loss, learned.best_step = line["val_loss"], learned.steps
+                line["selection_loss"] = token_mean(session.score(selection))
+                if math.isfinite(line["selection_loss"]) and line["selection_loss"] < learned.best_loss:
+                    learned.best_loss, learned.best_step = line["selection_loss"], learned.steps
                     best = Snapshot(learning.weights(), balance.fraction_PE.clone())
 
             finite = {key: value for key, value in line.items() if math.isfinite(value)}

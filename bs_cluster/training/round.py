@@ -131,13 +131,14 @@ def _base_losses(session: Session, rows: Sequence[EncodedRow]) -> list[RowLoss]:
 
 
 def _metrics(outcome: RoundOutcome, learned: Learned) -> dict[str, float]:
-    """Numbers for the manifest: the decision's, the best snapshot's step, the last step's training figures."""
+    """Numbers for the manifest: those of the rows that decide, the best snapshot's step and its loss on the rows that
+    select, the last step's training figures."""
     last = {key: value for key, value in learned.history[-1].items() if key in ("loss", "load_balance", "imbalance")}
     decided = ("val_before", "val_after", "gain", "gain_error", "rows", "steps", "restores")
     return (
         {name: float(getattr(outcome, name)) for name in decided}
         | {f"train_{key}": value for key, value in last.items()}
-        | {"best_step": float(learned.best_step), "selection_loss": learned.best_loss}
+        | {"best_step": float(learned.best_step), "best_selection_loss": learned.best_loss}
     )
 
 

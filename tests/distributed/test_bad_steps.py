@@ -56,7 +56,7 @@ def test_a_bad_step_is_undone_and_training_goes_on(found, case):
 @pytest.mark.parametrize("case", CASES)
 def test_the_step_after_it_starts_from_the_best_snapshot(found, case):
     """Nothing of the bad step is left: the loss goes on from where the snapshot was."""
-    losses = {line["step"]: line["val_loss"] for line in found[case].history if "val_loss" in line}
+    losses = {line["step"]: line["selection_loss"] for line in found[case].history if "selection_loss" in line}
     bad = 5 if case == "loss" else 3
     assert losses[bad + 1] < losses[bad - 1] + 0.02
     assert losses[8] < losses[bad - 1]

@@ -67,7 +67,7 @@ def one(inputs, tmp_path_factory):
 def assert_same_round(a: rank_work.Round, b: rank_work.Round):
     assert [line["step"] for line in a.history] == [line["step"] for line in b.history]
     for mine, theirs in zip(a.history, b.history, strict=True):
-        for key in {"loss", "val_loss", "load_balance"} & mine.keys():
+        for key in {"loss", "selection_loss", "load_balance"} & mine.keys():
             assert mine[key] == pytest.approx(theirs[key], rel=ROUNDING), (mine["step"], key)
     assert a.stack.keys() == b.stack.keys()
     for key, tensor in a.stack.items():
@@ -179,7 +179,7 @@ class TestClaims:
     def test_a_confined_stack_scores_as_stored_what_it_scored_in_training(self, two, name):
         """The base is bf16: were the constraint rounded otherwise at freeze, its loss would move."""
         for stack, round_ in two[0][name]["rounds"].items():
-            measured = [line["val_loss"] for line in round_.history if "val_loss" in line]
+            measured = [line["selection_loss"] for line in round_.history if "selection_loss" in line]
             assert round_.selection_loss == pytest.approx(min(measured), abs=1e-6), stack
 
     def test_the_free_side_is_left_free(self, two):

@@ -104,6 +104,7 @@ class TestReport:
         for words in ("aa -> bb", "2 workers load", "aa_r1", "committed", "closed", "2 evaluators load", "bundle"):
             assert words in out
         assert "Traceback" not in out + finished.job.err
+        assert "\x1b" not in out + finished.job.err
 
 
 class TestMlflow:
@@ -119,7 +120,7 @@ class TestMlflow:
         for run in children:
             assert run.info.status == "FINISHED"
             assert len(client.get_metric_history(run.info.run_id, "loss")) == 6
-            assert client.get_metric_history(run.info.run_id, "val_loss")
+            assert client.get_metric_history(run.info.run_id, "selection_loss")
 
     def test_a_version_per_stack_with_the_newest_as_champion(self, finished, client):
         for domain in ("aa", "bb"):

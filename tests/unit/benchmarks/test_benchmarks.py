@@ -37,6 +37,17 @@ def test_a_bare_gpu_machines_sections_import_without_the_cluster_packages():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
+def test_near_duplicates_say_how_alike_rows_are_and_what_is_left_out(tmp_path):
+    lines = [json.dumps({"prompt": f"What is item {n % 40}?", "completion": f"Number {n % 40}."}) for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    out = run("benchmarks.near_duplicates", "--data", f"some={tmp_path / 'rows.jsonl'}", "--held-out", "20")
+    assert "300 inverse pairs: 0." in out
+    assert " 0 below 0.55;" in out
+    assert "the files: 60 rows, 20 held out" in out
+    assert "20 left out (some 20)" in out
+
+
 @pytest.mark.long
 def test_what_a_bare_gpu_machine_runs(tmp_path):
     sections = ["steps", "forward", "memory", "nullspace"]

@@ -26,7 +26,7 @@ def test_what_is_written_is_read_back_and_only_the_region_changes(report):
     assert page.endswith("\n\nafter\n")
     lines = {line.name: line for line in read(page)}
     base = lines["Routed beats the base"]
-    found = next(f for f in report.findings if f.claim == "Routed beats the base").parts[0].difference
+    found = next(f for f in report.findings if f.statement == "Routed beats the base").parts[0].difference
     assert (base.mean, base.low, base.high) == (round(found.mean, 3), round(found.low, 3), round(found.high, 3))
     assert base.answer == "holds"
     assert write(page, report) == page

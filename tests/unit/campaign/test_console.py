@@ -42,14 +42,14 @@ def test_a_step_tells_how_long_the_round_will_take(told):
 
 
 def test_the_last_step_has_no_time_left(told):
-    (line,) = told(step(40, val_loss=2.25))
-    assert line.endswith("val 2.2500  eta 00:00")
+    (line,) = told(step(40, selection_loss=2.25))
+    assert line.endswith("selection 2.2500  eta 00:00")
 
 
 def test_steps_come_at_most_once_in_a_while_but_for_the_important_ones(told):
     lines = told(
         *(step(number) for number in range(1, 6)),
-        step(6, val_loss=2.4),
+        step(6, selection_loss=2.4),
         step(7, verdict="restore"),
         step(8),
         every_s=60,
@@ -65,7 +65,7 @@ def ended(**more) -> RoundEnded:
 
 def test_a_rejected_round_says_why(told):
     kept, turned_away = told(ended(), ended(committed=False, reason="no gain"))
-    assert "committed  val 2.0000 -> 2.1000  (01:01)" in kept
+    assert "committed  2.0000 -> 2.1000 on the 16 rows that decide  (01:01)" in kept
     assert "better" not in kept
     assert turned_away.endswith("no gain")
 
@@ -119,3 +119,11 @@ def test_a_heartbeat_is_not_heard_where_something_is_said(capsys):
 def test_fail_speaks_on_stderr_and_gives_the_code(capsys):
     assert fail("no such thing", 2) == 2
     assert capsys.readouterr().err == "no such thing\n"
+
+
+def test_every_loss_says_of_which_rows_it_is(told):
+    lines = told(step(40, selection_loss=2.25), ended(), ended(committed=False), DomainClosed("aa", 2.0, 3.0))
+    for line, rows in zip(
+        lines, ("selection 2.25", "rows that decide", "rows that decide", "all its validation rows"), strict=True
+    ):
+        assert rows in line

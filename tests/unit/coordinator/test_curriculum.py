@@ -11,16 +11,12 @@ from hypothesis import strategies as st
 from bs_cluster.coordinator.curriculum import Progress, next_step
 from bs_cluster.records import CloseDomain, Finished, StackId, StackRef, TrainRound
 
-START = Progress(("chat", "code"), {"chat": 2, "code": 1}, True, (), {}, frozenset(), frozenset())
+START = Progress(("chat", "code"), {"chat": 2, "code": 1}, True, (), frozenset(), frozenset())
 
 
-def commit(progress: Progress, step: TrainRound, val_after: float = 1.0) -> Progress:
+def commit(progress: Progress, step: TrainRound) -> Progress:
     ref = StackRef(step.stack, f"{step.stack.name:-<64}")
-    return dataclasses.replace(
-        progress,
-        committed=(*progress.committed, ref),
-        val_after={**progress.val_after, step.stack: val_after},
-    )
+    return dataclasses.replace(progress, committed=(*progress.committed, ref))
 
 
 def reject(progress: Progress, step: TrainRound) -> Progress:
@@ -37,15 +33,15 @@ def test_rounds_then_closing_then_the_next_domain():
         step = next_step(progress)
         said.append(step)
         if isinstance(step, TrainRound):
-            progress = commit(progress, step, val_after=2.0 - 0.5 * step.stack.round)
+            progress = commit(progress, step)
         elif isinstance(step, CloseDomain):
             progress = close(progress, step)
     one, two, closing, code, closing_code, end = said
     chat1, chat2 = StackId("chat", 1), StackId("chat", 2)
-    assert one == TrainRound(chat1, 0, (), (), None)
-    assert two == TrainRound(chat2, 0, progress.committed[:1], (chat1,), 1.5)
+    assert one == TrainRound(chat1, 0, (), ())
+    assert two == TrainRound(chat2, 0, progress.committed[:1], (chat1,))
     assert closing == CloseDomain("chat", 0, (chat1, chat2), (chat1, chat2))
-    assert code == TrainRound(StackId("code", 1), 1, progress.committed[:2], (chat1, chat2), None)
+    assert code == TrainRound(StackId("code", 1), 1, progress.committed[:2], (chat1, chat2))
     assert closing_code == CloseDomain("code", 1, (StackId("code", 1),), (chat1, chat2, StackId("code", 1)))
     assert end == Finished()
 
@@ -80,7 +76,7 @@ def test_the_step_stays_the_same_until_something_is_committed():
 def test_whatever_happens_the_steps_end_and_never_go_back(max_rounds, fortunes, cumulative):
     order = tuple(f"d{i}" for i in range(len(max_rounds)))
     limits = dict(zip(order, max_rounds, strict=True))
-    progress = Progress(order, limits, cumulative, (), {}, frozenset(), frozenset())
+    progress = Progress(order, limits, cumulative, (), frozenset(), frozenset())
     fortune = iter(fortunes)
     places: list[tuple[int, float]] = []
     for _ in range(sum(max_rounds) + 2 * len(order) + 1):
@@ -92,7 +88,6 @@ def test_whatever_happens_the_steps_end_and_never_go_back(max_rounds, fortunes, 
             assert step.stack.round <= limits[step.stack.domain]
             assert tuple(step.parents) == tuple(progress.committed)
             assert set(step.context) <= {ref.stack for ref in step.parents}
-            assert (step.val_before is None) == (step.stack.round == 1)
             places.append((step.position, step.stack.round))
             progress = commit(progress, step) if next(fortune, True) else reject(progress, step)
         else:

@@ -1,8 +1,11 @@
-"""The package as text: what it defines, read without importing it."""
+"""The project as text: what it defines, says and uses, read without importing it."""
 
 from __future__ import annotations
 
 import ast
+import io
+import re
+import tokenize
 from functools import cache
 from pathlib import Path
 
@@ -12,11 +15,68 @@ PACKAGE = ROOT / "bs_cluster"
 SHIPPED = ("bs_cluster", "jobs", "cluster", "benchmarks")
 FOLDERS = (".", "docs", "docs/decisions", "benchmarks", "cluster", "stacks_store")
 PAGES = sorted(page for folder in FOLDERS for page in (ROOT / folder).glob("*.md"))
+FILES = sorted(path for folder in (*SHIPPED, "tests") for path in (ROOT / folder).rglob("*.py"))
 
 
 @cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
+
+
+@cache
+def code_in_prose(path: Path) -> tuple[str, ...]:
+    """What a file's docstrings and comments set as code, between backticks."""
+    has_docstring = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    texts = [ast.get_docstring(node) or "" for node in ast.walk(tree(path)) if isinstance(node, has_docstring)]
+    tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+    texts += [token.string for token in tokens if token.type == tokenize.COMMENT]
+    return tuple(span for text in texts for span in re.findall(r"`+([^`]+)`+", text))
+
+
+def roots_imported(path: Path) -> set[str]:
+    """The top-level names of everything that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(tree(path)):
+        match node:
+            case ast.Import(names=aliases):
+                found |= {alias.name.split(".")[0] for alias in aliases}
+            case ast.ImportFrom(module=str(module), level=0):
+                found.add(module.split(".")[0])
+    return found
+
+
+@cache
+def names_read() -> set[str]:
+    """Every name that what ships reads as an attribute, a string or a pattern: what makes a member used."""
+    found: set[str] = set()
+    for path in (path for folder in SHIPPED for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(tree(path)):
+            match node:
+                case ast.Attribute(attr=name, ctx=ast.Load()):
+                    found.add(name)
+                case ast.Constant(value=str(text)) if text.isidentifier():
+                    found.add(text)
+                case ast.MatchClass(cls=ast.Name(id=name), patterns=patterns, kwd_attrs=keywords):
+                    found.update(keywords)
+                    for matched in classes().get(name, []):
+                        found.update(fields(matched)[: len(patterns)])
+    return found
+
+
+def fields(node: ast.ClassDef) -> list[str]:
+    return [
+        item.target.id for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    ]
+
+
+def own_members(node: ast.ClassDef) -> set[str]:
+    """Fields, methods, class variables and attributes set on self, but those of Python's own protocols."""
+    found = names_in(node.body)
+    for inner in ast.walk(node):
+        match inner:
+            case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
+                found.add(name)
+    return {name for name in found if not name.startswith("__")}
 
 
 @cache

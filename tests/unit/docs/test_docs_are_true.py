@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import source
-from source import PAGES, ROOT, classes, members, modules, packages, resolves, tree
+from source import FILES, PAGES, ROOT, classes, code_in_prose, members, modules, packages, resolves, tree
 
 from bs_cluster.config.schema import CampaignConfig
 
@@ -68,34 +68,46 @@ def config_key(dotted: str) -> bool:
     return True
 
 
-@pages
-def test_every_dotted_name_resolves(page):
+FILE_ENDINGS = ["py", "md", "yaml", "json", "jsonl", "sh", "db", "toml", "txt", "log", "safetensors", "parquet", "png"]
+
+
+def unresolved(spans: list[str] | tuple[str, ...]) -> list[str]:
+    """Dotted names that begin with something of ours and name nothing."""
     sections = set(CampaignConfig.model_fields)
     wrong = []
-    for span in code_spans(page):
+    for span in spans:
         for dotted, call in re.findall(r"(?<![\w./:\"'-])([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)(?![\w/-])(\(?)", span):
             first, last = dotted.split(".")[0], dotted.split(".")[-1]
-            if last in (
-                "py",
-                "md",
-                "yaml",
-                "json",
-                "jsonl",
-                "sh",
-                "db",
-                "toml",
-                "txt",
-                "log",
-                "safetensors",
-                "parquet",
-            ):
+            if last in FILE_ENDINGS:
                 continue
             if call and any(last in members(node) for nodes in classes().values() for node in nodes):
                 continue  # a method of what a variable holds
             known = first in packages() | {"bs_cluster"} | sections or first in classes()
             if known and not resolves(dotted) and not config_key(dotted):
                 wrong.append(dotted)
-    assert wrong == []
+    return wrong
+
+
+@pages
+def test_every_dotted_name_of_a_page_resolves(page):
+    assert unresolved(code_spans(page)) == []
+
+
+def test_every_dotted_name_of_a_docstring_or_comment_resolves():
+    wrong = {str(path.relative_to(ROOT)): unresolved(code_in_prose(path)) for path in FILES}
+    assert {path: names for path, names in wrong.items() if names} == {}
+
+
+def test_every_path_in_a_docstring_or_comment_exists():
+    places = (ROOT, ROOT / "bs_cluster", ROOT / "tests/unit")
+    missing = []
+    for path in FILES:
+        for span in code_in_prose(path):
+            if not re.fullmatch(r"[\w.-]+(?:/[\w.-]+)+\.(?:py|md|yaml|sbatch|toml)", span) or WRITTEN.search(span):
+                continue
+            if not any((place / span).exists() for place in (*places, path.parent)):
+                missing.append(f"{path.relative_to(ROOT)}: {span}")
+    assert missing == []
 
 
 @pages
@@ -148,10 +160,17 @@ def test_every_make_target_is_there(page):
 
 
 @pages
-def test_every_option_of_a_job_is_there(page):
-    for script, options in re.findall(r"(jobs/\w+\.py|cluster/local\.py)([^\n]*)", code_of(page)):
-        known = set(re.findall(r'"(--[\w-]+)"', (ROOT / script).read_text()))
-        assert set(re.findall(r"(?<!\w)(--[a-z][\w-]+)", options)) - known == set(), script
+def test_every_program_and_its_options_are_there(page):
+    """``python jobs/…``, ``python cluster/…`` and ``python -m <module of ours>``, up to the line's end or a comment."""
+    called = re.findall(
+        r"((?<![\w/])(?:jobs|cluster)/\w+\.py|-m (?:benchmarks|bs_cluster)[\w.]*)([^\n`#]*)", code_of(page)
+    )
+    for program, options in called:
+        path = ROOT / program.removeprefix("-m ").removesuffix(".py").replace(".", "/")
+        file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+        assert file.exists(), program
+        known = set(re.findall(r'"(--[\w-]+)"', file.read_text()))
+        assert set(re.findall(r"(?<!\w)(--[a-z][\w-]+)", options)) - known == set(), program
 
 
 @pages
@@ -173,6 +192,12 @@ def test_the_checks_here_find_what_they_are_for():
     assert resolves("bs_cluster.registry.mirror.Registry.sync")
     assert not resolves("bs_cluster.registry.mirror.Registry.gates")
     assert not resolves("registry.register")
+    assert unresolved(["see ``Store.verify`` and"]) == []
+    assert unresolved(["Store.verified", "training.stepz", "records.StackManifest.colour"]) == [
+        "Store.verified",
+        "training.stepz",
+        "records.StackManifest.colour",
+    ]
     assert config_key("training.steps")
     assert config_key("domains.legal.steps")
     assert not config_key("training.step")

@@ -70,10 +70,10 @@ def test_a_round_begun_again_shows_no_step_twice(registry, client, uri):
     later = Registry(uri, "demo", "brainstacks")
     later.round_started(CHAT, {})
     for step in (1, 2, 3):
-        later.log_metrics(CHAT, step, {"loss": 3.0 - step, "val_loss": 1.0})
+        later.log_metrics(CHAT, step, {"loss": 3.0 - step, "selection_loss": 1.0})
     (run,) = client.search_runs(["1"], "tags.stack = 'chat_r1'")
     assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3]
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "val_loss")] == [1, 2, 3]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "selection_loss")] == [1, 2, 3]
 
 
 class TestStatus:

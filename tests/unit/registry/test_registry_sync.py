@@ -203,12 +203,13 @@ def test_a_version_is_found_by_its_digest_and_says_where_it_lies(registry, store
     for ref, manifest in store.stacks():
         (version,) = client.search_model_versions(f"tags.manifest = '{ref.manifest}'")
         assert version.tags["round"] == str(ref.stack.round)
-        assert version.tags["val_after"] == f"{manifest.metrics['val_after']:.4f}"
+        assert version.tags["decision/val_after"] == f"{manifest.metrics['val_after']:.4f}"
         (model,) = client.search_logged_models(
             [client.get_run(version.run_id).info.experiment_id], f"tags.manifest = '{ref.manifest}'"
         )
         metrics = {metric.key: metric.value for metric in model.metrics}
-        assert metrics == manifest.metrics
+        names = {"val_before": "decision/val_before", "val_after": "decision/val_after", "rows": "decision/rows"}
+        assert metrics == {names.get(name, name): value for name, value in manifest.metrics.items()}
         files = tmp_path / "downloaded" / ref.stack.name
         for name in ("manifest.json", "adapter_config.json", "weights.txt"):
             files.mkdir(parents=True, exist_ok=True)
@@ -230,7 +231,7 @@ def test_a_rejected_round_has_its_run_and_no_version(registry, store, client):
     run = run_of(client, "math_r2")
     assert run.data.tags["committed"] == "false"
     assert run.data.tags["reason"] == "no improvement"
-    assert run.data.metrics["val_after"] == 2.6
+    assert run.data.metrics["decision/val_after"] == 2.6
     assert len(client.search_model_versions("name = 'demo-math'")) == 1
     assert "no improvement" in client.get_registered_model("demo-math").description
 

@@ -23,7 +23,8 @@ def make_inputs(domains=DOMAINS, *, null_space=True, committed=True, seed=0, **c
     for position, domain in enumerate(domains):
         rounds = _rounds(rng, domain, base[domain], isolated[domain], committed)
         for outcome in rounds:
-            histories[outcome.stack.name] = _history(rng, outcome)
+            if outcome.committed:  # of a rejected round nothing is stored
+                histories[outcome.stack.name] = _history(rng, outcome)
         records.append(
             DomainRecord(
                 schema_version=1,
@@ -145,13 +146,13 @@ def _rounds(rng, domain, base, isolated, committed) -> tuple[RoundOutcome, ...]:
 
 
 def _history(rng, outcome) -> list[dict]:
-    lines = []
+    """The curve on the rows that select: others than those of ``val_before`` and ``val_after``, and so not at them."""
+    before, after = outcome.val_before + 0.3, outcome.val_after + 0.3
+    lines: list[dict] = [{"step": 0, "selection_loss": before}]
     for step in range(10, 401, 10):
         line = {"step": step, "loss": outcome.val_after * rng.uniform(0.9, 1.1), "load_balance": 1.02, "lr": 1e-4}
         if step % 50 == 0:
             fraction = 1 - 2.718 ** (-step / 90)
-            line["val_loss"] = (
-                outcome.val_before + (outcome.val_after - outcome.val_before) * fraction + rng.gauss(0, 0.004)
-            )
+            line["selection_loss"] = before + (after - before) * fraction + rng.gauss(0, 0.004)
         lines.append(line)
     return lines

@@ -19,7 +19,7 @@ OWNED = dict.fromkeys(DOMAINS, True)
 
 
 def verdict(report, words):
-    found = [v for v in (*report.findings, *report.checks) if words in v.claim]
+    found = [v for v in (*report.findings, *report.checks) if words in v.statement]
     assert len(found) == 1, words
     return found[0]
 
@@ -46,6 +46,8 @@ def test_has_the_keys_the_design_requires():
     assert set(report["isolated_at_commit"]) == set(DOMAINS)
     assert {"regret", "label_regret", "all_on_regret", "accuracy"} <= set(report["router"])
     assert {"rows", "combinations", "rows_per_s"} <= set(report["sweep"])
+    assert all({"statement", "answer", "parts"} <= set(finding) for finding in report["findings"])
+    assert all({"statement", "answer"} <= set(check) for check in report["checks"])
 
 
 @pytest.mark.parametrize("inputs", [make_inputs(), make_inputs(("chat",)), make_inputs(committed=False)])
@@ -84,7 +86,7 @@ class TestLosses:
 
 
 class TestFindings:
-    CLAIMS = (
+    STATEMENTS = (
         ("own stacks lower", "isolated", 0.0),
         ("beats the base", "routed", 0.0),
         ("beats all stacks on", "routed", 0.6),
@@ -92,11 +94,11 @@ class TestFindings:
         ("no worse than routing by label", "routed", -0.98),
     )
 
-    @pytest.mark.parametrize(("claim", "mode", "even"), CLAIMS)
-    def test_holds_fails_or_is_undecided_with_its_interval(self, claim, mode, even):
-        assert verdict(with_losses(), claim).answer == "holds"
-        assert verdict(with_losses(**{mode: 0.7}), claim).answer == "fails"
-        found = verdict(with_losses(**{mode: even + 1e-4}, noise=0.3), claim)
+    @pytest.mark.parametrize(("statement", "mode", "even"), STATEMENTS)
+    def test_holds_fails_or_is_undecided_with_its_interval(self, statement, mode, even):
+        assert verdict(with_losses(), statement).answer == "holds"
+        assert verdict(with_losses(**{mode: 0.7}), statement).answer == "fails"
+        found = verdict(with_losses(**{mode: even + 1e-4}, noise=0.3), statement)
         assert found.answer == "undecided"
         assert any(part.difference.low < part.difference.mean < part.difference.high for part in found.parts)
 
@@ -136,7 +138,7 @@ class TestFindings:
         assert verdict(report, "Mixed rows").answer == mixed
         assert verdict(report, "foreign").answer == foreign
 
-    def test_a_claim_without_its_numbers_is_not_measured(self):
+    def test_a_statement_without_its_numbers_is_not_measured(self):
         report = build_report(make_inputs(overlap={}))
         assert verdict(report, "Mixed rows").answer == "not measured"
         assert verdict(report, "orthogonal").answer == "not measured"

@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from unit.report.campaign import make_inputs, make_losses
 
 from bs_cluster.report.build import build_report
+from bs_cluster.report.curves import selection_curve
 from bs_cluster.report.markdown import render_markdown, table
 from bs_cluster.report.terminal import render_terminal, terminal_console
 from bs_cluster.report.write import write_report
@@ -139,3 +140,27 @@ def test_writing_again_gives_the_same_bytes(tmp_path):
     first = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     write_report(make_inputs(("chat", "code")), tmp_path)
     assert first == {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+
+
+def test_curves_are_of_the_rows_that_select_and_of_no_others():
+    """The losses before and after a round are of other rows: none of them is a point of its curve."""
+    inputs = make_inputs()
+    for record in inputs.records:
+        for outcome in record.rounds:
+            history = inputs.histories.get(outcome.stack.name, [])
+            drawn = selection_curve(history)
+            assert drawn == [(line["step"], line["selection_loss"]) for line in history if "selection_loss" in line]
+            assert not {outcome.val_before, outcome.val_after} & {loss for _, loss in drawn}
+            assert bool(drawn) == outcome.committed  # of a rejected round nothing is stored to draw
+
+
+def test_wherever_a_round_has_a_loss_the_reader_is_told_of_which_rows():
+    report = build_report(make_inputs())
+    text, page = printed(report), render_markdown(report)
+    assert "rounds, on the rows that decide" in text
+    assert "all validation rows" in text
+    rounds = page[page.index("## Rounds") : page.index("## Validation rows")]
+    assert "rows that decide" in " ".join(rounds.split())
+    (table,) = markdown_tables(rounds)
+    column = [cell.strip() for cell in table[0]].index("rows")
+    assert {line[column].strip() for line in table[2:]} == {str(row.rows) for row in report.stacks}

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,35 @@ def verdicts(losses, parents=None, norms=None, **settings) -> list[str]:
     return found
 
 
+def watched(losses, parents) -> tuple[list[bool], list[str]]:
+    """At each step whether the guard suspected it, and its verdict by the parent's loss where it did."""
+    watch, asked, found = guard(), [], []
+    for loss, parent in zip(losses, parents, strict=True):
+        asked.append(watch.suspects(loss, 1.0))
+        found.append(watch.judge(loss, 1.0, parent if asked[-1] else None))
+    return asked, found
+
+
+def guard_asks(losses) -> list[bool]:
+    return watched(losses, losses)[0]
+
+
+def descent(wild_from: int, steps: int = 20) -> list[float]:
+    """Losses of AdamW on a quadratic, at a good rate and from one step on at a thousand times it."""
+    weight = torch.zeros(64, requires_grad=True)
+    optimum = torch.linspace(-0.1, 0.1, 64)
+    optimizer = torch.optim.AdamW([weight], lr=3e-3)
+    losses = []
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1000 if step >= wild_from else 1)
+        loss = 2.0 + ((weight - optimum) ** 2).sum()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return losses
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_is_bad_from_the_first_step(bad: float):
     """Published flaw 7: NaN compares false with everything and so escapes a spike check."""
@@ -49,9 +79,37 @@ def test_a_hard_batch_among_easy_ones_is_no_spike():
     parents = [0.3] * 30
     for step, loss in ((6, 1.04), (17, 1.22), (18, 1.1)):
         losses[step], parents[step] = loss, 1.5
+    asked, found = watched(losses, parents)
+    assert set(found) == {"go on"}
+    assert [step for step, suspect in enumerate(asked) if suspect] == [6, 17, 18]  # acquitted by the parent's loss
+    assert watched(losses, [0.3] * 30)[1][17] == "restore"  # the same loss where the parent lost less
+
+
+def test_two_kinds_of_rows_in_turns_are_not_even_suspected():
+    """Where both kinds come all the time the spread is wide, and a batch of either is usual: no forward is spent."""
+    random = np.random.default_rng(1)
+    losses = [float(random.uniform(*((0.03, 0.09) if step % 2 else (1.0, 1.3)))) for step in range(40)]
+    asked, found = watched(losses, [math.nan] * 40)
+    assert not any(asked[4:])
+    assert set(found[4:]) == {"go on"}
+
+
+def test_a_rate_a_thousand_times_too_high_is_suspected_at_once():
+    """A good rate is never asked about; after a step at a thousand times it the next loss is, and is judged bad."""
+    assert not any(guard_asks(descent(wild_from=20)))
+    wild = descent(wild_from=10)
+    asked, found = watched(wild, [wild[0]] * len(wild))
+    assert asked[:12] == [False] * 11 + [True]
+    assert found[:12] == ["go on"] * 11 + ["restore"]
+
+
+def test_before_anything_is_usual_nobody_is_suspected():
     watch = guard()
-    assert set(verdicts(losses, parents)) == {"go on"}
-    assert sum(watch.suspects(loss, 1.0) for loss in losses) == 0  # nothing is known yet: nobody is asked
+    for loss in (2.0, 9.0, 0.1):
+        assert not watch.suspects(loss, 1.0)
+        watch.judge(loss, 1.0)
+    assert watch.suspects(20.0, 1.0)
+    assert not watch.suspects(math.nan, 1.0)  # bad without being asked about
 
 
 def test_only_what_is_far_from_usual_is_asked_about():
@@ -64,8 +122,10 @@ def test_only_what_is_far_from_usual_is_asked_about():
 
 
 def test_a_blow_up_is_a_spike():
-    """A rate a thousand times too high: losses the parent never had on any batch."""
-    assert verdicts([2.0] * 5 + [11.0, 14.0, 17.0], [2.0] * 8) == ["go on"] * 5 + ["restore", "restore", "stop"]
+    """Losses the parent never had on any batch: each is asked about and judged bad."""
+    asked, found = watched([2.0] * 5 + [11.0, 14.0, 17.0], [2.0] * 8)
+    assert asked == [False] * 5 + [True] * 3
+    assert found == ["go on"] * 5 + ["restore", "restore", "stop"]
 
 
 def test_a_wild_gradient_alone_is_asked_about_and_forgiven():
