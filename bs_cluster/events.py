@@ -26,6 +26,23 @@ class RoundStarted(Record):
 
 
 @dataclass(frozen=True)
+class RoundResumed(Record):
+    """A round goes on after ``step``, where its last checkpoint was written."""
+
+    stack: StackId
+    step: int
+
+
+@dataclass(frozen=True)
+class CheckpointTrouble(Record):
+    """A checkpoint was not taken, or could not be written, and ``why``. The round goes on without it."""
+
+    stack: StackId
+    step: int
+    why: str
+
+
+@dataclass(frozen=True)
 class StepDone(Record):
     """An optimizer step is judged. ``step`` counts from 1; ``seconds`` since the round's first. ``verdict`` is the
     guard's (``go on``, ``restore``, ``stop``); ``selection_loss``, on the rows that select a snapshot, is there
@@ -62,8 +79,11 @@ class Measuring(Record):
 
 @dataclass(frozen=True)
 class RoomScarce(Record):
-    """Earlier domains leave a new one only this share of the directions at a site of this width."""
+    """Earlier domains leave a new one only this share of the ``width`` directions that ``site`` reads or writes, by
+    ``side`` (``input``, ``output``); no site has less."""
 
+    site: str
+    side: str
     width: int
     free: float
 
@@ -77,7 +97,17 @@ class DomainClosed(Record):
     base: float
 
 
-Event = Phase | RoundStarted | StepDone | RoundEnded | Measuring | RoomScarce | DomainClosed
+Event = (
+    Phase
+    | RoundStarted
+    | RoundResumed
+    | CheckpointTrouble
+    | StepDone
+    | RoundEnded
+    | Measuring
+    | RoomScarce
+    | DomainClosed
+)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bs_cluster.events import DomainClosed, Event, Measuring, Phase, RoomScarce, RoundEnded, RoundStarted, StepDone
+from bs_cluster.events import (
+    CheckpointTrouble,
+    DomainClosed,
+    Event,
+    Measuring,
+    Phase,
+    RoomScarce,
+    RoundEnded,
+    RoundResumed,
+    RoundStarted,
+    StepDone,
+)
 
 
 def clock(seconds: float) -> str:
@@ -73,6 +84,10 @@ class Console:
             case RoundStarted():
                 self.begin(f"{event.stack.name:<14} loads and measures before its first step")
                 self.say(f"{event.stack.name:<14} training begins")
+            case RoundResumed(stack, step):
+                self.say(f"{stack.name:<14} goes on after step {step}, from its checkpoint")
+            case CheckpointTrouble(stack, step, why):
+                self.say(f"{stack.name:<14} checkpoint of step {step}: {why}")
             case StepDone():
                 self.begin(f"{event.stack.name:<14} trains")
                 self._step(event)
@@ -84,9 +99,10 @@ class Console:
                     f" on the {outcome.rows} rows that decide  ({clock(outcome.seconds)})"
                     f"{'' if outcome.committed else '  ' + outcome.reason}"
                 )
-            case RoomScarce(width, free):
+            case RoomScarce(site, side, width, free):
                 self.say(
-                    f"room is scarce: earlier domains leave {free:.0%} of the directions of a site of width {width}; "
+                    f"room is scarce: earlier domains leave {free:.0%} of the {width} directions that {site} "
+                    f"{'reads' if side == 'input' else 'writes'}, and no site has less; "
                     "a smaller null_space.max_share or max_rank makes a campaign's claims smaller"
                 )
             case DomainClosed():

@@ -10,7 +10,7 @@ import ray.exceptions
 
 from bs_cluster.base import load_tokenizer
 from bs_cluster.campaign.campaign import Campaign
-from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.config.schema import VALIDATION_ROWS_NEEDED, CampaignConfig
 from bs_cluster.data.domains import load_domains
 from bs_cluster.data.encode import encode_router_prompt, encode_rows
 from bs_cluster.data.frozen import DomainRows
@@ -118,6 +118,12 @@ def encode_domains(campaign: Campaign) -> dict[str, DomainRows]:
             raise DataError(
                 f"domain {data.name}: every row of a split belongs to a domain that is closed already; "
                 "give it rows of its own"
+            )
+        if len(rows.validation) < VALIDATION_ROWS_NEEDED:
+            raise DataError(
+                f"domain {data.name}: {len(rows.validation)} of its validation rows belong to no closed domain; "
+                f"{VALIDATION_ROWS_NEEDED} are needed, two to choose a stack's snapshot and two to decide about its "
+                "commit; give it rows of its own, or raise data.validation_rows"
             )
         return rows
 

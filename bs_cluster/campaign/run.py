@@ -20,6 +20,7 @@ from bs_cluster.campaign.train import train_stacks
 from bs_cluster.config.identity import bundle_digest
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.coordinator import check_identity
+from bs_cluster.coordinator.room import refuse_without_room
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.errors import StoreError
 from bs_cluster.events import Event, StepDone
@@ -48,6 +49,8 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
             show_report(Report.from_json(report), campaign, recorder)
             return 0
 
+        if config.null_space.enabled and not campaign.all_closed:
+            refuse_without_room(campaign.store)
         workers, evaluators = training_ask(config), sweep_ask(config)
         cluster = read_cluster()
         refuse_impossible((workers, evaluators), cluster)

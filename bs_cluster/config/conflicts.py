@@ -10,10 +10,12 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from bs_cluster.config.schema import PROJECTIONS, CampaignConfig, RouterSection
+from bs_cluster.config import plugins
+from bs_cluster.config.schema import PROJECTIONS, VALIDATION_ROWS_NEEDED, CampaignConfig, RouterSection
 from bs_cluster.config.sources import EMBEDDED_ROWS, EmbeddedSource, format_names
 
 EMBEDDED_BASES = ("gemma3-270m", "smollm2-135m")  # after ``embedded:``; bs_cluster.base.prepare builds them
+BUILT_IN_OPTIMIZERS = ("adamw",)  # bs_cluster.training.optimizer builds them
 _BASES_WITHOUT_CHAT_TEMPLATE = ("gemma3-270m",)  # the pretrained model, not the instruction-tuned one
 
 
@@ -118,8 +120,15 @@ def _training(config: CampaignConfig) -> Iterator[Conflict]:
         )
         keys = ("training.num_workers", "training.per_device_batch")
         yield _conflict("training.global_batch", training.global_batch, words, *keys)
-    if config.data.validation_rows < 2:
-        words = "one part of the rows chooses a stack's snapshot, the other decides about its commit; 2 or more"
+    optimizers = (*BUILT_IN_OPTIMIZERS, *plugins.found(plugins.OPTIMIZERS))
+    if training.optimizer not in optimizers:
+        way_out = f"{did_you_mean(training.optimizer, optimizers)}; there are {', '.join(optimizers)}"
+        yield _conflict("training.optimizer", training.optimizer, f"no such optimizer{way_out}")
+    if config.data.validation_rows < VALIDATION_ROWS_NEEDED:
+        words = (
+            "two rows at least choose a stack's snapshot and two decide about its commit; "
+            f"{VALIDATION_ROWS_NEEDED} or more"
+        )
         yield _conflict("data.validation_rows", config.data.validation_rows, words)
     if training.offload_optimizer and training.zero_stage == 0:
         words = "ZeRO stage 0 shards no optimizer state to offload; take training.zero_stage 1 or 2"

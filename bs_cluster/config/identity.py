@@ -22,8 +22,10 @@ _TRAINING_PLACEMENT = {
     "offload_optimizer",
     "gradient_checkpointing",
     "eval_batch_tokens",
+    "checkpoint_every_s",
     "max_failures",
     "start_timeout_s",
+    "answer_timeout_s",
 }
 _PER_DOMAIN = {"steps", "max_rounds", "learning_rate"}
 

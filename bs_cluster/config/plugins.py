@@ -1,10 +1,13 @@
-"""What other packages add: row formats and kinds of source, by entry points.
+"""What other packages add: row formats, kinds of source and optimizers, by entry points.
 
     [project.entry-points."bs_cluster.formats"]
     court = "my_package.formats:court"          # a function: raw row (a mapping) -> (prompt, completion)
 
     [project.entry-points."bs_cluster.sources"]
     ledger = "my_package.ledger:LedgerSource"   # a subclass of bs_cluster.config.sources.SourceSection
+
+    [project.entry-points."bs_cluster.optimizers"]
+    lion = "my_package.lion:build"              # bs_cluster.training.optimizer says what it is
 
 A source's module also registers its reader with ``bs_cluster.data.sources.raw_rows``. It is imported while
 ``bs_cluster.config`` is, so of this package it imports those two modules only. Every node must have the package.
@@ -18,6 +21,7 @@ from bs_cluster.errors import ConfigError
 
 FORMATS = "bs_cluster.formats"
 SOURCES = "bs_cluster.sources"
+OPTIMIZERS = "bs_cluster.optimizers"
 
 
 def found(group: str) -> dict[str, EntryPoint]:
@@ -26,8 +30,10 @@ def found(group: str) -> dict[str, EntryPoint]:
 
 
 def load(group: str, name: str) -> object:
-    """What the entry point names. Raises ConfigError when its package cannot be imported."""
-    point = found(group)[name]
+    """What the entry point names. Raises ConfigError when no package here has it, or it cannot be imported."""
+    point = found(group).get(name)
+    if point is None:
+        raise ConfigError([f"{group}: no package on this machine adds {name}; install it on every node"])
     try:
         return point.load()
     except Exception as error:  # anything at all may go wrong in another's module

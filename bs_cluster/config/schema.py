@@ -17,6 +17,7 @@ from bs_cluster.config.sources import Source
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Beyond these no machine follows; a larger number is a slip.
+VALIDATION_ROWS_NEEDED = 4  # two choose a stack's snapshot, two decide about its commit: one row has no error
 MAX_STEPS = 10_000_000
 MAX_THREADS = 1024
 MAX_WORKERS = 4096
@@ -156,7 +157,7 @@ class TrainingSection(Section):
     )
     per_device_batch: Positive = Field(default=4, le=65536, description="Rows in a worker's micro-batch.")
     optimizer: str = Field(
-        default="adamw", description="A name of bs_cluster.training.optimizer.OPTIMIZERS, where others can be added."
+        default="adamw", description="adamw, or one that another package names by an entry point bs_cluster.optimizers."
     )
     learning_rate: AboveZero = Field(default=1e-4, le=100, description="Peak learning rate.")
     b_lr_ratio: AboveZero = Field(default=1.0, description="Learning rate of B over that of the rest (LoRA+).")
@@ -190,9 +191,16 @@ class TrainingSection(Section):
     spike_norm_factor: Annotated[float, Field(gt=1)] = Field(
         default=10.0, description="A gradient this many times the usual one makes a step suspect too."
     )
-    max_spikes: Positive = Field(default=3, le=1000, description="Spikes in a row that end the round (the paper: 4).")
+    max_spikes: Positive = Field(default=4, le=1000, description="Spikes in a row that end the round.")
     context: Literal["cumulative", "isolated"] = Field(
         default="cumulative", description="Whether earlier domains' stacks fire while a new one trains."
+    )
+    # The paper's scripts checkpoint after each round. A 12B's 4.4 GB take seconds to hash and write, during which all
+    # workers wait: every five minutes that is little. Where a stack is small, ask for it more often.
+    checkpoint_every_s: NonNegative = Field(
+        default=300,
+        le=86_400,
+        description="Seconds between the checkpoints of a round under way: what a crash may cost. 0: none.",
     )
     max_failures: Annotated[int, Field(ge=-1, le=1000)] = Field(
         default=3, description="Times that Ray Train starts the workers again after a crash; -1 for ever."

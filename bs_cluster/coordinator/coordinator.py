@@ -15,9 +15,10 @@ from typing import Any
 from bs_cluster.config.identity import campaign_identity, curriculum, effective_domain, identity_differences
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.curriculum import Progress, next_step
+from bs_cluster.coordinator.room import check_room, claimed_so_far
 from bs_cluster.coordinator.work import SharedBasis, Work
-from bs_cluster.errors import ConfigError, FencedError, OutOfOrderError, StackError
-from bs_cluster.events import Event, Place, RoomScarce, Told
+from bs_cluster.errors import ConfigError, FencedError, OutOfOrderError
+from bs_cluster.events import Event, Place, Told
 from bs_cluster.records import (
     CloseDomain,
     DomainRecord,
@@ -28,10 +29,8 @@ from bs_cluster.records import (
     Step,
     TrainRound,
 )
-from bs_cluster.stacks.basis import Basis
 from bs_cluster.store.store import Store
 
-SCARCE = 0.25  # share of free directions below which a person is told
 EVENTS_KEPT = 1000  # between two looks of the driver; older ones are dropped
 
 
@@ -93,29 +92,13 @@ class Coordinator:
             return None
         closed = tuple(record.domain for record in records)
         if self.basis is None or self.basis.closed != closed:
-            claims = [Basis.from_bytes(self.store.get_bytes(record.basis)) for record in records if record.basis]
-            basis = Basis.combine(claims)
-            self._check_room(basis)
+            basis = claimed_so_far(self.store)
+            if (scarce := check_room(basis)) is not None:  # once a domain: the basis is kept for its rounds
+                self.report(scarce)
             data = basis.to_bytes()
             entry = self.store.put_bytes("basis.safetensors", data)
             self.basis = SharedBasis(closed, entry.sha256, self.share(data))
         return self.basis
-
-    def _check_room(self, basis: Basis) -> None:
-        """Raises StackError where a site has no free direction left: a stack could learn nothing there. Where room is
-        scarce, says so once for each domain."""
-        free = basis.free_share()
-        if not free:
-            return
-        width = min(free, key=free.__getitem__)
-        if free[width] <= 0:
-            raise StackError(
-                f"earlier domains hold every direction of a site of width {width}, so nothing is left to learn in; set "
-                "null_space.enabled=false for the domains to come, or start another campaign with a smaller "
-                "null_space.max_share or max_rank"
-            )
-        if free[width] < SCARCE:
-            self.report(RoomScarce(int(width), free[width]))
 
     # --- taking results ---------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bs_cluster.config.identity import curriculum
-from bs_cluster.config.schema import CampaignConfig, DomainSection
+from bs_cluster.config.schema import VALIDATION_ROWS_NEEDED, CampaignConfig, DomainSection
 from bs_cluster.config.sources import SourceSection
 from bs_cluster.data.clean import clean_text, holds_chat_tokens, normalise
 from bs_cluster.data.decontaminate import GENERALISTS, detect_domain, domain_words
@@ -150,6 +150,13 @@ def _finish(pool: Pool, before: Splits, after: Splits) -> DomainData:
         raise DataError(
             f"domain {name!r}: every row of a split is nearly the same as a held-out one; "
             "give it more varied rows, or raise data.near_duplicates"
+        )
+    if len(after.validation) < VALIDATION_ROWS_NEEDED:
+        raise DataError(
+            f"domain {name!r}: {len(after.validation)} of {len(before.validation)} validation rows are not nearly the "
+            f"same as a row held out elsewhere; {VALIDATION_ROWS_NEEDED} are needed, two to choose a stack's snapshot "
+            "and two to decide about its commit; give it more varied rows, or raise data.validation_rows or "
+            "data.near_duplicates"
         )
     steps = ("read", "unusable", "empty", "stripped", "duplicates", "contaminated_out", "contaminated_in")
     counts = {step: pool.counts[step] for step in steps}

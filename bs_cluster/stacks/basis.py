@@ -74,9 +74,13 @@ class Basis:
             taken[str(width)] = max(taken.get(str(width), 0.0), rank / width)
         return taken
 
-    def free_share(self) -> dict[str, float]:
-        """Smallest share of directions left free at any site, by the site's width."""
-        return {width: 1.0 - taken for width, taken in self.claimed_share().items()}
+    def free_shares(self, sites: Sequence[str]) -> list[float]:
+        """Share of directions left free at each of these sites, on the side where it is smaller."""
+        free = dict.fromkeys(sites, 1.0)
+        for _, path, directions_XK in self.entries():
+            width, rank = directions_XK.shape
+            free[path] = min(free[path], 1.0 - rank / width)
+        return list(free.values())
 
     def overlap(self, other: Basis) -> float:
         """Mean of ``overlap`` over the sites and sides that both have; 0 where they share none."""

@@ -21,7 +21,7 @@ CHUNK_ELEMENTS = {"cpu": 1 << 25, "cuda": 1 << 27}
 BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
 
 
-class _HeadLoss(Function):
+class HeadLoss(Function):
     @staticmethod
     def forward(ctx, hidden_NH, weight_VH, labels_N, softcap):  # type: ignore[override]
         wants_gradient = ctx.needs_input_grad[0]
@@ -83,4 +83,4 @@ def completion_nll(model: nn.Module, labels_BT: torch.Tensor, **inputs: torch.Te
     next_BT = labels_BT[:, 1:]
     labelled_BT = next_BT != -100
     hidden_NH = hidden_BTH[:, :-1][labelled_BT]
-    return _HeadLoss.apply(hidden_NH, head.weight, next_BT[labelled_BT], softcap)  # type: ignore[return-value]
+    return HeadLoss.apply(hidden_NH, head.weight, next_BT[labelled_BT], softcap)  # type: ignore[return-value]

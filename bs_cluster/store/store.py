@@ -7,6 +7,7 @@
     <uri>/<campaign>/refs/bundles/<number>.json          create-if-absent
     <uri>/<campaign>/refs/epochs/<number>.json           create-if-absent; the newest is the one writer
     <uri>/<campaign>/history/<n>.json                    create-if-absent; the refs in the order of their commits
+    <uri>/<campaign>/rounds/<stack>/                     scratch: the state of a round that is under way
     <uri>/<campaign>/sweep/<digest>/part-*.parquet       scratch: outcomes of a sweep that is under way
     <uri>/<campaign>/tmp/                                files being written
     <uri>/<campaign>/aside/                              what a repair moved out of the way
@@ -58,6 +59,7 @@ from bs_cluster.store.refs import (
     stack_ref,
 )
 from bs_cluster.store.repair import Repaired, repair_campaign
+from bs_cluster.store.round_area import RoundArea
 from bs_cluster.store.stack_load import StoredStack, load_stack
 from bs_cluster.store.sweep_area import SweepArea
 from bs_cluster.store.uri import open_files
@@ -270,6 +272,15 @@ class Store:
         is broken or the refs are not what it says."""
         self._committed.refs()
         return self._history.entries()
+
+    def round_area(self, stack: str) -> RoundArea:
+        """Scratch space for the round that trains ``stack``. Safe to delete: a round then begins anew."""
+        return RoundArea(self._files, f"rounds/{safe_name(stack)}")
+
+    def clear_rounds(self, under_way: str | None = None) -> None:
+        """Deletes the scratch space of every round but the one ``under_way``: the others are over."""
+        for stack in sorted({name.split("/")[1] for name in self._files.stamps("rounds")} - {under_way}):
+            self.round_area(stack).clear()
 
     def sweep_area(self, digest: str) -> SweepArea:
         """Scratch space for the sweep with this digest. Safe to delete: a sweep measures again what is missing."""

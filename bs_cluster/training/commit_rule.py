@@ -21,11 +21,12 @@ class Decision:
 
 
 def split_validation(rows: Sequence[Row], selection_share: float) -> tuple[Sequence[Row], Sequence[Row]]:
-    """(rows that choose the snapshot, rows that decide about the commit), in their order, at least one each.
+    """(rows that choose the snapshot, rows that decide about the commit), in their order, at least two each: one row
+    has no error.
 
     Validation rows stand in the order of a hash of their prompt, so a cut is a random split that never changes.
     """
-    cut = min(max(round(selection_share * len(rows)), 1), len(rows) - 1)
+    cut = min(max(round(selection_share * len(rows)), 2), len(rows) - 2)
     return rows[:cut], rows[cut:]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -30,9 +31,12 @@ from bs_cluster.records import (
 from bs_cluster.stacks.adapter_files import write_adapter
 from bs_cluster.stacks.basis import Basis
 from bs_cluster.store.hashing import stage_entries
+from bs_cluster.training.checkpoint import Checkpoints
 from bs_cluster.training.commit_rule import decide, split_validation
-from bs_cluster.training.loop import Learned, learn
+from bs_cluster.training.loop import learn
+from bs_cluster.training.ranks import check_agreement
 from bs_cluster.training.session import Session
+from bs_cluster.training.state import RoundState
 
 
 def train_round(session: Session, step: TrainRound, basis: Basis | None) -> tuple[RoundOutcome, StackManifest | None]:
@@ -48,6 +52,16 @@ def train_round(session: Session, step: TrainRound, basis: Basis | None) -> tupl
     selection, decision = split_validation(rows.validation, training.selection_share)
     context = [stack.name for stack in step.context]
     seed = round_seed(config.seed, step.stack.name)
+    digest, basis_digest = domain_digest(config, step.stack.domain), basis.digest if basis else None
+    identity = {
+        "place in the curriculum": sha256_hex(canonical_json(step.to_dict())),
+        "config": digest,
+        "set of rows": sha256_hex(canonical_json([rows.fingerprint, sorted(rows.ids)])),
+        "base": stacked.base.ref.digest,
+        "set of confining directions": basis_digest or "",
+        "version of the code": __version__,
+    }
+    check_agreement(f"what {step.stack.name} learns from", sha256_hex(canonical_json(identity)))
 
     stacked.fire(context)
     before, parent_loss = session.score(decision), token_mean(session.score(selection))
@@ -56,7 +70,9 @@ def train_round(session: Session, step: TrainRound, basis: Basis | None) -> tupl
     name = stacked.begin(stack_config(config.stack, step.stack, step.position), seed)
     stacked.tuner.confine(basis)
     stacked.fire(context, train=name)
-    learned = learn(session, step.stack, training, rows.train, selection, parent_loss, seed)
+    area = session.store.round_area(name)
+    checkpoints = Checkpoints(area, step.stack, identity, training.checkpoint_every_s, session.report)
+    learned = learn(session, step.stack, training, rows.train, selection, parent_loss, seed, checkpoints)
     tensors = stacked.tuner.freeze(name)
 
     stacked.fire([*context, name])
@@ -77,8 +93,8 @@ def train_round(session: Session, step: TrainRound, basis: Basis | None) -> tupl
         rows=gain.rows,
         committed=verdict.commit,
         manifest=None,
-        steps=learned.steps,
-        restores=learned.restores,
+        steps=learned.step,
+        restores=learned.guard.restores,
         seconds=time.monotonic() - started,
         reason=verdict.reason,
     )
@@ -93,11 +109,11 @@ def train_round(session: Session, step: TrainRound, basis: Basis | None) -> tupl
         parents=step.parents,
         context=step.context,
         base=stacked.base.ref,
-        config_digest=domain_digest(config, step.stack.domain),
+        config_digest=digest,
         data_fingerprint=rows.fingerprint,
-        basis=basis.digest if basis else None,
+        basis=basis_digest,
         files=_upload(session, step, tensors, learned.history),
-        metrics=_metrics(outcome, learned),
+        metrics=_metrics(outcome, learned) | _room(stacked.tuner.site_names(), basis),
         code_version=__version__,
     )
     return outcome, manifest
@@ -130,7 +146,13 @@ def _base_losses(session: Session, rows: Sequence[EncodedRow]) -> list[RowLoss]:
         session.stacked.fire(firing)
 
 
-def _metrics(outcome: RoundOutcome, learned: Learned) -> dict[str, float]:
+def _room(sites: Sequence[str], basis: Basis | None) -> dict[str, float]:
+    """What the stack had to learn in: share of a site's directions that earlier domains left free."""
+    free = (basis or Basis()).free_shares(sites)
+    return {"free_share_min": min(free), "free_share_median": statistics.median(free)}
+
+
+def _metrics(outcome: RoundOutcome, learned: RoundState) -> dict[str, float]:
     """Numbers for the manifest: those of the rows that decide, the best snapshot's step and its loss on the rows that
     select, the last step's training figures."""
     last = {key: value for key, value in learned.history[-1].items() if key in ("loss", "load_balance", "imbalance")}
@@ -138,7 +160,7 @@ def _metrics(outcome: RoundOutcome, learned: Learned) -> dict[str, float]:
     return (
         {name: float(getattr(outcome, name)) for name in decided}
         | {f"train_{key}": value for key, value in last.items()}
-        | {"best_step": float(learned.best_step), "best_selection_loss": learned.best_loss}
+        | {"best_step": float(learned.best.step), "best_selection_loss": learned.best.loss}
     )
 
 

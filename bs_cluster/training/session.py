@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.batch import plan_batches
@@ -50,13 +49,7 @@ class Session:
             if number % world_size() == world_rank():
                 for index, loss in zip(batch, score_batch(self.stacked, [rows[i] for i in batch]), strict=True):
                     sums[index] = torch.tensor([loss.nll, loss.tokens], dtype=torch.float64)
-        sums = self._sum(sums)
-        return [RowLoss(nll, int(tokens)) for nll, tokens in sums.tolist()]
-
-    def _sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        if world_size() > 1 and dist.get_backend() == "nccl":
-            return sum_over_ranks(tensor.to(self.stacked.base.model.device)).cpu()
-        return sum_over_ranks(tensor)
+        return [RowLoss(nll, int(tokens)) for nll, tokens in sum_over_ranks(sums).tolist()]
 
 
 def device_of(config: CampaignConfig) -> torch.device:

@@ -58,6 +58,8 @@ def run_worker(settings: dict[str, Any]) -> None:
     while True:
         dist.barrier()
         work = coordinator.next_work(group)
+        if dist.get_rank() == 0:
+            store.clear_rounds(under_way=work.step.stack.name if isinstance(work.step, TrainRound) else None)
         if isinstance(work.step, Finished):
             break
         for _, manifest in store.stacks():

@@ -6,27 +6,35 @@ The only file that knows DeepSpeed's insides.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import safe_set_full_fp32_param
-from peft import PeftModel
 from torch import nn
 from torch.optim import Optimizer
 
+from bs_cluster.adapter_format import PARTS
 from bs_cluster.config.schema import TrainingSection
+from bs_cluster.errors import TrainingError
+from bs_cluster.stacks.model import StackModel
 from bs_cluster.training.memory import release_memory
-from bs_cluster.training.optimizer import Schedule, build_optimizer, forget
-from bs_cluster.training.ranks import world_size
+from bs_cluster.training.optimizer import Rate, Sizes, build_optimizer, forget, load_state, whole_state
+from bs_cluster.training.ranks import gather_parts, world_rank, world_size
+
+Tensors = dict[str, torch.Tensor]
 
 
-def zero_config(training: TrainingSection, ranks: int) -> dict[str, Any]:
-    """ZeRO over the learning stack. ``bf16`` stays off: DeepSpeed would cast every floating parameter, and a stack
-    learns in fp32 (its products run in the base's compute dtype inside the layer)."""
-    zero: dict[str, Any] = {"stage": training.zero_stage, "contiguous_gradients": True, "overlap_comm": False}
+def zero_config(training: TrainingSection, ranks: int, parameters: int) -> dict[str, Any]:
+    """ZeRO over a learning stack of so many ``parameters``. ``bf16`` stays off: DeepSpeed would cast every floating
+    parameter, and a stack learns in fp32 (its products run in the base's compute dtype inside the layer)."""
+    zero: dict[str, Any] = {
+        "stage": training.zero_stage,
+        "contiguous_gradients": True,
+        "overlap_comm": False,
+        "reduce_bucket_size": min(parameters, 500_000_000),  # DeepSpeed makes a buffer of it, whatever the model needs
+    }
     if training.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": training.use_gpu}
     return {
@@ -41,30 +49,49 @@ def zero_config(training: TrainingSection, ranks: int) -> dict[str, Any]:
 
 
 def accumulation(training: TrainingSection, ranks: int) -> int:
-    """Micro-batches that each rank makes of a global batch. A config whose numbers do not divide is refused."""
+    """Micro-batches that each rank makes of a global batch. The config refuses what does not divide."""
     per_pass = training.per_device_batch * ranks
     assert training.global_batch % per_pass == 0, (training.global_batch, training.per_device_batch, ranks)
     return training.global_batch // per_pass
 
 
-class Learner:
-    """The stack that learns under a DeepSpeed engine: step it, read it, set it back."""
+class Objective(nn.Module):
+    """What DeepSpeed is given: the learning parameters, and the loss that they make together with all the rest.
 
-    def __init__(self, peft: PeftModel, training: TrainingSection):
-        self.parameters: list[nn.Parameter] = [p for p in peft.parameters() if p.requires_grad]
-        self._optimizer: Optimizer = build_optimizer(peft.base_model, self.parameters, training)  # type: ignore[arg-type]
-        self.schedule = Schedule(self._optimizer, training)
-        self.device = self.parameters[0].device
+    The model is no submodule of it. So nothing that is frozen is broadcast or counted, and DeepSpeed's hooks, which
+    would keep a round's engine alive, hang on this module and go with it.
+    """
+
+    def __init__(self, tuner: StackModel, learning: Mapping[str, nn.Parameter]):
+        super().__init__()
+        self.learning = nn.ParameterList(learning.values())
+        self.losses = tuner.forward
+
+    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """The loss of each label, (N,)."""
+        return self.losses(**inputs)
+
+
+class Learner:
+    """The stack that learns under a DeepSpeed engine: step it, read it, set it back.
+
+    Weights and optimizer state are told whole and by parameter name, on the CPU, whatever part of them this rank holds:
+    the weights of all are on every rank; under ZeRO 1 and 2 their master copies and the optimizer's state lie in flat
+    slices, one a rank and parameter group.
+    """
+
+    def __init__(self, tuner: StackModel, training: TrainingSection):
+        self.parameters = learning_parameters(tuner)
+        self.device = next(iter(self.parameters.values())).device
+        self._optimizer: Optimizer = build_optimizer(self.parameters, training)
+        self.rate = Rate(self._optimizer, training)
         self._sharded = training.zero_stage > 0
-        self._clipped_norm = math.nan
-        if not self._sharded:  # without ZeRO, DeepSpeed tells no gradient norm: take the clipped one
-            self._optimizer.register_step_pre_hook(self._note_gradient_norm)
+        self._norm = math.nan
+        count = sum(parameter.numel() for parameter in self.parameters.values())
         self.engine, *_ = deepspeed.initialize(
-            model=_OnlyWhatLearns(peft, self.parameters),
-            model_parameters=self.parameters,  # type: ignore[arg-type]  DeepSpeed's own annotation is wrong
+            model=Objective(tuner, self.parameters),  # type: ignore[arg-type]  DeepSpeed's own annotations are wrong
             optimizer=self._optimizer,
-            lr_scheduler=self.schedule,  # type: ignore[arg-type]  torch's new base class
-            config=zero_config(training, world_size()),
+            config=zero_config(training, world_size(), count),
             dist_init_required=False,
         )
 
@@ -72,62 +99,97 @@ class Learner:
         """Backward of one micro-batch and, with the global batch's last, the optimizer's step. ``loss`` is a share of
         the global batch's mean, so DeepSpeed must not divide by the accumulation again."""
         self.engine.backward(loss, scale_wrt_gas=False)
+        if not self._sharded and self.engine.is_gradient_accumulation_boundary():  # without ZeRO, DeepSpeed tells none
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            self._norm = float(nn.utils.get_total_norm(gradients))
         self.engine.step()
 
     def gradient_norm(self) -> float:
-        """Of the step just made, over all ranks; before clipping where ZeRO tells it. NaN where it is not finite."""
-        norm = self.engine.get_global_grad_norm() if self._sharded else self._clipped_norm
+        """Of the step just made, over all ranks, before clipping."""
+        norm = self.engine.get_global_grad_norm() if self._sharded else self._norm
         return math.nan if norm is None else float(norm)
 
-    def weights(self) -> list[torch.Tensor]:
-        """A copy of what is learned, on the CPU."""
-        return [parameter.detach().cpu().clone() for parameter in self.parameters]
+    def weights(self) -> Tensors:
+        """A copy of what is learned."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
-    def set_weights(self, weights: Sequence[torch.Tensor]) -> None:
+    def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         """The weights and ZeRO's master copies of them."""
-        for parameter, saved in zip(self.parameters, weights, strict=True):
-            parameter.copy_(saved)
-            safe_set_full_fp32_param(parameter, saved.to(parameter.device))
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
+        if self._sharded:
+            zero: Any = self.engine.optimizer
+            for master, parts in zip(
+                zero.single_partition_of_fp32_groups, zero.parallel_partitioned_bit16_groups, strict=True
+            ):
+                master.copy_(parts[world_rank()])
 
-    def start_anew(self) -> None:
-        """The optimizer forgets, moments and step, and the rate warms up again: what follows a restore."""
+    def forget(self) -> None:
+        """The optimizer starts anew, moments and step."""
         forget(self._optimizer)
-        self.schedule.warm_up_again()
 
-    def _note_gradient_norm(self, *_: Any) -> None:
-        self._clipped_norm = float(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
+    def state(self, keep: bool = True) -> Tensors:
+        """The optimizer's state, ``<parameter>.<key>``; empty before its first step. Every rank calls it, those that
+        ``keep`` it get it."""
+        state: Tensors = {}
+        for stepped, sizes in self._slices():
+            if stepped in self._optimizer.state:
+                whole = gather_parts if self._sharded else torch.Tensor.detach
+                state |= whole_state(self._optimizer, stepped, sizes, whole, keep)
+        return state
+
+    def set_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        load_state(self._optimizer, self._slices(), state, self._own_part)
+
+    def close(self) -> None:
+        """Lets go of the engine, whoever still holds the learner."""
+        self.engine.destroy()
+        self.parameters = {}
+        del self.engine, self._optimizer, self.rate
+
+    def _slices(self) -> list[tuple[torch.Tensor, Sizes]]:
+        """What the optimizer steps, in its order, each with the parameters that lie in it."""
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        if not self._sharded:
+            stepped = [p for group in self._optimizer.param_groups for p in group["params"]]
+            return [(parameter, {names[id(parameter)]: parameter.shape}) for parameter in stepped]
+        zero: Any = self.engine.optimizer
+        groups = zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True)
+        return [(flat, {names[id(p)]: p.shape for p in parameters}) for flat, parameters in groups]
+
+    def _own_part(self, whole: torch.Tensor, stepped: torch.Tensor) -> torch.Tensor:
+        if not self._sharded:
+            return whole
+        padded = torch.zeros(stepped.numel() * world_size(), dtype=whole.dtype)  # ZeRO rounds up to equal slices
+        padded[: whole.numel()] = whole
+        return padded[world_rank() * stepped.numel() :][: stepped.numel()]
 
 
-class _OnlyWhatLearns(nn.Module):
-    """What DeepSpeed takes for the model: the learning parameters, in front of all of it.
-
-    DeepSpeed broadcasts whatever its model holds from rank 0, at every start: gigabytes of frozen weights, and a stack
-    that one rank has packed in bf16 and another still holds in fp32. It also leaves hooks on it, which here go with it.
-    """
-
-    def __init__(self, peft: PeftModel, parameters: Sequence[nn.Parameter]):
-        super().__init__()
-        self.learning = nn.ParameterList(parameters)
-        self._whole = [peft]  # in a list, so that it is no submodule
-
-    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
-        return self._whole[0](**inputs)
+def learning_parameters(tuner: StackModel) -> dict[str, nn.Parameter]:
+    """What learns, by ``<site>.<part>``, in the same order on every rank. Raises TrainingError if nothing does."""
+    name = tuner.composition.train
+    if name is None:
+        raise TrainingError(
+            f"no stack learns, so there is no parameter to train; of {sorted(tuner.peft_config)} name one: "
+            "fire(parents, train=name)"
+        )
+    sites = zip(tuner.site_names(), tuner.sites, strict=True)
+    return {f"{path}.{part}": getattr(site, part)[name] for path, site in sites for part in PARTS}
 
 
 @contextmanager
-def learner(peft: PeftModel, training: TrainingSection) -> Iterator[Learner]:
-    """A learner for one round. Afterwards nothing of its engine is left, nor of its copies of the weights."""
-    base: Any = peft.get_base_model()
+def learner(tuner: StackModel, training: TrainingSection) -> Iterator[Learner]:
+    """A learner for one round. Afterwards nothing of its engine is left and the model is in eval mode."""
+    model: Any = tuner.model
     if training.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-    made = Learner(peft, training)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    made = Learner(tuner, training)
     try:
         yield made
     finally:
-        made.engine.destroy()
-        del made
+        made.close()
         if training.gradient_checkpointing:
-            base.gradient_checkpointing_disable()
-        peft.eval()
+            model.gradient_checkpointing_disable()
+        model.eval()
         release_memory()

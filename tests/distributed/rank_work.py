@@ -6,6 +6,7 @@ Everything here returns plain values and CPU tensors, so that the test process c
 from __future__ import annotations
 
 import copy
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.engine import DeepSpeedEngine
 from safetensors.torch import load
 
 from bs_cluster.adapter_format import WEIGHTS_NAME
@@ -21,7 +23,9 @@ from bs_cluster.campaign.encoding import encode_domains
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.coordinator import Coordinator
 from bs_cluster.coordinator.work import Work
+from bs_cluster.data.batch import collate_packed
 from bs_cluster.estimates import token_mean
+from bs_cluster.events import Event, RoundResumed, StepDone
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.records import CloseDomain, DomainRecord, RoundOutcome, TrainRound
@@ -30,9 +34,13 @@ from bs_cluster.store import Store
 from bs_cluster.training import loop
 from bs_cluster.training.closing import close_domain
 from bs_cluster.training.commit_rule import split_validation
+from bs_cluster.training.optimizer import Rate
 from bs_cluster.training.prewarm import compile_operations
+from bs_cluster.training.ranks import sum_over_ranks
 from bs_cluster.training.round import train_round
 from bs_cluster.training.session import Session
+from bs_cluster.training.state import RoundState
+from bs_cluster.training.zero import Learner
 
 Tensors = dict[str, torch.Tensor]
 
@@ -52,7 +60,7 @@ class DrivenByHand:
 
     def __init__(self, config: CampaignConfig):
         self.config = config
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Event] = []
         self.store = Store(config.store.uri, config.campaign)
         rows = encode_domains(Campaign.of(config))
         stacked = StackedBase.load(config.base, "cpu")
@@ -117,6 +125,7 @@ def whole_campaign(config: CampaignConfig) -> dict[str, Any]:
         "rounds": {result.outcome.stack.name: result for result in results if isinstance(result, Round)},
         "records": records,
         "claims": {domain: campaign.claim(record) for domain, record in records.items()},
+        "metrics": {ref.stack.name: manifest.metrics for ref, manifest in campaign.store.stacks()},
         "base_losses": {
             domain: [(x.nll, x.tokens) for x in got] for domain, got in campaign.session.base_losses.items()
         },
@@ -165,6 +174,159 @@ def rejected_round(good: CampaignConfig, bad: CampaignConfig) -> dict[str, Any]:
     after = state()
     session.config = good
     return {"first": first, "before": before, "second": second, "after": after, "then": campaign.step()}
+
+
+class Killed(Exception):
+    pass
+
+
+@dataclass
+class Part:
+    """What one process of ranks did of a round: its end, if it came to one, the step it went on after, and the units
+    that this rank took, as (step, place in the global batch, ids of its rows)."""
+
+    ended: Round | None
+    resumed_after: int
+    taken: list[tuple[int, int, tuple[str, ...]]]
+
+
+def part_of_a_round(config: CampaignConfig, steps: int | None = None) -> Part:
+    """The first round from where it was left; it ends, as by a crash, after so many steps made here."""
+    made: list[list[tuple[int, tuple[str, ...]]]] = []
+    clean = loop.micro_batches
+
+    def micro_batches(*arguments):
+        if len(made) == steps:
+            raise Killed
+        mine = clean(*arguments)
+        made.append(
+            [(place + i, tuple(row.id for row in unit)) for place, units in mine for i, unit in enumerate(units)]
+        )
+        return mine
+
+    campaign, ended = DrivenByHand(config), None
+    loop.micro_batches = micro_batches
+    try:
+        ended = campaign.step()
+    except Killed:
+        pass
+    finally:
+        loop.micro_batches = clean
+    after = sum(event.step for event in campaign.events if isinstance(event, RoundResumed))
+    # A rank that is not the first reports nothing, and must have gone on from the same step.
+    after = _from_rank_0(after)
+    if ended is not None:
+        assert isinstance(ended, Round)
+        held = [thing for thing in gc.get_objects() if isinstance(thing, DeepSpeedEngine)]
+        assert not held, "a round left its engine behind"
+    return Part(ended, after, [(after + i, *unit) for i, units in enumerate(made, start=1) for unit in units])
+
+
+def killed_and_resumed(config: CampaignConfig, steps: int) -> list[Part]:
+    """Both parts in one process, at one world size."""
+    return [part_of_a_round(config, steps), part_of_a_round(config)]
+
+
+def gradient_norms(config: CampaignConfig) -> list[tuple[float, float]]:
+    """Of each step of the first round: the norm that the learner tells, and that of the gradient which autograd alone,
+    without the engine, gives for the same global batch."""
+    found: list[tuple[float, float]] = []
+    sums: list[torch.Tensor] = []
+    micro_in_flight: list[Any] = []
+    campaign = DrivenByHand(config)
+    clean = (loop.completion_loss, loop.share, Learner.gradient_norm)
+
+    def completion_loss(learning, micro):
+        micro_in_flight[:] = [learning, micro]
+        return clean[0](learning, micro)
+
+    def share(_, labels):
+        learning, micro = micro_in_flight
+        batch = collate_packed([row for unit in micro for row in unit])
+        inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
+        total = campaign.session.stacked.tuner(**inputs, completion_labels=batch["labels"]).sum()
+        gradients = torch.autograd.grad(clean[1](total, labels), list(learning.parameters.values()))
+        sums[:] = [a + b for a, b in zip(sums, gradients, strict=True)] if sums else gradients
+        return clean[1](clean[0](learning, micro), labels)
+
+    def gradient_norm(learning):
+        told = clean[2](learning)
+        flat = torch.cat([gradient.double().flatten() for gradient in sums])
+        found.append((told, float(sum_over_ranks(flat).norm()) / dist.get_world_size()))
+        sums.clear()
+        return told
+
+    loop.completion_loss, loop.share, Learner.gradient_norm = completion_loss, share, gradient_norm
+    try:
+        campaign.step()
+    finally:
+        loop.completion_loss, loop.share, Learner.gradient_norm = clean
+    return found
+
+
+@dataclass
+class Watched:
+    """A round with what the guard made of its steps (by step), the steps at which the parent was asked, and how the
+    state was right after each restore and where the step after it led."""
+
+    round: Round
+    verdicts: dict[int, str]
+    asked: list[int]
+    restores: list[dict[str, Any]]
+
+
+def watched_round(config: CampaignConfig, before: int = 0, leap_at: int | None = None) -> Watched:
+    """The round after ``before`` others; in its step ``leap_at`` the rate is a thousand times the schedule's."""
+    asked: list[int] = []
+    restores: list[dict[str, Any]] = []
+    state: RoundState | None = None
+    best: Tensors = {}
+    clean = (Rate.set, RoundState.restore, loop.loss_of_parent)
+
+    def set_rate(rate, step, restored_at):
+        if restores and "moved" not in restores[-1] and restored_at != step - 1:
+            now = state.learner.weights()
+            restores[-1]["moved"] = max(float((now[name] - best[name]).abs().max()) for name in now)
+        full = clean[0](rate, step, restored_at)
+        if step == leap_at:
+            for group in rate._optimizer.param_groups:
+                group["lr"] *= 1000
+        return full
+
+    def restore(self):
+        nonlocal state, best
+        state, best = self, self.best.weights
+        fractions_PE = self.balance.fraction_PE.clone()
+        clean[1](self)
+        weights = self.learner.weights()
+        kept = self.learner.state()
+        restores.append(
+            {
+                "step": self.step,
+                "best_step": self.best.step,
+                "weights_back": all(torch.equal(weights[name], held) for name, held in self.best.weights.items()),
+                "fractions_had_moved": not torch.equal(fractions_PE, self.best.fraction_PE),
+                "fractions_back": torch.equal(self.balance.fraction_PE, self.best.fraction_PE),
+                "optimizer_fresh": len(kept) > 0 and not any(tensor.any() for tensor in kept.values()),
+            }
+        )
+
+    def loss_of_parent(*arguments):
+        asked.append(sum(isinstance(event, StepDone) for event in campaign.events) + 1)
+        return clean[2](*arguments)
+
+    campaign = DrivenByHand(config)
+    for _ in range(before):
+        campaign.step()
+    campaign.events.clear()
+    Rate.set, RoundState.restore, loop.loss_of_parent = set_rate, restore, loss_of_parent
+    try:
+        done = campaign.step()
+    finally:
+        Rate.set, RoundState.restore, loop.loss_of_parent = clean
+    assert isinstance(done, Round)
+    steps = [event for event in campaign.events if isinstance(event, StepDone)]
+    return Watched(done, {event.step: event.verdict for event in steps}, asked, restores)
 
 
 def several(jobs: dict[str, tuple[Callable[..., Any], tuple]]) -> dict[str, Any]:

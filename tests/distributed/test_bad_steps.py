@@ -28,7 +28,7 @@ def ranks(tmp_path_factory):
     good, wild = config("rejected"), config("rejected", learning_rate=100)
     jobs = {
         "four": (rank_work.first_round, (config("four", steps=4),)),
-        "three_in_a_row": (poisoned, (config("three"), [5, 6, 7], "gradient")),
+        "three_in_a_row": (poisoned, (config("three", max_spikes=3), [5, 6, 7], "gradient")),
         "loss": (poisoned, (config("loss"), [5], "loss")),
         "rejected": (rank_work.rejected_round, (good, wild)),
     }

@@ -2,8 +2,9 @@
 whoever runs it.
 """
 
+import re
 import signal
-import time
+from pathlib import Path
 
 import job
 import pytest
@@ -17,12 +18,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 def disturbed(run, finished, tiny_settings, tmp_path_factory):
     """The first job loses a worker while it trains aa_r2 and is then killed itself; the second one finishes."""
     folder = tmp_path_factory.mktemp("disturbed")
-    config, uri = job.write_config(folder / "tiny.yaml", tiny_settings(folder / "store")), folder / "store"
-    committed = uri / "tiny" / "refs" / "stacks"
+    settings, uri = tiny_settings(folder / "store"), folder / "store"
+    settings["training"]["checkpoint_every_s"] = 1e-6  # after each step
+    config = job.write_config(folder / "tiny.yaml", settings)
+    committed, kept = uri / "tiny" / "refs" / "stacks", uri / "tiny" / "rounds" / "aa_r2"
     first = job.Running(config, folder / "first.log")
     try:
-        first.wait_until("commit of aa_r1", (committed / "aa" / "1.json").exists)
-        time.sleep(0.3)  # well into the next round
+        first.wait_until("checkpoint of aa_r2", lambda: any(kept.glob("*.safetensors")))
         workers = first.children("ray::RayTrainWorker")
         assert len(workers) == 2
         workers[-1].kill()
@@ -33,12 +35,16 @@ def disturbed(run, finished, tiny_settings, tmp_path_factory):
     return first.log.read_text(), before, outcome(run(config), config, uri)
 
 
-def test_a_lost_worker_costs_its_round_only(disturbed):
-    log, _, _ = disturbed
+def test_a_lost_worker_costs_a_part_of_its_round_only(disturbed):
+    log, _, done = disturbed
     assert log.count("2 workers load") == 2
     assert log.count("aa_r1          training begins") == 1
     assert log.count("aa_r2          training begins") == 2
+    (step,) = re.findall(r"aa_r2          goes on after step (\d), from its checkpoint", log)
+    assert 1 <= int(step) < 6
+    assert "checkpoint of step" not in log  # all were written, and the newest was taken
     assert "Traceback" not in log
+    assert not any(Path(done.store.uri, "tiny", "rounds").rglob("*.safetensors"))
 
 
 def test_the_second_job_goes_on_where_the_first_was_killed(disturbed):

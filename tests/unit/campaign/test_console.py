@@ -6,7 +6,17 @@ import time
 import pytest
 
 from bs_cluster.campaign.console import Console, clock, fail
-from bs_cluster.events import DomainClosed, Measuring, Phase, RoundEnded, RoundStarted, StepDone
+from bs_cluster.events import (
+    CheckpointTrouble,
+    DomainClosed,
+    Measuring,
+    Phase,
+    RoomScarce,
+    RoundEnded,
+    RoundResumed,
+    RoundStarted,
+    StepDone,
+)
 from bs_cluster.records import RoundOutcome, StackId
 
 
@@ -68,6 +78,21 @@ def test_a_rejected_round_says_why(told):
     assert "committed  2.0000 -> 2.1000 on the 16 rows that decide  (01:01)" in kept
     assert "better" not in kept
     assert turned_away.endswith("no gain")
+
+
+def test_a_round_taken_up_again_says_where_and_what_it_did_not_take(told):
+    stack = StackId("aa", 1)
+    lines = told(CheckpointTrouble(stack, 40, "not taken: it is damaged"), RoundResumed(stack, 20))
+    assert lines == [
+        "aa_r1          checkpoint of step 40: not taken: it is damaged",
+        "aa_r1          goes on after step 20, from its checkpoint",
+    ]
+
+
+def test_scarce_room_names_the_site(told):
+    (line,) = told(RoomScarce("model.layers.0.mlp.up_proj", "input", 640, 0.2))
+    assert "leave 20% of the 640 directions that model.layers.0.mlp.up_proj reads" in line
+    assert "null_space.max_share or max_rank" in line
 
 
 def test_every_kind_of_event_is_told(told):

@@ -27,6 +27,11 @@ def test_the_defaults_have_no_conflict():
         ({"stack": {"target_modules": ["q_proj", "q_proj"]}}, "stack.target_modules", "q_proj is listed twice"),
         ({"data": {"max_length": 64, "max_prompt_length": 64}}, "data.max_prompt_length = 64", "no room"),
         ({"training": {"steps": 30}}, "training.warmup_steps = 40", "training.steps = 30"),
+        ({"training": {"optimizer": "adam"}}, 'training.optimizer = "adam"', "did you mean adamw?; there are adamw"),
+        ({"training": {"optimizer": "lion"}}, 'training.optimizer = "lion"', "there are adamw"),
+        ({"data": {"validation_rows": 3}}, "data.validation_rows = 3", "4 or more"),
+        ({"training": {"global_batch": 18}}, "training.global_batch = 18", "a multiple of 4"),
+        ({"training": {"num_workers": 3}}, "training.global_batch = 16", "a multiple of 12"),
         ({"training": {"zero_stage": 0, "offload_optimizer": True}}, "training.offload_optimizer", "zero_stage"),
         (
             {"training": {"use_gpu": False}, "base": {"attention": "flash_attention_2"}},

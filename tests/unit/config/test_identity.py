@@ -84,6 +84,7 @@ def test_what_decides_training_changes_the_digest(override: str):
         ["training.per_device_batch=1"],
         ["training.threads_per_worker=1", "training.cpus_per_worker=2", "training.zero_stage=1"],
         ["training.use_gpu=false", "training.gradient_checkpointing=true", "training.max_failures=0"],
+        ["training.checkpoint_every_s=0", "training.answer_timeout_s=5", "training.start_timeout_s=5"],
         ["base.cache_dequantized=true", "base.cache_dir=/elsewhere", "base.attention=eager"],
         ["sweep.evaluators=4", "router.network.hidden=8", "store.uri=s3://b/x", "registry.experiment=y"],
         ["domains.code.steps=10", "training.warmup_steps=10", "training.warmup_steps=40", "domains.code.steps=50"],

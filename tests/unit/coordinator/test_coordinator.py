@@ -11,6 +11,7 @@ from tiny_history import domain_record, stack_manifest, write_files
 
 from bs_cluster.config import CampaignConfig
 from bs_cluster.coordinator.coordinator import EVENTS_KEPT, Coordinator, check_identity
+from bs_cluster.coordinator.room import refuse_without_room
 from bs_cluster.errors import ConfigError, FencedError, OutOfOrderError, StackError
 from bs_cluster.events import Phase, Place, RoomScarce
 from bs_cluster.records import CloseDomain, Finished, RoundOutcome, StackId, TrainRound
@@ -70,7 +71,8 @@ class Driver:
 
     def close(self, domain: str, position: int, claim: Basis | None = None) -> None:
         basis = self.store.put_bytes("claim.safetensors", claim.to_bytes()).sha256 if claim else None
-        record = dataclasses.replace(domain_record(self.store, domain, position), basis=basis)
+        capacity = claim.claimed_share() if claim else {}
+        record = dataclasses.replace(domain_record(self.store, domain, position), basis=basis, capacity=capacity)
         self.coordinator.close(self.group, record)
 
 
@@ -249,8 +251,16 @@ def closed_with(driver, rank: int) -> None:
 
 def test_a_site_without_a_free_direction_is_refused_before_training(driver):
     closed_with(driver, 10)
-    with pytest.raises(StackError, match=r"every direction of a site of width 10.*null_space\.enabled=false"):
+    why = r"all 10 directions that a writes.*null_space\.max_share or max_rank"
+    with pytest.raises(StackError, match=why):
         _ = driver.step
+    with pytest.raises(StackError, match=why):  # the driver's own look, before there are workers
+        refuse_without_room(driver.coordinator.store)
+
+
+def test_what_is_left_is_enough_for_the_driver(driver):
+    closed_with(driver, 9)
+    refuse_without_room(driver.coordinator.store)
 
 
 def test_scarce_room_is_said_once_for_each_domain(driver):
@@ -258,7 +268,7 @@ def test_scarce_room_is_said_once_for_each_domain(driver):
     assert driver.basis is not None
     assert driver.basis is not None
     (said,) = [told.event for told in driver.coordinator.events_since(Place()) if isinstance(told.event, RoomScarce)]
-    assert said == RoomScarce(10, pytest.approx(0.2))
+    assert said == RoomScarce("a", "output", 10, pytest.approx(0.2))
 
 
 def test_ample_room_is_not_worth_a_word(driver):

@@ -35,7 +35,7 @@ def campaign(folder, domains, after=None, keywords=None, **data):
     # Numbered sentences are all near each other.
     sizes = {
         "near_duplicates": None,
-        "validation_rows": 2,
+        "validation_rows": 4,
         "sweep_rows": 2,
         "max_length": 64,
         "max_prompt_length": 48,
@@ -56,11 +56,11 @@ def test_each_domain_comes_split_and_counted(tmp_path):
     loaded = load_domains(campaign(tmp_path, {"chat": plain("chat"), "law": plain("law", 20)}))
     assert list(loaded) == ["chat", "law"]
     law = loaded["law"]
-    assert (len(law.train), len(law.validation), len(law.sweep)) == (16, 2, 2)
+    assert (len(law.train), len(law.validation), len(law.sweep)) == (14, 4, 2)
     assert all(row.domain == "law" for row in (*law.train, *law.validation, *law.sweep))
     assert law.counts == {
         "read": 20, "unusable": 0, "empty": 0, "stripped": 0, "duplicates": 0, "contaminated_out": 0,
-        "contaminated_in": 0, "near_duplicates": 0, "train": 16, "validation": 2, "sweep": 2,
+        "contaminated_in": 0, "near_duplicates": 0, "train": 14, "validation": 4, "sweep": 2,
     }  # fmt: skip
 
 
@@ -188,6 +188,15 @@ def test_what_is_near_a_held_out_row_is_left_out_and_counted(tmp_path):
     alike = [(f"one{i} two{j}", "so") for i in range(2) for j in range(5)]
     with pytest.raises(DataError, match=r"domain 'law': every row of a split is nearly the same"):
         load_domains(campaign(tmp_path, {"law": alike}, near_duplicates=0.01))
+
+
+def test_validation_rows_that_are_too_few_to_select_and_decide_are_refused(tmp_path):
+    """Four were wanted; those that are nearly the same as a row of the sweep are gone."""
+    facts = [(f"What does code {chr(65 + i)}{170 + i} stand for?", f"The thing{i * i}.") for i in range(20)]
+    pairs = facts + [(f"Which mark is put on a thing{i * i}?", f"{chr(65 + i)}{170 + i}.") for i in range(20)]
+    message = r"domain 'law': [1-3] of 4 validation rows .*; 4 are needed, .*raise data.validation_rows"
+    with pytest.raises(DataError, match=message):
+        load_domains(campaign(tmp_path, {"law": pairs}, near_duplicates=0.4, sweep_rows=20))
 
 
 def write_rows(path, rows):

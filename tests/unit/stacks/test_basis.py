@@ -48,7 +48,7 @@ def test_shares_are_those_of_the_fullest_site_of_each_width_whichever_side():
     empty = torch.zeros
     basis = Basis({"a": empty(10, 2), "b": empty(10, 5), "c": empty(4, 1), "d": empty(8, 0)}, {"c": empty(4, 3)})
     assert basis.claimed_share() == {"10": 0.5, "4": 0.75, "8": 0.0}
-    assert basis.free_share() == {"10": 0.5, "4": 0.25, "8": 1.0}
+    assert basis.free_shares(["a", "b", "c", "d", "untouched"]) == [0.8, 0.5, 0.25, 1.0, 1.0]
     assert basis.mean_rank == pytest.approx(11 / 5)
     assert Basis().claimed_share() == {}
     assert Basis().mean_rank == 0.0

@@ -133,7 +133,7 @@ def test_packed_rows_give_the_padded_losses_and_gradients(kind: str, train: bool
 
 def test_a_batch_without_a_label_has_no_losses_and_a_zero_gradient():
     hidden_NH = torch.randn(0, 8, requires_grad=True)
-    nll_N = lm_loss._HeadLoss.apply(hidden_NH, torch.randn(320, 8), torch.zeros(0, dtype=torch.long), None)
+    nll_N = lm_loss.HeadLoss.apply(hidden_NH, torch.randn(320, 8), torch.zeros(0, dtype=torch.long), None)
     assert nll_N.shape == (0,)
     nll_N.sum().backward()
     assert hidden_NH.grad.shape == (0, 8)

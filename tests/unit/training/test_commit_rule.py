@@ -17,12 +17,12 @@ def gain(mean: float, error: float, rows: int = 32) -> Estimate:
     return Estimate(mean, error, mean - 2 * error, mean + 2 * error, rows)
 
 
-@given(st.lists(st.integers(), min_size=2, max_size=200, unique=True), st.floats(0.01, 0.99))
+@given(st.lists(st.integers(), min_size=4, max_size=200, unique=True), st.floats(0.01, 0.99))
 def test_rows_that_select_and_rows_that_decide_are_never_the_same(rows, share):
     selection, decision = split_validation(rows, share)
     assert [*selection, *decision] == rows
-    assert selection
-    assert decision
+    assert len(selection) >= 2
+    assert len(decision) >= 2  # one row has no standard error
 
 
 def test_a_gain_counts_after_its_error():

@@ -11,7 +11,7 @@ from bs_cluster.training.zero import zero_config
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_a_stack_learns_in_fp32_under_every_stage(stage: int):
-    settings = zero_config(TrainingSection(zero_stage=stage), 1)  # type: ignore[arg-type]
+    settings = zero_config(TrainingSection(zero_stage=stage), 1, 100)  # type: ignore[arg-type]
     assert settings["zero_optimization"]["stage"] == stage
     assert not {"bf16", "fp16"} & settings.keys()
     assert settings["zero_allow_untested_optimizer"]
@@ -19,15 +19,22 @@ def test_a_stack_learns_in_fp32_under_every_stage(stage: int):
 
 @pytest.mark.parametrize(("ranks", "passes"), [(1, 4), (2, 2), (4, 1)])
 def test_accumulation_follows_from_the_world_and_the_batch_does_not(ranks: int, passes: int):
-    settings = zero_config(TrainingSection(global_batch=12, per_device_batch=3, max_grad_norm=0.5), ranks)
+    settings = zero_config(TrainingSection(global_batch=12, per_device_batch=3, max_grad_norm=0.5), ranks, 100)
     assert settings["gradient_accumulation_steps"] == passes
     assert settings["train_micro_batch_size_per_gpu"] == 3
     assert settings["gradient_clipping"] == 0.5
 
 
+def test_the_buffer_for_gradients_is_no_larger_than_the_stack():
+    def bucket(parameters: int) -> int:
+        return zero_config(TrainingSection(), 1, parameters)["zero_optimization"]["reduce_bucket_size"]
+
+    assert (bucket(1000), bucket(10**10)) == (1000, 500_000_000)
+
+
 def test_offloading_pins_memory_only_beside_a_gpu():
     def offload(**settings) -> dict:
-        return zero_config(TrainingSection(**settings), 1)["zero_optimization"].get("offload_optimizer", {})
+        return zero_config(TrainingSection(**settings), 1, 100)["zero_optimization"].get("offload_optimizer", {})
 
     assert offload() == {}
     assert offload(offload_optimizer=True) == {"device": "cpu", "pin_memory": True}
