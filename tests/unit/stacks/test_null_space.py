@@ -32,7 +32,7 @@ def streamed(stacks, peft, batches: list[torch.Tensor], sketch: int = 0):
             peft(input_ids=ids_BT)
     for hook in hooks:
         hook.remove()
-    assert stacks.composition.measurement is None
+    assert stacks.composition.observer is None
     return measurement.sites, {site: torch.cat(parts) for site, parts in inputs.items()}
 
 
