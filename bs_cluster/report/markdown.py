@@ -314,13 +314,13 @@ def _delta_overlap(report: Report) -> str:
 
 def _foreign(report: Report) -> str:
     names = [domain for domain in report.domains if domain in report.foreign]
-    rows = [[f"{on}'s", *("1" if of == on else held(report.foreign[on].get(of)) for of in names)] for on in names]
+    rows = [[on, *("100 %" if of == on else held(report.foreign[on].get(of)) for of in names)] for on in names]
     told = (
         "**Who fires where.** With all stacks on, what a domain's stacks (columns) write on the tokens of another "
         "(rows), against what that one's own write there: 100 % is as loud as they. To write in other directions is "
         "not to be silent. Measured when the later of the two closed."
     )
-    return f"{told}\n\n{table(['tokens', *names], rows)}" if any(report.foreign.values()) else ""
+    return f"{told}\n\n{table(['tokens of', *names], rows)}" if any(report.foreign.values()) else ""
 
 
 def _data(report: Report) -> str:

@@ -147,7 +147,7 @@ def _validation(report: Report) -> Table | None:
     return table
 
 
-def _facts(report: Report) -> Group:
+def _facts(report: Report) -> Table:
     sweep, lines = report.sweep, []
     if sweep.rows is not None:
         facts = [f"{sweep.rows:,} rows"]
@@ -165,7 +165,10 @@ def _facts(report: Report) -> Group:
     timing = [f"{phase} {duration(seconds)}" for phase, seconds in report.timing.items() if seconds is not None]
     if timing:
         lines.append(("time", ", ".join(timing)))
-    return Group(*(Text.assemble((name.ljust(9), "dim"), told) for name, told in lines))
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    for name, told in lines:
+        facts.add_row(Text(name, "dim"), Text(told))
+    return facts
 
 
 def _holding(report: Report) -> str:

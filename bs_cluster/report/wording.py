@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bs_cluster.estimates import Estimate
 from bs_cluster.records import Spread
-from bs_cluster.report.record import Answer, Check, Finding, Report
+from bs_cluster.report.record import ALL, Answer, Check, Finding, Report
 
 NOT_MEASURED = "–"
 MARKS: dict[Answer, str] = {"holds": "✓", "fails": "✗", "undecided": "?", "not measured": "–"}
@@ -76,7 +76,10 @@ def ungated(report: Report) -> str | None:
         return None
     on, of, most = loud
     means = [spread.mean for row in report.foreign.values() for spread in row.values()]
-    told = (
+    both = [report.losses[mode][ALL] for mode in ("ungated", "isolated")]
+    losses = [loss(estimate.mean) for estimate in both if estimate]
+    told = f"loss {losses[0]}, {losses[1]} with the own stacks alone; " if len(losses) == 2 else ""
+    told += (
         f"on a domain's tokens another one's stacks write {percent(sum(means) / len(means))} of the own ones' energy, "
         f"{of} on {on} {percent(most.mean)}"
     )
