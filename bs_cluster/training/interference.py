@@ -28,7 +28,7 @@ from bs_cluster.training.session import Session
 from bs_cluster.training.streaming import spaced, stream_tokens
 
 SPAN_ENERGY = 0.99  # of a delta lies in what is called the space that it writes in
-SAMPLE_ROWS = 32  # of a domain, evenly spaced, for what needs a pass of its own
+SAMPLE_ROWS = 16  # of a domain, evenly spaced, for what needs a pass of its own
 
 
 @dataclass(frozen=True)
