@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -69,15 +69,18 @@ class Finished:
             found |= dict(zip(places, states, strict=True))
         return [found[place] for place in range(len(prompts))]
 
-    def measure(self, fitted: CrossFit) -> None:
-        """Measures every combination in ``fitted`` that was not."""
+    def unmeasured(self, fitted: CrossFit) -> set[tuple[int, int]]:
+        """Every row and combination in ``fitted`` that was not measured."""
         chosen = np.stack([fitted.routed_B, fitted.anchor_B], axis=1)
-        asked = {
+        return {
             (row, int(mask))
             for row, masks in enumerate(chosen)
             for mask in masks
             if int(mask) not in self.table.losses(row)
         }
+
+    def measure(self, asked: Set[tuple[int, int]]) -> None:
+        """Measures these rows under these combinations."""
         for batch in plan_work(asked, [len(row.input_ids) for row in self.rows], self.config.sweep.batch_tokens):
             weights = [mask_weights(mask, len(self.domains)) for _, mask in batch.requests]
             losses = score_routed(self.stacked, [self.rows[row] for row, _ in batch.requests], weights, self.domains)
@@ -103,7 +106,7 @@ def main() -> None:
         states = finished.states(finished.prompts, pooled=kind == "anchored")
         for seed in range(arguments.seeds):
             fitted = cross_fit(Lessons(finished.table, states, anchor, settings, seed))
-            finished.measure(fitted)
+            finished.measure(finished.unmeasured(fitted))
             kinds, owners = routing_groups(finished.table, fitted)
             for name, routing in (kinds | owners if seed == 0 else kinds).items():
                 print(line(f"{kind} seed {seed}", name, routing), flush=True)

@@ -290,6 +290,23 @@ Step = TrainRound | CloseDomain | Finished
 
 
 @dataclass(frozen=True)
+class Spread(Record):
+    """A share that was measured at every site: its mean over them, the worst of them, and the path of that ``site``."""
+
+    mean: float
+    worst: float
+    site: str
+
+    @classmethod
+    def over(cls, shares: Mapping[str, float], *, low_is_bad: bool = False) -> Self | None:
+        """Of shares by site path. None without a site."""
+        if not shares:
+            return None
+        site = (min if low_is_bad else max)(shares, key=shares.__getitem__)
+        return cls(sum(shares.values()) / len(shares), shares[site], site)
+
+
+@dataclass(frozen=True)
 class DomainRecord(Record):
     """A domain's closing statement; no further round of it may commit once this ref exists.
 
@@ -299,6 +316,14 @@ class DomainRecord(Record):
     domain closed so far to its losses ``{base, isolated, ungated}`` measured right after this one closed.
     ``rows`` is the digest of the blob with its encoded rows, which stay its rows from now on.
     ``capacity`` maps a site's width to the largest share of its directions claimed so far at any site of that width.
+
+    The rest is of energies, sums of squares over training tokens. ``energy_held`` is by side what lies in claims once
+    this domain is closed: of its delta in its own output claim, of what its stacks read in all input claims so far.
+    By earlier domain, ``overlap`` is the share of this domain's delta in the space that holds 99 % of the earlier
+    one's, ``overlap_claimed`` the share in what that one claimed of outputs; ``foreign`` the energy of the earlier
+    one's delta on this domain's tokens against this one's own there, ``abroad`` the energy of this one's delta on the
+    earlier one's tokens against that one's own there, both with all stacks firing. ``span`` is the digest of the blob
+    that says, in rows of this domain's B, which directions hold 99 % of its delta.
     """
 
     schema_version: int
@@ -312,10 +337,21 @@ class DomainRecord(Record):
     row_losses: tuple[float, ...]
     matrix: dict[str, dict[str, float]]
     capacity: dict[str, float]
+    energy_held: dict[str, Spread]
+    overlap: dict[str, Spread]
+    overlap_claimed: dict[str, Spread]
+    foreign: dict[str, Spread]
+    abroad: dict[str, Spread]
+    span: str | None
     data_fingerprint: str
     data_counts: dict[str, int]
     rows: str
     seconds: float
+
+    def blobs(self) -> dict[str, str]:
+        """The digest of every blob that it names, by what is in there."""
+        named = {"rows": self.rows, "basis": self.basis, "span": self.span}
+        return {what: digest for what, digest in named.items() if digest is not None}
 
 
 @dataclass(frozen=True)

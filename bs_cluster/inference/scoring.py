@@ -43,8 +43,3 @@ def score_routed(
         return score_batch(stacked, rows)
     with stacked.tuner.gates(weights_BD, domains):
         return score_batch(stacked, rows)
-
-
-def mean_loss(losses: Sequence[RowLoss]) -> float:
-    """Nats per completion token, over all tokens."""
-    return sum(loss.nll for loss in losses) / sum(loss.tokens for loss in losses)

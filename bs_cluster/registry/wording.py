@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bs_cluster.errors import RegistryError
-from bs_cluster.records import BundleManifest, DomainRecord, RoundOutcome, StackId, StackManifest
+from bs_cluster.records import BundleManifest, DomainRecord, RoundOutcome, Spread, StackId, StackManifest
 
 MAX_KEY = 250
 MAX_PARAM = 6000
@@ -165,8 +165,16 @@ def domain_metrics(record: DomainRecord) -> dict[str, float]:
         **numbers(record.matrix, "validation/"),
         **numbers(record.capacity, "capacity/"),
         "basis_rank_mean": record.basis_rank_mean,
+        **{f"energy_held/{side}": spread.mean for side, spread in record.energy_held.items()},
+        **_most("delta_overlap_most", record.overlap),
+        **_most("foreign_most", record.foreign | record.abroad),
         f"seconds/{record.domain}": record.seconds,
     }
+
+
+def _most(name: str, spreads: Mapping[str, Spread]) -> dict[str, float]:
+    """The largest mean over sites; nothing where nothing was measured."""
+    return {name: max(spread.mean for spread in spreads.values())} if spreads else {}
 
 
 def bundle_tags(manifest: BundleManifest, digest: str) -> dict[str, str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bs_cluster.errors import DataError
-from bs_cluster.records import MODES, DomainRecord, RoundOutcome
-from bs_cluster.report.checks import claims_are_orthogonal, frozen_beats_parent, nothing_moved
+from bs_cluster.records import MODES, DomainRecord, RoundOutcome, Spread
+from bs_cluster.report.checks import claims_are_disjoint, frozen_beats_parent, nothing_moved
 from bs_cluster.report.compare import Compared
 from bs_cluster.report.findings import find
 from bs_cluster.report.gains import mask_gains, mask_names
@@ -45,11 +45,12 @@ def build_report(inputs: ReportInputs) -> Report:
     router = _router(inputs, compared)
     by_domain = {domain: _number(value) for domain, value in drift.items()}
     overlap = {a: _numbers(row) for a, row in inputs.overlap.items()}
+    claim_overlap = {record.domain: dict(record.overlap_claimed) for record in records}
     findings = find(compared, inputs.domains, rounds)
     checks = (
         nothing_moved(_number(largest), by_domain, drift_rows),
         frozen_beats_parent(rounds),
-        claims_are_orthogonal(overlap),
+        claims_are_disjoint(overlap, claim_overlap),
     )
     report = Report(
         campaign=inputs.campaign,
@@ -73,6 +74,10 @@ def build_report(inputs: ReportInputs) -> Report:
         isolated_drift_rows=drift_rows,
         matrix={record.domain: {d: _numbers(row) for d, row in record.matrix.items()} for record in records},
         overlap=overlap,
+        energy_held={record.domain: dict(record.energy_held) for record in records},
+        delta_overlap={record.domain: dict(record.overlap) for record in records},
+        claim_overlap=claim_overlap,
+        foreign=_foreign(records),
         capacity={record.domain: _numbers(record.capacity) for record in records},
         basis_rank_mean={record.domain: _number(record.basis_rank_mean) for record in records},
         sweep=_sweep(inputs),
@@ -176,6 +181,15 @@ def _largest_change(record: DomainRecord, now: tuple[float, ...]) -> float:
         for before, after in zip(then, now, strict=True)
     ]
     return math.nan if any(math.isnan(change) for change in changes) else max(changes)
+
+
+def _foreign(records: Sequence[DomainRecord]) -> dict[str, dict[str, Spread]]:
+    """Of every two closed domains, by whose tokens and then by whose stacks: the later one's record holds both ways."""
+    found: dict[str, dict[str, Spread]] = {record.domain: dict(record.foreign) for record in records}
+    for record in records:
+        for earlier, spread in record.abroad.items():
+            found[earlier][record.domain] = spread
+    return found
 
 
 def _sweep(inputs: ReportInputs) -> SweepReport:

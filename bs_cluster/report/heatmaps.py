@@ -84,7 +84,7 @@ def overlap(inputs: ReportInputs, report: Report) -> Figure | None:
     apart = values[~np.eye(len(names), dtype=bool)]
     largest = float(np.nanmax(apart, initial=0.0))
     if largest <= OVERLAP_TOLERANCE:
-        title = f"Claims are orthogonal, as built: overlap at most {largest:.1g}"
+        title = f"Claims are disjoint, as built: overlap at most {largest:.1g}"
     else:
         title = f"Claims overlap, against how they are built: up to {largest:.2g}"
     subtitle = "Mean squared cosine between claimed subspaces, averaged over sites; 1 is the same subspace"

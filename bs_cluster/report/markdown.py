@@ -12,6 +12,7 @@ from bs_cluster.report.wording import (
     TABLE_MODES,
     best_servable,
     duration,
+    held,
     interval,
     loss,
     percent,
@@ -36,6 +37,7 @@ def render_markdown(report: Report) -> str:
         _validation(report),
         _sweep(report),
         _null_space(report),
+        _crossing(report),
         _data(report),
         _timing(report),
         _figures(report),
@@ -265,13 +267,66 @@ def _null_space(report: Report) -> str:
             ]
             for domain, shares in report.capacity.items()
         ]
-        intro = "Directions claimed after each domain, as the largest share at any site of that output width."
+        intro = "Directions claimed after each domain, as the largest share at any site of that width."
         parts += [intro, table(["after", "mean rank claimed", *(f"width {width}" for width in widths)], rows)]
     if report.overlap:
         names = [domain for domain in report.domains if domain in report.overlap]
         rows = [[a, *(_small(report.overlap[a].get(b)) for b in names)] for a in names]
-        parts += ["Mean squared cosine between two domains' claimed directions:", table(["", *names], rows)]
-    return "\n\n".join(["## Null space: capacity and overlap", *parts]) if parts else ""
+        told = (
+            "Mean squared cosine between two domains' claimed directions. Zero by parametrisation, whatever the deltas "
+            "do; that is the check above. What claims leave out is in the tables below."
+        )
+        parts += [told, table(["", *names], rows)]
+    return "\n\n".join(["## Null space: capacity and claims", *parts]) if parts else ""
+
+
+def _crossing(report: Report) -> str:
+    """What no parametrisation promises: how much claims hold, what crosses, and how loudly domains fire on others."""
+    parts = [part for part in (_held(report), _delta_overlap(report), _foreign(report)) if part]
+    if not parts:
+        return ""
+    intro = (
+        "Energies, sums of squares over training tokens, none of which is made to be small. Each is the mean over "
+        "sites, in brackets the worst site's."
+    )
+    return "\n\n".join(["## What claims hold and what crosses", intro, *parts])
+
+
+def _held(report: Report) -> str:
+    sides = {
+        "output": "of what the domain's stacks write, in its own claim",
+        "input": "of what they read, in all claims so far",
+    }
+    measured = [side for side in sides if any(side in held_by for held_by in report.energy_held.values())]
+    if not measured:
+        return ""
+    rows = []
+    for domain, held_by in report.energy_held.items():
+        worst = [held_by[side].site for side in measured if side in held_by]
+        rows.append([domain, *(held(held_by.get(side)) for side in measured), "; ".join(f"`{site}`" for site in worst)])
+    header = ["domain", *(sides[side] for side in measured), "worst site"]
+    return "**Energy held.** A claim is cut at a rank; the rest is free to later domains.\n\n" + table(header, rows)
+
+
+def _delta_overlap(report: Report) -> str:
+    names = [domain for domain in report.delta_overlap if any(domain in row for row in report.delta_overlap.values())]
+    rows = [[later, *(held(row.get(name)) for name in names)] for later, row in report.delta_overlap.items() if row]
+    told = (
+        "**Overlap of deltas.** How much of a later domain's delta (rows) lies in the directions that hold 99 % of an "
+        "earlier one's (columns):"
+    )
+    return f"{told}\n\n{table(['', *names], rows)}" if rows else ""
+
+
+def _foreign(report: Report) -> str:
+    names = [domain for domain in report.domains if domain in report.foreign]
+    rows = [[on, *("100 %" if of == on else held(report.foreign[on].get(of)) for of in names)] for on in names]
+    told = (
+        "**Who fires where.** With all stacks on, what a domain's stacks (columns) write on the tokens of another "
+        "(rows), against what that one's own write there: 100 % is as loud as they. To write in other directions is "
+        "not to be silent. Measured when the later of the two closed."
+    )
+    return f"{told}\n\n{table(['tokens of', *names], rows)}" if any(report.foreign.values()) else ""
 
 
 def _data(report: Report) -> str:

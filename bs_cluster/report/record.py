@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from bs_cluster.estimates import Estimate
-from bs_cluster.records import BaseRef, Record, canonical_json
+from bs_cluster.records import BaseRef, Record, Spread, canonical_json
 
 # Rows of several owners together, in tables by owner: those of all domains, of no single one, of none of the bundle's.
 # No domain can have such a name: names hold no spaces.
@@ -140,6 +140,11 @@ class Report(Record):
     group too) are over the very same sweep rows, ``rows[owner]`` of them. ``validation`` rows are others: those that
     selected snapshots or decided on rounds; ``isolated_at_commit``, drift and ``matrix`` stand on all of them, a
     round's losses on those that decided. ``key_metrics`` are the few that MLflow shows.
+
+    ``overlap`` is of claims, which are made disjoint. What is not made so is of energies on training tokens:
+    ``energy_held[domain][side]``, what claims hold; ``delta_overlap[later][earlier]``, how much of the later delta lies
+    in the space that holds 99 % of the earlier one's, ``claim_overlap`` how much in what that one claimed of outputs;
+    ``foreign[tokens of][stacks of]``, what a domain's stacks write on another's tokens against that one's own there.
     """
 
     campaign: str
@@ -163,6 +168,10 @@ class Report(Record):
     isolated_drift_rows: int
     matrix: dict[str, dict[str, dict[str, float | None]]]
     overlap: dict[str, dict[str, float | None]]
+    energy_held: dict[str, dict[str, Spread]]
+    delta_overlap: dict[str, dict[str, Spread]]
+    claim_overlap: dict[str, dict[str, Spread]]
+    foreign: dict[str, dict[str, Spread]]
     capacity: dict[str, dict[str, float | None]]
     basis_rank_mean: dict[str, float | None]
     sweep: SweepReport

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bs_cluster.estimates import Estimate
-from bs_cluster.report.record import Answer, Check, Finding, Report
+from bs_cluster.records import Spread
+from bs_cluster.report.record import ALL, Answer, Check, Finding, Report
 
 NOT_MEASURED = "–"
 MARKS: dict[Answer, str] = {"holds": "✓", "fails": "✗", "undecided": "?", "not measured": "–"}
@@ -55,6 +56,38 @@ def tally(report: Report) -> str:
 def best_servable(report: Report, owner: str) -> float | None:
     """The lowest loss of ``owner``'s rows among the modes that can be served."""
     return min((v for mode in SERVABLE if (v := report.loss[mode][owner]) is not None), default=None)
+
+
+def held(spread: Spread | None) -> str:
+    """``94.6 % (77.0 %)``: the mean over sites, and the worst site."""
+    return NOT_MEASURED if spread is None else f"{percent(spread.mean)} ({percent(spread.worst)})"
+
+
+def loudest(report: Report) -> tuple[str, str, Spread] | None:
+    """On whose tokens whose stacks write most against the own ones, in the mean over sites."""
+    pairs = [(on, of, spread) for on, row in report.foreign.items() for of, spread in row.items()]
+    return max(pairs, key=lambda pair: pair[2].mean, default=None)
+
+
+def ungated(report: Report) -> str | None:
+    """What happens where all stacks fire: how loudly, and where they write. None without two domains with stacks."""
+    loud = loudest(report)
+    if loud is None:
+        return None
+    on, of, most = loud
+    means = [spread.mean for row in report.foreign.values() for spread in row.values()]
+    both = [report.losses[mode][ALL] for mode in ("ungated", "isolated")]
+    losses = [loss(estimate.mean) for estimate in both if estimate]
+    told = f"loss {losses[0]}, {losses[1]} with the own stacks alone; " if len(losses) == 2 else ""
+    told += (
+        f"on a domain's tokens another one's stacks write {percent(sum(means) / len(means))} of the own ones' energy, "
+        f"{of} on {on} {percent(most.mean)}"
+    )
+    crossing = [spread for row in report.delta_overlap.values() for spread in row.values()]
+    if crossing:
+        mean = sum(spread.mean for spread in crossing) / len(crossing)
+        told += f"; {percent(mean)} of a later delta lies where an earlier one writes"
+    return told
 
 
 def unmeasured(report: Report) -> list[Finding | Check]:

@@ -1,9 +1,10 @@
 """Losses of combinations that an adaptive sweep left out, predicted from those that it measured.
 
 A ridge regression over all rows: a combination's loss from what each row has in any case, the base's loss, that of its
-domains alone and that of all together; a combination's own offset is learned too, as far as its rows allow. Rows were
-searched where it promised to be good, so a prediction below the best that a row has measured is not believed. It serves
-to learn and to validate inside the training rows; whatever judges a meta-router is measured.
+domains alone and that of all together; a combination's own offset is learned too, as far as its rows allow. A search
+goes where it promises to be good, so what it passed by is worse than it looks: the regression's own error is added to
+each prediction, and none is believed that is below the best of its row. It serves to learn and to validate inside the
+training rows; whatever judges a meta-router is measured.
 
 Shapes: B rows, C combinations, D domains, N measurements, X regressors.
 """
@@ -59,4 +60,5 @@ def _predicted(table: OutcomeTable, masks: Sequence[int], measured_BC: np.ndarra
     everything = list(masks).index(full_mask(domain_count))
     guess_BC += way_C * (all_B1 - guess_BC[:, [everything]])
     left_BC = np.where(known_BC, measured_BC - guess_BC, 0.0)
-    return guess_BC + left_BC.sum(axis=0) / (known_BC.sum(axis=0) + RIDGE)
+    guess_BC = guess_BC + left_BC.sum(axis=0) / (known_BC.sum(axis=0) + RIDGE)
+    return guess_BC + np.sqrt(np.mean((measured_BC - guess_BC)[known_BC] ** 2))

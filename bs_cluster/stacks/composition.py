@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from bs_cluster.stacks.balance import LoadBalance
 
 if TYPE_CHECKING:
-    from bs_cluster.stacks.moments import Measurement
+    from bs_cluster.stacks.moments import Observer
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Composition:
     weights_BS: torch.Tensor | None = None  # gate weight per row and active stack, None: all one
     weights_ST: torch.Tensor | None = None  # the same per token of the batch in flight, made by its first site
     training: Training | None = None
-    measurement: Measurement | None = None  # filled while a domain's directions are measured
+    observer: Observer | None = None  # told of what passes every site while something is measured
 
     def weigh(self, active: tuple[str, ...], weights_BS: torch.Tensor | None) -> None:
         self.active, self.weights_BS, self.weights_ST = active, weights_BS, None

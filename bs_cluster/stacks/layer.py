@@ -220,7 +220,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
         if self._disable_adapters or (not state.active and state.train is None):
             return self.base_output(x)
         read_XI, write_MO = self._rows(x.dtype)
-        measurement = state.measurement
+        observer = state.observer
         block = Block(
             read_XI,
             write_MO,
@@ -229,7 +229,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
             self.top_k,
             self.scale,
             weights_ST=state.token_weights(x.numel() // self.in_features),
-            watch=None if measurement is None else partial(measurement.add, self.site, active=state.active),
+            watch=None if observer is None else partial(observer.add, self.site, active=state.active),
         )
         if torch.is_grad_enabled() and (x.requires_grad or state.train is not None):
             base = Base(lambda: self.base_weight().to(x.dtype), self.base_layer.bias)  # type: ignore[arg-type]

@@ -9,9 +9,9 @@ Order of use while a round trains: load every parent with ``PeftModel.load_adapt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -23,8 +23,9 @@ from bs_cluster.stacks.composition import Composition, Training
 from bs_cluster.stacks.config import PREFIX, StackConfig
 from bs_cluster.stacks.layer import StackLinear
 from bs_cluster.stacks.lm_loss import completion_nll
-from bs_cluster.stacks.moments import Measurement, Moments
+from bs_cluster.stacks.moments import Measurement, Moments, Observer, ReadEnergy, WrittenEnergy
 
+Watching = TypeVar("Watching", bound=Observer)
 SEVEN_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -233,8 +234,7 @@ class StackModel(BaseTuner):
         ``sketch`` gives a site's Ω (I, Q) where the inputs are wanted too, ``rows`` how many data rows are summed one
         by one (then the caller sets the measurement's ``row_index_T`` before each batch).
         """
-        if missing := sorted(set(names) - set(self.composition.firing)):
-            raise KeyError(f"stacks {missing} are to be measured but do not fire; fire them first")
+        self._must_fire(names)
         sites = {
             site.site: Moments.empty(
                 names,
@@ -245,8 +245,37 @@ class StackModel(BaseTuner):
             )
             for site in self.sites
         }
-        self.composition.measurement = Measurement(sites)
+        with self._observed(Measurement(sites)) as measurement:
+            yield measurement
+
+    @contextmanager
+    def measuring_writes(self, groups: Mapping[str, Sequence[str]]) -> Iterator[WrittenEnergy]:
+        """While it lasts, every forward adds to the energy that each group of stacks, which must fire, writes."""
+        for names in groups.values():
+            self._must_fire(names)
+
+        def written(site: int, names: Sequence[str]) -> torch.Tensor:
+            return self.sites[site].written(names)
+
+        with self._observed(WrittenEnergy(groups, written, len(self.sites), self.sites[0].device)) as energies:
+            yield energies
+
+    @contextmanager
+    def measuring_reads(self, directions: Mapping[str, torch.Tensor]) -> Iterator[ReadEnergy]:
+        """While it lasts, every forward in which a stack fires adds to what sites read, and to how much of that lies in
+        the orthonormal ``directions`` (I, K) by site path."""
+        by_site = {place: directions[path] for place, path in enumerate(self.site_names()) if path in directions}
+        with self._observed(ReadEnergy(by_site, len(self.sites), self.sites[0].device)) as energies:
+            yield energies
+
+    @contextmanager
+    def _observed(self, observer: Watching) -> Iterator[Watching]:
+        self.composition.observer = observer
         try:
-            yield self.composition.measurement
+            yield observer
         finally:
-            self.composition.measurement = None
+            self.composition.observer = None
+
+    def _must_fire(self, names: Sequence[str]) -> None:
+        if missing := sorted(set(names) - set(self.composition.firing)):
+            raise KeyError(f"stacks {missing} are to be measured but do not fire; fire them first")

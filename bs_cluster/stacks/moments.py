@@ -1,11 +1,13 @@
-"""Second moments of what passes a site while tokens stream by: all that a domain's directions are computed from.
+"""What is summed up of that which passes a site while tokens stream by: second moments, from which a domain's
+directions are computed, and energies, sums of squares.
 
-Shapes: T tokens, I in_features, M rank rows of the measured stacks, Q sketch columns, N rows.
+Shapes: T tokens, I in_features, O out_features, M rank rows of the measured stacks, S stacks that fire, m rank rows of
+one, Q sketch columns, K directions, N rows, P sites, G groups of stacks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,12 +70,77 @@ class Moments:
         return [tensor for tensor in parts if tensor is not None]
 
 
-@dataclass
-class Measurement:
-    """Moments of every site, by site number. ``row_index_T`` is the data row of each token of the batch in flight."""
+class Observer:
+    """What may watch every site while tokens stream by. ``row_index_T`` is the data row of each token of the batch in
+    flight, for those that want it."""
 
-    sites: dict[int, Moments]
     row_index_T: torch.Tensor | None = None
 
     def add(self, site: int, x_TI: torch.Tensor, z_TM: torch.Tensor, active: Sequence[str]) -> None:
+        """A batch passes site number ``site``: its inputs, and the rank activations of all ``active`` stacks."""
+        raise NotImplementedError
+
+    def tensors(self) -> list[torch.Tensor]:
+        """What an all-reduce over workers has to sum."""
+        raise NotImplementedError
+
+
+@dataclass
+class Measurement(Observer):
+    """Moments of every site, by site number."""
+
+    sites: dict[int, Moments]
+
+    def add(self, site: int, x_TI: torch.Tensor, z_TM: torch.Tensor, active: Sequence[str]) -> None:
         self.sites[site].add(x_TI, z_TM, active, self.row_index_T)
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [tensor for moments in self.sites.values() for tensor in moments.tensors()]
+
+
+class WrittenEnergy(Observer):
+    """``energy_PG``: how much each group of stacks writes at each site, ``Σ_t |z_t B|²``.
+
+    ``groups`` holds each group's stacks by name, all of which must fire; ``written(site, names)`` gives their B (M, O).
+    """
+
+    def __init__(
+        self,
+        groups: Mapping[str, Sequence[str]],
+        written: Callable[[int, Sequence[str]], torch.Tensor],
+        sites: int,
+        device: torch.device | str,
+    ):
+        self.groups, self.written = groups, written
+        self.energy_PG = torch.zeros(sites, len(groups), dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(self, site: int, x_TI: torch.Tensor, z_TM: torch.Tensor, active: Sequence[str]) -> None:
+        per_stack_TSm, places = z_TM.unflatten(1, (len(active), -1)), list(active)
+        for group, names in enumerate(self.groups.values()):
+            own_TM = per_stack_TSm[:, [places.index(name) for name in names]].flatten(1).double()
+            b_MO = self.written(site, names).double()
+            # By the small Gram matrix: a delta (T, O) of each group would be as much again as all stacks write.
+            self.energy_PG[site, group] += ((own_TM @ (b_MO @ b_MO.t())) * own_TM).sum()
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.energy_PG]
+
+
+class ReadEnergy(Observer):
+    """``energy_P2``: how much each site reads, ``Σ_t |x_t|²``, and how much of it in given directions, by site."""
+
+    def __init__(self, directions: Mapping[int, torch.Tensor], sites: int, device: torch.device | str):
+        self.directions = {site: basis_IK.to(device) for site, basis_IK in directions.items()}
+        self.energy_P2 = torch.zeros(sites, 2, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(self, site: int, x_TI: torch.Tensor, z_TM: torch.Tensor, active: Sequence[str]) -> None:
+        if site in self.directions:
+            x_TI = x_TI.to(torch.promote_types(x_TI.dtype, torch.float32))
+            along_TK = x_TI @ self.directions[site].to(x_TI.dtype)
+            parts = [part.square().sum(dtype=torch.float64) for part in (x_TI, along_TK)]
+            self.energy_P2[site] += torch.stack(parts)
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.energy_P2]

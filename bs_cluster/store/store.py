@@ -187,10 +187,9 @@ class Store:
                 f"the record of domain {record.domain} says that {_stack_names(said)} are committed, the store holds "
                 f"{_stack_names(held)}; build the record from Store.stacks()"
             )
-        if record.basis is not None and not self._blobs.exists(record.basis):
-            raise NotInStoreError(f"basis {record.basis} of domain {record.domain} is not in the store; put_file it")
-        if not self._blobs.exists(record.rows):
-            raise NotInStoreError(f"the rows {record.rows} of domain {record.domain} are not in the store; put them")
+        for what, digest in record.blobs().items():
+            if not self._blobs.exists(digest):
+                raise NotInStoreError(f"the {what} {digest} of domain {record.domain}: not in the store; put it there")
         self._commit(name, content)
 
     def domains(self) -> list[DomainRecord]:

@@ -104,9 +104,7 @@ class Audit:
     def _needed_by(self, name: str, content: dict[str, Any]) -> Iterator[tuple[str, str, int | None]]:
         if name.startswith(DOMAINS):
             closed = record(DomainRecord, content, name)
-            yield f"{name}, rows", closed.rows, None
-            if closed.basis is not None:
-                yield f"{name}, basis", closed.basis, None
+            yield from ((f"{name}, {what}", digest, None) for what, digest in closed.blobs().items())
         elif name != CAMPAIGN:
             digest = str(content.get("manifest"))
             yield f"{name}, manifest", digest, None

@@ -1,26 +1,30 @@
-"""Closing a domain: the directions it claims, and proof of what it moved and did not move."""
+"""Closing a domain: the directions it claims, what it does to the others, and proof of what it did not move."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from bs_cluster.data.batch import collate_packed, plan_batches
-from bs_cluster.data.encode import EncodedRow
-from bs_cluster.decoder import decoder_and_head
-from bs_cluster.events import Measuring
-from bs_cluster.inference.scoring import mean_loss
+from bs_cluster.estimates import token_mean
 from bs_cluster.records import SCHEMA_VERSION, CloseDomain, DomainRecord, RoundOutcome, RowLoss
 from bs_cluster.stacks import StackLinear
 from bs_cluster.stacks.basis import Basis
-from bs_cluster.stacks.moments import Measurement, Moments
-from bs_cluster.stacks.nullspace import OVERSAMPLE, claim_limit, input_directions, output_directions, sampled_directions
-from bs_cluster.training.ranks import sum_over_ranks, world_rank, world_size
+from bs_cluster.stacks.moments import Moments
+from bs_cluster.stacks.nullspace import (
+    OVERSAMPLE,
+    claim_limit,
+    input_directions,
+    output_directions,
+    outside,
+    sampled_directions,
+)
+from bs_cluster.training.interference import SAMPLE_ROWS, Interference, earlier_domains, measure_interference
 from bs_cluster.training.round import round_seed
 from bs_cluster.training.session import Session
+from bs_cluster.training.streaming import spaced, stream_tokens
 
 
 def close_domain(session: Session, step: CloseDomain, outcomes: Sequence[RoundOutcome]) -> DomainRecord:
@@ -29,26 +33,41 @@ def close_domain(session: Session, step: CloseDomain, outcomes: Sequence[RoundOu
     rows = session.rows(step.domain)
     isolated = _isolated(session, step)
     matrix = _matrix(session, step, isolated)
-    earlier = _earlier_claims(session)
-    claimed = _claim_directions(session, step, earlier) if step.stacks and session.config.null_space.enabled else None
-    claims = [earlier, *([claimed] if claimed else [])]
+    earlier = earlier_domains(session)
+    claims = Basis.combine([other.claim for other in earlier])
+    claimed, found = Basis(), Interference()
+    if step.stacks:
+        moments = _moments(session, step, claims)
+        if session.config.null_space.enabled:
+            claimed = _claim_directions(session, step, moments, claims)
+        found = measure_interference(session, step, moments, claimed, earlier)
     return DomainRecord(
         schema_version=SCHEMA_VERSION,
         domain=step.domain,
         position=step.position,
         rounds=tuple(_rounds(session, step, outcomes)),
-        basis=session.store.put_bytes("claim.safetensors", claimed.to_bytes()).sha256 if claimed else None,
-        basis_rank_mean=claimed.mean_rank if claimed else 0.0,
-        isolated=mean_loss(isolated),
+        basis=_stored(session, "claim.safetensors", claimed.to_bytes()) if any(claimed.entries()) else None,
+        basis_rank_mean=claimed.mean_rank,
+        isolated=token_mean(isolated),
         base_loss=matrix[step.domain]["base"],
         row_losses=tuple(loss.mean for loss in isolated),
         matrix=matrix,
-        capacity=Basis.combine(claims).claimed_share(),
+        capacity=Basis.combine([claims, claimed]).claimed_share(),
+        energy_held=found.energy_held,
+        overlap=found.overlap,
+        overlap_claimed=found.overlap_claimed,
+        foreign=found.foreign,
+        abroad=found.abroad,
+        span=_stored(session, "span.safetensors", found.span_bytes()) if found.span else None,
         data_fingerprint=rows.fingerprint,
         data_counts=rows.counts,
-        rows=session.store.put_bytes("rows.parquet", rows.to_parquet()).sha256,
+        rows=_stored(session, "rows.parquet", rows.to_parquet()),
         seconds=time.monotonic() - started,
     )
+
+
+def _stored(session: Session, name: str, data: bytes) -> str:
+    return session.store.put_bytes(name, data).sha256
 
 
 def _isolated(session: Session, step: CloseDomain) -> list[RowLoss]:
@@ -73,9 +92,9 @@ def _matrix(session: Session, step: CloseDomain, own: list[RowLoss]) -> dict[str
             isolated = session.score(validation)
         session.stacked.fire([stack.name for stack in stacks])
         matrix[domain] = {
-            "base": mean_loss(session.base_losses[domain]),
-            "isolated": mean_loss(isolated),
-            "ungated": mean_loss(session.score(validation)),
+            "base": token_mean(session.base_losses[domain]),
+            "isolated": token_mean(isolated),
+            "ungated": token_mean(session.score(validation)),
         }
     return matrix
 
@@ -107,19 +126,26 @@ def _rounds(session: Session, step: CloseDomain, outcomes: Sequence[RoundOutcome
     return rounds + [outcome for outcome in seen.values() if not outcome.committed]
 
 
-def _claim_directions(session: Session, step: CloseDomain, earlier: Basis) -> Basis:
-    """One streaming pass over the domain's training tokens, in the context it trained in; summed over ranks. Claims are
-    as large as ``earlier`` ones leave room for."""
+def _moments(session: Session, step: CloseDomain, earlier: Basis) -> dict[str, Moments]:
+    """By site path, from one streaming pass over the domain's training tokens in the context it trained in."""
+    tuner, settings = session.stacked.tuner, session.config.null_space
+    rows = list(session.rows(step.domain).train)
+    if not settings.enabled:
+        rows = spaced(rows, SAMPLE_ROWS)  # no directions are claimed: enough to say where the delta lies
+    elif settings.method == "randomized":
+        rows = rows[: settings.samples]
+    sketch = _sketch(session, earlier) if settings.enabled and settings.space in ("input", "both") else None
+    by_row = len(rows) if settings.method == "randomized" else 0
+    session.stacked.fire([stack.name for stack in step.context])
+    with tuner.measuring([stack.name for stack in step.stacks], sketch=sketch, rows=by_row) as measurement:
+        stream_tokens(session, step.domain, rows, measurement)
+    return {path: measurement.sites[site.site] for path, site in zip(tuner.site_names(), tuner.sites, strict=True)}
+
+
+def _claim_directions(session: Session, step: CloseDomain, moments: Mapping[str, Moments], earlier: Basis) -> Basis:
+    """Outside of ``earlier`` claims, and as large as those leave room for."""
     tuner, settings = session.stacked.tuner, session.config.null_space
     names = tuple(stack.name for stack in step.stacks)
-    session.stacked.fire([stack.name for stack in step.context])
-    rows = list(session.rows(step.domain).train)
-    if settings.method == "randomized":
-        rows = rows[: settings.samples]
-    sketch = _sketch(session) if settings.space in ("input", "both") else None
-    by_row = len(rows) if settings.method == "randomized" else 0
-    with tuner.measuring(names, sketch=sketch, rows=by_row) as measurement:
-        _stream(session, step.domain, rows, measurement)
 
     def limit(width: int, held_XK: torch.Tensor | None) -> int:
         claimed = 0 if held_XK is None else held_XK.shape[1]
@@ -128,51 +154,41 @@ def _claim_directions(session: Session, step: CloseDomain, earlier: Basis) -> Ba
     output: dict[str, torch.Tensor] = {}
     inputs: dict[str, torch.Tensor] = {}
     for path, site in zip(tuner.site_names(), tuner.sites, strict=True):
-        moments = measurement.sites[site.site]
+        seen = moments[path]
         if settings.space in ("output", "both"):
-            room = limit(site.out_features, earlier.output.get(path))
-            output[path] = _output_claim(moments, site.written(names).cpu(), room, settings.energy)
-        if moments.sketch_IQ is not None and moments.omega_IQ is not None:
-            room = limit(site.in_features, earlier.input.get(path))
+            held_OK = earlier.output.get(path)
+            room = limit(site.out_features, held_OK)
+            output[path] = _output_claim(seen, site.written(names).cpu(), room, settings.energy, held_OK)
+        if seen.sketch_IQ is not None and seen.omega_IQ is not None:
+            held_IK = earlier.input.get(path)
             inputs[path] = input_directions(
-                moments.sketch_IQ.cpu(), moments.omega_IQ.cpu(), max_rank=room, energy=settings.energy
+                seen.sketch_IQ.cpu(),
+                seen.omega_IQ.cpu(),
+                max_rank=limit(site.in_features, held_IK),
+                energy=settings.energy,
+                earlier_IK=held_IK,
             )
     return Basis(output, inputs)
 
 
-def _sketch(session: Session) -> Callable[[StackLinear], torch.Tensor]:
-    """Gaussian columns for each site's inputs, the same on every rank."""
+def _sketch(session: Session, earlier: Basis) -> Callable[[StackLinear], torch.Tensor]:
+    """Gaussian columns for each site's inputs, outside of earlier claims; the same on every rank."""
+    tuner = session.stacked.tuner
     generator = torch.Generator().manual_seed(round_seed(session.config.seed, "sketch"))
     columns = session.config.null_space.max_rank + OVERSAMPLE
-    return lambda site: torch.randn(site.in_features, min(columns, site.in_features), generator=generator)
+    paths = dict(zip((site.site for site in tuner.sites), tuner.site_names(), strict=True))
+
+    def omega(site: StackLinear) -> torch.Tensor:
+        drawn_IQ = torch.randn(site.in_features, min(columns, site.in_features), generator=generator)
+        return outside(drawn_IQ, earlier.input.get(paths[site.site])).float()
+
+    return omega
 
 
-@torch.no_grad()
-def _stream(session: Session, domain: str, rows: list[EncodedRow], measurement: Measurement) -> None:
-    model = session.stacked.base.model
-    decoder, _, _ = decoder_and_head(model)
-    plan = plan_batches([len(row.input_ids) for row in rows], session.config.training.eval_batch_tokens)
-    for number, batch in enumerate(plan):
-        if number % world_size() != world_rank():
-            continue
-        tensors = collate_packed([rows[i] for i in batch])
-        measurement.row_index_T = torch.tensor(batch)[tensors["row_index_T"]].to(model.device)
-        inputs = {key: tensors[key].to(model.device) for key in ("input_ids", "position_ids")}
-        decoder(**inputs, use_cache=False)
-        if session.rank == 0:
-            session.report(Measuring(domain, number + 1, len(plan)))
-    for moments in measurement.sites.values():
-        for tensor in moments.tensors():
-            sum_over_ranks(tensor)
-
-
-def _output_claim(moments: Moments, b_MO: torch.Tensor, room: int, energy: float) -> torch.Tensor:
+def _output_claim(
+    moments: Moments, b_MO: torch.Tensor, room: int, energy: float, earlier_OK: torch.Tensor | None
+) -> torch.Tensor:
     if moments.row_sums_NM is not None and moments.row_tokens_N is not None:
         means_NM = (moments.row_sums_NM / moments.row_tokens_N.clamp_min(1)[:, None]).cpu()
-        return sampled_directions(means_NM, b_MO, max_rank=room)
-    return output_directions(moments.c_MM.cpu(), b_MO, max_rank=room, energy=energy)
-
-
-def _earlier_claims(session: Session) -> Basis:
-    claims = [Basis.from_bytes(session.store.get_bytes(r.basis)) for r in session.store.domains() if r.basis]
-    return Basis.combine(claims)
+        return sampled_directions(means_NM, b_MO, max_rank=room, earlier_OK=earlier_OK)
+    return output_directions(moments.c_MM.cpu(), b_MO, max_rank=room, energy=energy, earlier_OK=earlier_OK)

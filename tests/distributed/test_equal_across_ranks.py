@@ -175,6 +175,24 @@ class TestClaims:
             assert basis.shape == other.shape, site
             assert smallest_cosine(basis, other) > 1 - 1e-4, site
 
+    @pytest.mark.parametrize("space", ["output", "input"])
+    def test_hold_as_much_at_either_world_size(self, one, two, space):
+        ours, others = (found[space]["records"]["aa"].energy_held[space] for found in (one, two[0]))
+        assert ours.mean == pytest.approx(others.mean, rel=1e-3)
+        assert ours.worst == pytest.approx(others.worst, rel=1e-3)
+
+    @pytest.mark.parametrize("name", [*SPACES, "randomized"])
+    def test_energies_are_the_same_on_all_ranks(self, two, name):
+        for domain, record in two[0][name]["records"].items():
+            for what in ("energy_held", "overlap", "overlap_claimed", "foreign", "abroad", "span"):
+                assert getattr(record, what) == getattr(two[1][name]["records"][domain], what), (domain, what)
+            assert set(record.foreign) == set(record.abroad) == ({"aa"} if domain == "bb" else set())
+
+    @pytest.mark.parametrize("name", [*SPACES, "randomized"])
+    def test_are_orthogonal_to_those_of_earlier_domains(self, two, name):
+        claims = two[0][name]["claims"]
+        assert claims["aa"].overlap(claims["bb"]) < 1e-10
+
     @pytest.mark.parametrize("name", [*SPACES, "randomized"])
     def test_are_orthonormal_and_on_every_site(self, two, name):
         sides = {"output": ["output"], "input": ["input"], "both": ["output", "input"], "randomized": ["output"]}[name]

@@ -135,6 +135,7 @@ FOR_PEOPLE = {
     ("RouterReport", "base_regret"),
     ("SweepReport", "reused"),
     ("Report", "isolated_drift_rows"),
+    ("Report", "claim_overlap"),
     ("Store", "materialize"),
     ("Store", "commit_stack"),
     ("Store", "verify"),

@@ -15,9 +15,9 @@ from bs_cluster.base import load_base
 from bs_cluster.config import CampaignConfig
 from bs_cluster.config.schema import BaseSection
 from bs_cluster.data.encode import EncodedRow
-from bs_cluster.inference.scoring import mean_loss, score_batch, score_routed
+from bs_cluster.inference.scoring import score_batch, score_routed
 from bs_cluster.inference.stacked import StackedBase, stack_config
-from bs_cluster.records import RowLoss, StackId
+from bs_cluster.records import StackId
 from bs_cluster.sweep.combinations import mask_weights
 from bs_cluster.sweep.plan import plan_work
 from bs_cluster.training.session import Session
@@ -109,10 +109,6 @@ def test_scoring_leaves_the_model_in_eval_mode_without_a_graph(stacked):
     score_batch(stacked, rows(2))
     assert not stacked.base.model.training
     assert all(parameter.grad is None for parameter in stacked.base.model.parameters())
-
-
-def test_the_mean_is_over_tokens_not_rows():
-    assert mean_loss([RowLoss(2.0, 1), RowLoss(4.0, 3)]) == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 4096])

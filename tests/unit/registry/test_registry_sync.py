@@ -241,6 +241,7 @@ def test_the_campaign_run_shows_how_domains_held_up(registry, store, client):
     (campaign,) = client.search_runs(["1"], "tags.kind = 'campaign'")
     assert curve(client, campaign.info.run_id, "validation/math/isolated") == [(1, 2.5)]
     assert campaign.data.metrics["capacity/5"] == 0.4
+    assert campaign.data.metrics["energy_held/input"] == 0.95
 
 
 def test_the_champion_bundle_answers(registry, store, uri):

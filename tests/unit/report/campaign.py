@@ -4,7 +4,7 @@ import random
 
 import pyarrow as pa
 
-from bs_cluster.records import BaseRef, DomainRecord, ModeLosses, RoundOutcome, StackId
+from bs_cluster.records import BaseRef, DomainRecord, ModeLosses, RoundOutcome, Spread, StackId
 from bs_cluster.report.inputs import ReportInputs, RouterFacts
 from bs_cluster.report.record import SweepReport
 
@@ -44,6 +44,8 @@ def make_inputs(domains=DOMAINS, *, null_space=True, committed=True, seed=0, **c
                     }
                     for i, d in enumerate(domains[: position + 1])
                 },
+                **_energies(rng, domains[:position], null_space and committed),
+                span="e" * 64 if committed else None,
                 capacity={"640": 0.065 * (position + 1), "2048": 0.02 * (position + 1)} if null_space else {},
                 data_fingerprint="f" * 64,
                 rows="d" * 64,
@@ -124,6 +126,20 @@ def make_outcomes(domains, rng, rows_each=8) -> pa.Table:
                 lines.append((f"{domain}-{row}", domain, mask, tokens * (base - gain), tokens))
     columns = zip(*lines, strict=True)
     return pa.table(dict(zip(("row_id", "domain", "mask", "nll", "tokens"), columns, strict=True)))
+
+
+def _energies(rng, earlier, claimed: bool) -> dict[str, dict[str, Spread]]:
+    def spread(low, high, times):
+        mean = rng.uniform(low, high)
+        return Spread(mean, mean * times, f"model.layers.{rng.randint(0, 17)}.mlp.up_proj")
+
+    return {
+        "energy_held": {"output": spread(0.93, 0.96, 0.82)} if claimed else {},
+        "overlap": {other: spread(0.03, 0.06, 3.5) for other in earlier} if claimed else {},
+        "overlap_claimed": {other: spread(1e-7, 1e-6, 2.0) for other in earlier} if claimed else {},
+        "foreign": {other: spread(0.2, 0.5, 2.0) for other in earlier} if claimed else {},
+        "abroad": {other: spread(0.4, 0.89, 2.0) for other in earlier} if claimed else {},
+    }
 
 
 def _rounds(rng, domain, base, isolated, committed) -> tuple[RoundOutcome, ...]:

@@ -11,7 +11,7 @@ from unit.report.campaign import DOMAINS, make_inputs, make_losses
 
 from bs_cluster.errors import DataError
 from bs_cluster.estimates import paired_difference, token_mean
-from bs_cluster.records import MODES
+from bs_cluster.records import MODES, Spread
 from bs_cluster.report.build import build_report
 from bs_cluster.report.record import ALL, FOREIGN, MIXED, Report
 
@@ -141,7 +141,7 @@ class TestFindings:
     def test_a_statement_without_its_numbers_is_not_measured(self):
         report = build_report(make_inputs(overlap={}))
         assert verdict(report, "Mixed rows").answer == "not measured"
-        assert verdict(report, "orthogonal").answer == "not measured"
+        assert verdict(report, "disjoint").answer == "not measured"
         single = build_report(make_inputs(losses=make_losses(OWNED, rows_each=1)))
         assert verdict(single, "own stacks").answer == "not measured"  # one row has no interval
         assert single.loss["base"]["chat"] is not None
@@ -180,8 +180,35 @@ class TestChecks:
         worse = dataclasses.replace(inputs.records[0].rounds[0], gain=-0.1, committed=True)
         records = (dataclasses.replace(inputs.records[0], rounds=(worse,)), *inputs.records[1:])
         report = build_report(dataclasses.replace(inputs, records=records))
-        assert verdict(report, "orthogonal").answer == "fails"
+        assert verdict(report, "disjoint").answer == "fails"
         assert verdict(report, "worse than its parent").answer == "fails"
+
+    def test_a_delta_that_leaks_into_an_earlier_claim_is_a_failure(self):
+        inputs = without_losses()
+        leak = {"chat": Spread(0.001, 0.02, "model.layers.3.mlp.up_proj")}
+        records = (inputs.records[0], dataclasses.replace(inputs.records[1], overlap_claimed=leak), *inputs.records[2:])
+        check = verdict(build_report(dataclasses.replace(inputs, records=records)), "disjoint")
+        assert check.answer == "fails"
+        assert "0.02 of the energy of code lies in what chat claimed" in check.detail
+
+
+class TestEnergies:
+    def test_of_every_two_domains_both_ways_are_there_once_from_the_later_record(self):
+        inputs = without_losses()
+        report = build_report(inputs)
+        records = {record.domain: record for record in inputs.records}
+        for a, earlier in enumerate(DOMAINS):
+            for later in DOMAINS[a + 1 :]:
+                assert report.foreign[later][earlier] == records[later].foreign[earlier]
+                assert report.foreign[earlier][later] == records[later].abroad[earlier]
+                assert report.delta_overlap[later][earlier] == records[later].overlap[earlier]
+                assert earlier not in report.delta_overlap or later not in report.delta_overlap[earlier]
+
+    def test_held_is_told_by_side(self):
+        inputs = without_losses()
+        both = {"output": Spread(0.9, 0.5, "a"), "input": Spread(0.99, 0.8, "b")}
+        records = (dataclasses.replace(inputs.records[0], energy_held=both), *inputs.records[1:])
+        assert build_report(dataclasses.replace(inputs, records=records)).energy_held["chat"] == both
 
 
 def test_what_is_not_finite_becomes_none_so_that_the_report_can_be_written():

@@ -1,5 +1,6 @@
 """What people read: tables that parse, lines that fit, figures that are there."""
 
+import dataclasses
 import io
 import json
 import re
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from unit.report.campaign import make_inputs, make_losses
 
+from bs_cluster.records import Spread
 from bs_cluster.report.build import build_report
 from bs_cluster.report.curves import selection_curve
 from bs_cluster.report.markdown import render_markdown, table
@@ -75,6 +77,38 @@ def test_validation_rows_stand_in_a_table_of_their_own():
     page = render_markdown(build_report(make_inputs()))
     assert "isolated at commit" not in page[page.index("## Loss by mode") : page.index("## Rounds")]
     assert "isolated at commit" in page[page.index("## Validation rows") :]
+
+
+def test_what_claims_hold_stands_apart_from_the_check_that_they_are_disjoint():
+    inputs = make_inputs(("chat", "code"))
+    code = dataclasses.replace(
+        inputs.records[1],
+        energy_held={"output": Spread(0.946, 0.77, "model.layers.7.mlp.up_proj")},
+        overlap={"chat": Spread(0.04, 0.16, "s")},
+        foreign={"chat": Spread(0.25, 0.5, "s")},
+        abroad={"chat": Spread(0.89, 1.7, "s")},
+    )
+    chat = dataclasses.replace(inputs.records[0], energy_held={"output": Spread(0.95, 0.8, "s")})
+    report = build_report(dataclasses.replace(inputs, records=(chat, code)))
+    page = render_markdown(report)
+    assert page.index("Claims are disjoint, by parametrisation") < page.index("## What claims hold and what crosses")
+    section = page[page.index("## What claims hold") : page.index("## Data")]
+    assert "| code | 94.6 % (77.0 %) | `model.layers.7.mlp.up_proj` |" in section
+    assert "| code | 4.0 % (16.0 %) |" in section
+    assert "| chat | 100 % | 89.0 % (170.0 %) |" in section
+    assert "| code | 25.0 % (50.0 %) | 100 % |" in section
+    text = " ".join(printed(report).split())
+    assert "write 57.0 % of the own ones' energy, code on chat 89.0 %; 4.0 % of a later delta" in text
+    assert re.search(r"ungated loss \d\.\d{3}, \d\.\d{3} with the own stacks alone", text)
+    assert "(77.0 % at the worst site)" in text
+
+
+def test_without_two_domains_nothing_crosses():
+    page = render_markdown(build_report(make_inputs(("chat",))))
+    assert "Energy held" in page
+    assert "Overlap of deltas" not in page
+    assert "Who fires where" not in page
+    assert "ungated " not in printed(build_report(make_inputs(("chat",)))).split("rounds, on")[1]
 
 
 @pytest.mark.parametrize("width", [70, 100, 160])

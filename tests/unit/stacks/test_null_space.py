@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from stack_kit import largest_sine, orthonormal, plain_stack, random_ids, stacked_model, tuner
 
 from bs_cluster.config.schema import NullSpaceSection
-from bs_cluster.stacks.nullspace import claim_limit, input_directions, output_directions, sampled_directions
+from bs_cluster.stacks.basis import combine, overlap
+from bs_cluster.stacks.nullspace import (
+    claim_limit,
+    delta_energy,
+    energy_along,
+    energy_span,
+    input_directions,
+    output_directions,
+    outside,
+    sampled_directions,
+)
 
 OWN = ("code_r1", "code_r2")
 STACKS = ["chat_r1", *OWN, "math_r1"]
@@ -32,7 +42,7 @@ def streamed(stacks, peft, batches: list[torch.Tensor], sketch: int = 0):
             peft(input_ids=ids_BT)
     for hook in hooks:
         hook.remove()
-    assert stacks.composition.measurement is None
+    assert stacks.composition.observer is None
     return measurement.sites, {site: torch.cat(parts) for site, parts in inputs.items()}
 
 
@@ -68,10 +78,35 @@ def test_two_workers_sum_to_one():
             torch.testing.assert_close(ours, total, rtol=1e-5, atol=1e-5)
 
 
+def energies(stacks, peft, batches: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What two groups write and what is read, over these batches."""
+    sites = zip(stacks.site_names(), stacks.sites, strict=True)
+    directions = {path: orthonormal(site.in_features, 3, 0) for path, site in sites}
+    groups = {"code": OWN, "math": ("math_r1",)}
+    with torch.no_grad(), stacks.measuring_writes(groups) as writes:
+        for ids_BT in batches:
+            peft(input_ids=ids_BT)
+    with torch.no_grad(), stacks.measuring_reads(directions) as reads:
+        for ids_BT in batches:
+            peft(input_ids=ids_BT)
+    return [*writes.tensors(), *reads.tensors()]
+
+
+def test_energies_of_two_workers_sum_to_one():
+    peft = stacked_model("llama", STACKS, torch.float64).eval()
+    batches = [random_ids(2, 9, seed) for seed in range(4)]
+    whole, first, second = (energies(tuner(peft), peft, part) for part in (batches, batches[::2], batches[1::2]))
+    for total, a, b in zip(whole, first, second, strict=True):
+        assert (total > 0).all()
+        torch.testing.assert_close(a + b, total, rtol=1e-12, atol=0)
+
+
 def test_only_stacks_that_fire_can_be_measured():
     stacks = tuner(stacked_model("llama", STACKS))
     stacks.fire(["chat_r1"])
     with pytest.raises(KeyError, match="code_r1"), stacks.measuring(OWN):
+        pass
+    with pytest.raises(KeyError, match="code_r1"), stacks.measuring_writes({"chat": ["chat_r1"], "code": OWN}):
         pass
 
 
@@ -106,6 +141,91 @@ def test_a_claim_takes_no_more_than_there_is():
     assert claim_limit(256, 255, max_rank=64, max_share=0.0625) == 1
     assert claim_limit(256, 256, max_rank=64, max_share=0.0625) == 0
     assert [claim_limit(256, 64 * n, max_rank=64, max_share=1.0) for n in range(5)] == [64, 64, 64, 64, 0]
+
+
+@given(
+    width=st.sampled_from([12, 40, 128]),
+    rows=st.integers(1, 24),
+    max_rank=st.integers(1, 16),
+    domains=st.integers(2, 6),
+    shared=st.floats(0, 1),
+    side=st.sampled_from(["output", "input", "sampled"]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=120, deadline=None)
+def test_claims_taken_outside_of_earlier_ones_are_orthogonal_and_add_up(
+    width, rows, max_rank, domains, shared, side, seed
+):
+    """Though domains write and read much alike (``shared``), up to the same space altogether."""
+    generator = torch.Generator().manual_seed(seed)
+    common_MX = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    claims: list[torch.Tensor] = []
+    for _ in range(domains):
+        own_MX = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+        z_TM = torch.randn(60, rows, generator=generator, dtype=torch.float64)
+        b_MX = shared * common_MX + (1 - shared) * own_MX
+        earlier = combine(claims) if claims else None
+        held = 0 if earlier is None else earlier.shape[1]
+        room = min(max_rank, width - held)
+        if side == "output":
+            claim = output_directions(z_TM.t() @ z_TM, b_MX, max_rank=room, energy=0.99, earlier_OK=earlier)
+        elif side == "sampled":
+            claim = sampled_directions(z_TM, b_MX, max_rank=min(room, rows), earlier_OK=earlier)
+        else:
+            x_TI = (z_TM @ b_MX).float()
+            omega_IQ = outside(torch.randn(width, min(width, 24), generator=generator), earlier).float()
+            sketch_IQ = x_TI.t() @ (x_TI @ omega_IQ)
+            claim = input_directions(sketch_IQ, omega_IQ, max_rank=room, energy=0.99, earlier_IK=earlier)
+        torch.testing.assert_close(claim.t() @ claim, torch.eye(claim.shape[1]), rtol=1e-5, atol=1e-5)
+        assert all(overlap(claim, other) < 1e-10 for other in claims)
+        claims.append(claim)
+    assert combine(claims).shape[1] == sum(claim.shape[1] for claim in claims)
+
+
+@pytest.mark.parametrize("columns", [12, 40])
+def test_the_input_claim_outside_is_that_of_projected_inputs(columns: int):
+    """No token is projected, but the directions are those of ``x (I − VVᵀ)``: of what is left, not of what is gone."""
+    torch.manual_seed(0)
+    x_TI = torch.randn(500, 40) * 0.7 ** torch.arange(40) @ orthonormal(40, 40, 3, torch.float32).t()
+    earlier_IK = leading(x_TI, 3).float()
+    omega_IQ = outside(torch.randn(40, columns), earlier_IK).float()
+    sketch_IQ = x_TI.t() @ (x_TI @ omega_IQ)
+    found = input_directions(sketch_IQ, omega_IQ, max_rank=3, energy=1.0, earlier_IK=earlier_IK)
+    left_TI = x_TI - (x_TI @ earlier_IK) @ earlier_IK.t()
+    assert largest_sine(found, leading(left_TI, 3)) < (1e-2 if columns < 40 else 1e-3)
+
+
+def test_where_all_is_claimed_nothing_more_is():
+    torch.manual_seed(0)
+    span_OK = orthonormal(30, 5, 1)
+    b_MO, z_TM = torch.randn(8, 5, dtype=torch.float64) @ span_OK.t(), torch.randn(50, 8, dtype=torch.float64)
+    earlier = span_OK.float()
+    assert output_directions(z_TM.t() @ z_TM, b_MO, max_rank=4, energy=0.99, earlier_OK=earlier).shape == (30, 0)
+    x_TI, omega_IQ = (z_TM @ b_MO).float(), outside(torch.randn(30, 12), earlier).float()
+    sketch_IQ = x_TI.t() @ (x_TI @ omega_IQ)
+    assert input_directions(sketch_IQ, omega_IQ, max_rank=4, energy=0.99, earlier_IK=earlier).shape == (30, 0)
+
+
+@given(width=st.sampled_from([6, 40]), rows=st.integers(1, 12), rank=st.integers(1, 12), seed=st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_a_span_by_small_matrices_is_that_of_the_svd(width: int, rows: int, rank: int, seed: int):
+    """And energies by them are those of all deltas, though rows of B depend on each other (``rank``)."""
+    generator = torch.Generator().manual_seed(seed)
+    z_TM, left_MR, right_RO = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((80, rows), (rows, min(rank, rows)), (min(rank, rows), width))
+    )
+    b_MO, c_MM = left_MR @ right_RO, z_TM.t() @ z_TM
+    deltas_TO = z_TM @ b_MO
+    _, s, vh = torch.linalg.svd(deltas_TO, full_matrices=False)
+    held = int((torch.cumsum(s**2, 0) / (s**2).sum() < 0.99).sum()) + 1
+    span_OK = b_MO.t() @ energy_span(c_MM, b_MO, energy=0.99)
+    torch.testing.assert_close(span_OK.t() @ span_OK, torch.eye(held, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    assert largest_sine(span_OK, vh[:held].t()) < 1e-5
+    assert delta_energy(c_MM, b_MO) == pytest.approx(float(deltas_TO.square().sum()), rel=1e-9)
+    some_OK = orthonormal(width, min(3, width), seed)
+    expected = float((deltas_TO @ some_OK).square().sum())
+    assert energy_along(c_MM, b_MO, some_OK) == pytest.approx(expected, rel=1e-9)
 
 
 def test_more_rank_rows_than_output_features():
