@@ -18,6 +18,7 @@ os.environ |= {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before the dealer reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests are dealt to several processes, those of a file go to one, and those of ``e2e``, which share their
     campaigns, all together."""
