@@ -1,0 +1,73 @@
+"""``bs_cluster VERB …``. Exit codes: 0 done, 1 failed, 2 wrong input (nothing was connected to), 130 interrupted.
+
+Every verb is a module with ``HELP``, ``add_arguments(parser)`` and ``run(arguments, output)``. They import what is heavy
+when they run, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+
+from bs_cluster import __version__
+from bs_cluster.cli import bundles, chat, config, domains, generate, registry, store
+from bs_cluster.cli.output import Output
+from bs_cluster.errors import BrainstacksError
+from bs_cluster.quiet import quieten
+
+VERBS: dict[str, ModuleType] = {
+    "generate": generate,
+    "chat": chat,
+    "domains": domains,
+    "bundles": bundles,
+    "store": store,
+    "registry": registry,
+    "config": config,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The installed command. ``argv`` without the program's name; the process's own by default."""
+    arguments = parser().parse_args(argv)
+    output = Output(arguments.json)
+    quieten()
+    try:
+        return VERBS[arguments.verb].run(arguments, output)
+    except BrainstacksError as error:
+        return output.fail(error)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(
+        prog="bs_cluster", description="Continual multi-domain fine-tuning: live with a campaign."
+    )
+    whole.add_argument("--version", action="version", version=f"bs_cluster {__version__}")
+    verbs = whole.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, module in VERBS.items():
+        verb = verbs.add_parser(name, help=module.HELP, description=module.__doc__)
+        module.add_arguments(verb)
+        for leaf in _leaves(verb):
+            leaf.add_argument("--json", action="store_true", help="print one JSON value instead of text")
+    return whole
+
+
+def _leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parsers that a command line can end in: a verb's actions, or the verb itself."""
+    below = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not below:
+        yield parser
+    for choices in below:
+        for action in choices.values():
+            yield from _leaves(action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
