@@ -1,7 +1,7 @@
 """``bs_cluster VERB …``. Exit codes: 0 done, 1 failed, 2 wrong input (nothing was connected to), 130 interrupted.
 
-Every verb is a module with ``HELP``, ``add_arguments(parser)`` and ``run(arguments, output)``. They import what is heavy
-when they run, so that ``--help`` answers at once.
+Every verb is a module with ``HELP``, ``add_arguments(parser)`` and ``run(arguments, output)``. They import what is
+heavy when they run, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
