@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bs_cluster.cli import places
-from bs_cluster.cli.output import Output
+from bs_cluster.cli.output import Output, table
 
 HELP = "list what a campaign can serve"
 
@@ -17,8 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     found = places.open_store(arguments).bundles()
-    lines = ["bundle  stacks  domains"]
-    lines += [f"{number:>6}  {len(b.stacks):>6}  {' '.join(b.domains)}" for number, _, b in found]
+    rows = [(number, len(bundle.stacks), " ".join(bundle.domains)) for number, _, bundle in found]
     value = [{"number": number, "digest": digest, **bundle.to_dict()} for number, digest, bundle in found]
-    output.show(value, "\n".join(lines))
+    output.show(value, table(("bundle", "stacks", "domains"), rows))
     return 0

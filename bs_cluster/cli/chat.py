@@ -8,7 +8,7 @@ import sys
 
 from bs_cluster.cli import generate
 from bs_cluster.cli.output import Output
-from bs_cluster.errors import ConfigError
+from bs_cluster.errors import ConfigError, UsageError
 
 HELP = "ask a bundle in a terminal"
 
@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     runtime = generate.load_bundle(arguments)
     fixed: list[str] | None = None
     if sys.stdin.isatty():
-        print(f"{arguments.campaign}: {', '.join(runtime.domains)}. /gates DOMAIN=1 …, /base, empty line to end")
+        print(f"{runtime.config.campaign}: {', '.join(runtime.domains)}. /gates DOMAIN=1 …, /base, empty line to end")
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
                 fixed = _command(line, runtime.domains)
                 continue
             weights_BD = None if fixed is None else runtime.fixed_gates(fixed, 1)
-        except ConfigError as error:
+        except (ConfigError, UsageError) as error:
             output.fail(error)
             continue
         answer = runtime.answer([line], weights_BD, arguments.max_new_tokens)[0]
@@ -49,10 +49,10 @@ def _command(line: str, domains: tuple[str, ...]) -> list[str] | None:
     if word == "/base" and not words:
         return []
     if word != "/gates":
-        raise ConfigError([f"{line!r} is no command; there are /gates [DOMAIN=1 …] and /base"])
+        raise UsageError(f"{line!r} is no command; there are /gates [DOMAIN=1 …] and /base")
     asked = [item.partition("=") for item in words]
     if wrong := [name for name, _, _ in asked if name not in domains]:
-        raise ConfigError([f"domain {wrong[0]!r} is not in the bundle; it has {', '.join(domains)}"])
+        raise UsageError(f"domain {wrong[0]!r} is not in the bundle; it has {', '.join(domains)}")
     if odd := [f"{name}={value}" for name, _, value in asked if value not in ("", "0", "1")]:
-        raise ConfigError([f"{odd[0]}: a gate is 0 or 1"])
+        raise UsageError(f"{odd[0]}: a gate is 0 or 1")
     return [name for name, _, value in asked if value != "0"] if asked else None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
+from bs_cluster.cli import places
 from bs_cluster.cli.output import Output
 
 HELP = "check a configuration, show it with every default, print its schema"
@@ -13,20 +13,19 @@ HELP = "check a configuration, show it with every default, print its schema"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, text in (("check", "tell every problem at once; exit 2 if there is one"), ("show", "all settings, YAML")):
-        action = actions.add_parser(name, help=text)
-        action.add_argument("config", help="YAML file, see jobs/configs/")
-        action.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
+        places.add_config(actions.add_parser(name, help=text), required=True)
     actions.add_parser("schema", help="JSON Schema, for editors")
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    from bs_cluster.config import CampaignConfig, curriculum, load_config, to_yaml  # noqa: PLC0415  # pydantic
-
     if arguments.action == "schema":
-        schema = CampaignConfig.model_json_schema()
-        output.show(schema, json.dumps(schema, indent=2))
+        from bs_cluster.config.reference import json_schema  # noqa: PLC0415  # pydantic
+
+        print(json_schema())
         return 0
-    config = load_config(arguments.config, arguments.overrides)
+    from bs_cluster.config import curriculum, to_yaml  # noqa: PLC0415  # pydantic
+
+    config = places.config_of(arguments)
     if arguments.action == "check":
         order = curriculum(config)
         output.show(

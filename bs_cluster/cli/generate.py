@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bs_cluster.cli import places
 from bs_cluster.cli.output import Output
-from bs_cluster.errors import ConfigError
+from bs_cluster.errors import UsageError
 
 if TYPE_CHECKING:
+    from bs_cluster.records import BundleManifest
     from bs_cluster.serving.runtime import BundleRuntime
+    from bs_cluster.store import Store
 
 HELP = "answer prompts, routed or under gates of your own"
 
@@ -29,15 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_bundle(parser: argparse.ArgumentParser) -> None:
     """Arguments that name a bundle and where it runs."""
     places.add_campaign(parser)
-    parser.add_argument("--registry", metavar="URI", help="take the champion that this MLflow names, and its store")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--bundle", type=int, metavar="N", help="bundle N (default: the newest)")
+    which.add_argument("--registry", metavar="URI", help="the champion that this MLflow names, and its store")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.max_new_tokens < 1:
-        raise ConfigError([f"--max-new-tokens {arguments.max_new_tokens}: at least one token must be asked for"])
+        raise UsageError(f"--max-new-tokens {arguments.max_new_tokens}: at least one token must be asked for")
     if blank := [prompt for prompt in arguments.prompts if not prompt.strip()]:
-        raise ConfigError([f"{len(blank)} of {len(arguments.prompts)} prompts are empty; say something"])
+        raise UsageError(f"{len(blank)} of {len(arguments.prompts)} prompts are empty; say something")
     runtime = load_bundle(arguments)
     found, lines = [], []
     for way, weights_BD in ways(arguments, runtime).items():
@@ -50,18 +57,25 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def load_bundle(arguments: argparse.Namespace) -> BundleRuntime:
-    """The newest bundle of the store, or the registry's champion, in memory."""
+    """The bundle that was asked for, in memory."""
+    store, bundle = _found(arguments)
     from bs_cluster.serving.runtime import BundleRuntime  # noqa: PLC0415  # torch and a model; wrong usage is told first
-    from bs_cluster.store.store import Store  # noqa: PLC0415
 
-    if arguments.registry:
-        from bs_cluster.registry import champion_bundle  # noqa: PLC0415  # MLflow, only where it is asked
+    with tempfile.TemporaryDirectory() as folder:
+        return BundleRuntime(store, bundle, Path(folder), arguments.device)
 
-        uri, digest = champion_bundle(arguments.registry, arguments.campaign)
-        store = Store(uri, arguments.campaign)
-        return BundleRuntime(store, store.bundle(digest), arguments.device)
-    store = places.open_store(arguments)
-    return BundleRuntime(store, places.newest_bundle(store), arguments.device)
+
+def _found(arguments: argparse.Namespace) -> tuple[Store, BundleManifest]:
+    if not arguments.registry:
+        store = places.open_store(arguments)
+        return store, places.bundle_of(store, arguments.bundle)[2]
+    from bs_cluster.registry import champion_bundle  # noqa: PLC0415  # MLflow, only where it is asked
+    from bs_cluster.store import Store  # noqa: PLC0415
+
+    name = places.name_of(arguments)
+    uri, digest = champion_bundle(arguments.registry, name)
+    store = Store(uri, name)
+    return store, store.bundle(digest)
 
 
 def ways(arguments: argparse.Namespace, runtime: BundleRuntime) -> dict:
@@ -80,5 +94,5 @@ def ways(arguments: argparse.Namespace, runtime: BundleRuntime) -> dict:
     return {chosen: every[chosen]}
 
 
-def fired(gates) -> str:
+def fired(gates: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {weight:.2f}" for name, weight in gates.items() if weight > 0) or "no domain fires"

@@ -1,4 +1,5 @@
-"""``bs_cluster VERB …``. Exit codes: 0 done, 1 failed, 2 wrong input (nothing was connected to), 130 interrupted.
+"""``bs_cluster VERB …``. Exit codes: 0 done, 1 something was found or failed, 2 wrong input (nothing was connected to),
+130 or 143 stopped by a signal.
 
 Every verb is a module with ``HELP``, ``add_arguments(parser)`` and ``run(arguments, output)``. They import what is
 heavy when they run, so that ``--help`` answers at once.
@@ -8,17 +9,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from bs_cluster import __version__
-from bs_cluster.cli import bundles, chat, config, domains, generate, registry, store
+from bs_cluster.cli import bundles, chat, config, domains, generate, outer_loop, registry, store
 from bs_cluster.cli.output import Output
 from bs_cluster.errors import BrainstacksError
 from bs_cluster.quiet import quieten
 
 VERBS: dict[str, ModuleType] = {
+    "run": outer_loop,
     "generate": generate,
     "chat": chat,
     "domains": domains,
@@ -27,12 +30,13 @@ VERBS: dict[str, ModuleType] = {
     "registry": registry,
     "config": config,
 }
+_OVERRIDE = re.compile(r"[\w.-]+=")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The installed command. ``argv`` without the program's name; the process's own by default."""
-    arguments = parser().parse_args(argv)
-    output = Output(arguments.json)
+    arguments = command_line().parse_args(_overrides_marked(sys.argv[1:] if argv is None else argv))
+    output = Output(getattr(arguments, "json", False))
     quieten()
     try:
         return VERBS[arguments.verb].run(arguments, output)
@@ -45,16 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
-        prog="bs_cluster", description="Continual multi-domain fine-tuning: live with a campaign."
+        prog="bs_cluster", description="Continual multi-domain fine-tuning: train a campaign and live with it."
     )
     whole.add_argument("--version", action="version", version=f"bs_cluster {__version__}")
     verbs = whole.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, module in VERBS.items():
         verb = verbs.add_parser(name, help=module.HELP, description=module.__doc__)
         module.add_arguments(verb)
-        for leaf in _leaves(verb):
+        for leaf in _leaves(verb) if module is not outer_loop else ():
             leaf.add_argument("--json", action="store_true", help="print one JSON value instead of text")
     return whole
 
@@ -69,5 +73,12 @@ def _leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
             yield from _leaves(action)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _overrides_marked(argv: Sequence[str]) -> list[str]:
+    """``--config FILE a=1 b=2`` as ``--config FILE --set=a=1 --set=b=2``: the overrides end where other words begin."""
+    words = list(argv)
+    for place, word in enumerate(argv):
+        after = place + 2 if word == "--config" else place + 1 if word.startswith("--config=") else len(words)
+        while after < len(words) and _OVERRIDE.match(words[after]):
+            words[after] = f"--set={words[after]}"
+            after += 1
+    return words

@@ -7,7 +7,7 @@ import os
 
 from bs_cluster.cli import places
 from bs_cluster.cli.output import Output
-from bs_cluster.errors import ConfigError
+from bs_cluster.errors import UsageError
 
 HELP = "bring MLflow up to the store"
 
@@ -19,19 +19,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sync.add_argument(
         "--tracking-uri",
         metavar="URI",
-        default=os.environ.get("MLFLOW_TRACKING_URI"),
-        help="http(s)://… or sqlite:////absolute/path.db (default: $MLFLOW_TRACKING_URI)",
+        help="http(s)://… or sqlite:////absolute/path.db (default: the config's, else $MLFLOW_TRACKING_URI)",
     )
-    sync.add_argument("--experiment", default="brainstacks")
+    sync.add_argument("--experiment", help="MLflow's experiment (default: the config's, else brainstacks)")
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    if not arguments.tracking_uri:
-        raise ConfigError(["which MLflow? Name it with --tracking-uri or MLFLOW_TRACKING_URI"])
+    section = places.config_of(arguments).registry if arguments.config else None
+    named = arguments.tracking_uri or (section and section.tracking_uri) or os.environ.get("MLFLOW_TRACKING_URI")
+    if not named:
+        raise UsageError("which MLflow? Name it with --tracking-uri or MLFLOW_TRACKING_URI")
     store = places.open_store(arguments)
     from bs_cluster.registry import Registry  # noqa: PLC0415  # MLflow takes seconds to import
 
-    found = Registry(arguments.tracking_uri, arguments.campaign, arguments.experiment).sync(store)
+    experiment = arguments.experiment or (section.experiment if section else "brainstacks")
+    registry = Registry(named, store.campaign, experiment)
+    found = registry.sync(store)
+    registry.end_campaign("FINISHED")
     made = {
         "stacks": [stack.name for stack in found.stacks],
         "rejected": [stack.name for stack in found.rejected],

@@ -85,8 +85,8 @@ def test_an_unknown_domain_is_a_wrong_argument(generate):
     assert out == ""
 
 
-def test_an_unknown_campaign_fails_with_the_store_it_looked_in(generate, finished):
+def test_an_unknown_campaign_is_told_with_the_store_it_looked_in(generate, finished):
     code, _, err = generate("--campaign", "tinny", "hello")
-    assert code == 1
-    assert "campaign 'tinny' has no bundle in" in err
+    assert code == 2
+    assert "campaign 'tinny' has nothing in" in err
     assert finished.store.uri in err
