@@ -107,6 +107,8 @@ def _plan(config: CampaignConfig, name: str, check: RowsCheck) -> dict[str, Any]
 
     closed = Store(config.store.uri, config.campaign).domains()
     names = {record.domain for record in closed}
+    if name in names:
+        raise UsageError(f"campaign {config.campaign} has closed a domain {name!r} before; name the new one otherwise")
     domain, batch = effective_domain(config, name), config.training.global_batch
     assert domain.steps is not None
     shares = closed[-1].capacity if closed else {}

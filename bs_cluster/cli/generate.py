@@ -35,7 +35,7 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
     """Arguments that name a bundle and where it runs."""
     places.add_campaign(parser)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--bundle", type=int, metavar="N", help="bundle N (default: the newest)")
+    which.add_argument("--bundle", type=int, metavar="N", help="bundle N (default: the champion)")
     which.add_argument("--registry", metavar="URI", help="the champion that this MLflow names, and its store")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 

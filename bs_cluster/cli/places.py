@@ -73,12 +73,18 @@ def _place(arguments: argparse.Namespace) -> tuple[str, str]:
 
 
 def bundle_of(store: Store, number: int | None) -> tuple[int, str, BundleManifest]:
-    """(number, digest, manifest) of bundle ``number``, of the newest without one."""
+    """(number, digest, manifest) of bundle ``number``; of the champion, the one that is served, without a number."""
     bundles = store.bundles()
     if not bundles:
         raise NotInStoreError(f"campaign {store.campaign!r} has no bundle in {store.uri} yet; its job has to finish")
     if number is None:
-        return bundles[-1]
+        champion = store.standing().champion
+        if champion is None:
+            raise NotInStoreError(
+                f"campaign {store.campaign!r} has no champion: name a bundle with --bundle N, or promote one with "
+                "bs_cluster bundles promote N"
+            )
+        number = champion.bundle
     found = next((bundle for bundle in bundles if bundle[0] == number), None)
     if found is None:
         raise UsageError(f"campaign {store.campaign!r} has no bundle {number}; it has 1 to {bundles[-1][0]}")

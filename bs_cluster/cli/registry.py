@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 from bs_cluster.cli import places
 from bs_cluster.cli.output import Output
@@ -19,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sync.add_argument(
         "--tracking-uri",
         metavar="URI",
-        help="http(s)://… or sqlite:////absolute/path.db (default: the config's, else $MLFLOW_TRACKING_URI)",
+        help="http(s)://… or sqlite:////absolute/path.db (default: the config's, else $MLFLOW_TRACKING_URI, else the "
+        "one beside a local store)",
     )
     sync.add_argument("--experiment", help="MLflow's experiment (default: the config's, else brainstacks)")
 
@@ -27,9 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     section = places.config_of(arguments).registry if arguments.config else None
     named = arguments.tracking_uri or (section and section.tracking_uri) or os.environ.get("MLFLOW_TRACKING_URI")
+    store = places.open_store(arguments)
+    beside = Path(store.uri) / "mlflow.db"  # where a campaign on a local store keeps it
+    if not named and "://" not in store.uri and beside.is_file():
+        named = f"sqlite:///{beside.resolve()}"
     if not named:
         raise UsageError("which MLflow? Name it with --tracking-uri or MLFLOW_TRACKING_URI")
-    store = places.open_store(arguments)
     from bs_cluster.registry import Registry  # noqa: PLC0415  # MLflow takes seconds to import
 
     experiment = arguments.experiment or (section.experiment if section else "brainstacks")

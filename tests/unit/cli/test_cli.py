@@ -159,7 +159,7 @@ class TestStore:
         assert ran("store", "verify", *demo(held))[0] == 0
 
 
-def test_registry_sync_asks_which_mlflow_before_it_looks_at_anything(ran, held, monkeypatch):
+def test_registry_sync_asks_which_mlflow(ran, held, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     code, _, err = ran("registry", "sync", *demo(held))
     assert code == 2
