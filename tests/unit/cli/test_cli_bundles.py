@@ -8,7 +8,9 @@ from mlflow import MlflowClient
 from tiny_history import bundle_manifest, commit_round, domain_record
 
 from bs_cluster.campaign.promote import promote
+from bs_cluster.cli.places import bundle_of
 from bs_cluster.config.schema import PromotionSection
+from bs_cluster.errors import NotInStoreError, UsageError
 from bs_cluster.registry.database import ensure_database
 from bs_cluster.store import Store
 
@@ -128,6 +130,24 @@ def test_a_bundle_without_losses_by_row_waits_for_a_person(store, bundles):
     assert bundles("promote", "2")[0] == 1
     assert "no measured row in common" in bundles("compare", "1", "2")[1]
     assert bundles("promote", "2", "--force")[0] == 0
+
+
+def test_what_answers_is_the_champion_unless_another_is_named(store):
+    with pytest.raises(NotInStoreError, match="no bundle"):
+        bundle_of(Store(f"{store.uri}-empty", "demo"), None)
+    commit(store, 2, WORSE)
+    assert [bundle_of(store, asked)[0] for asked in (None, 1, 2)] == [1, 1, 2]
+    with pytest.raises(UsageError, match="no bundle 3; it has 1 to 2"):
+        bundle_of(store, 3)
+
+
+def test_without_a_champion_nothing_answers_by_itself(tmp_path):
+    store = Store(str(tmp_path), "demo")
+    commit_round(store, tmp_path / "staged", "chat", 1)
+    commit(store, 1, FIRST, PromotionSection(policy="manual"))
+    with pytest.raises(NotInStoreError, match="has no champion"):
+        bundle_of(store, None)
+    assert bundle_of(store, 1)[0] == 1
 
 
 def test_list_says_who_is_served_and_why(store, bundles):

@@ -86,6 +86,7 @@ def test_too_few_rows_and_an_unknown_kind_of_file_leave_the_config_alone(ran, co
         "domains:\n  - {name: a, sources: [{kind: embedded,\n     name: chat}]}   # two lines\n\n# the end\n",
         "domains:\n    - name: a\n      keywords: [b]\n      sources:\n        - kind: embedded\n          name: |-\n"
         "            chat\n\n    # after\nseed: 3",
+        "domains:\n  - keywords: [c]\n    name: |-\n      a\nseed: 3\n",
         "seed: 1\ndomains:\n  - name: a",
     ],
 )
