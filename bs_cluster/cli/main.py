@@ -56,7 +56,7 @@ def command_line() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"bs_cluster {__version__}")
     verbs = whole.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, module in VERBS.items():
-        verb = verbs.add_parser(name, help=module.HELP, description=module.__doc__)
+        verb = verbs.add_parser(name, help=module.HELP, description=(module.__doc__ or "").replace("``", ""))
         module.add_arguments(verb)
         for leaf in _leaves(verb) if module is not outer_loop else ():
             leaf.add_argument("--json", action="store_true", help="print one JSON value instead of text")
