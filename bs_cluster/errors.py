@@ -23,6 +23,10 @@ class ConfigError(BrainstacksError, ValueError):
         return type(self), (self.problems,)
 
 
+class UsageError(BrainstacksError, ValueError):
+    """A command line names what is not there, or asks for what makes no sense."""
+
+
 class DataError(BrainstacksError, ValueError):
     """A data source is missing, empty, malformed or too small for the splits asked of it."""
 

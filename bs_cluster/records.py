@@ -358,8 +358,9 @@ class DomainRecord(Record):
 class BundleManifest(Manifest):
     """What one serves: a base, an ordered set of committed stacks and a meta-router.
 
-    ``files`` holds ``router.safetensors``, ``router.json``, ``campaign.yaml`` (the resolved config) and the
-    sweep's ``outcomes.parquet``. How logits become gate weights is in ``router.json``.
+    ``files`` holds ``router.safetensors``, ``router.json``, ``campaign.yaml`` (the resolved config), the sweep's
+    ``outcomes.parquet`` and, by row and mode, ``losses.parquet``. How logits become gate weights is in
+    ``router.json``.
     """
 
     schema_version: int
@@ -372,3 +373,21 @@ class BundleManifest(Manifest):
     metrics: dict[str, float] = field(default_factory=dict)
     config_digest: str = ""
     code_version: str = ""
+
+
+# What a bundle can be: the one that is served, and the newest of those that were not let in its place.
+CHAMPION, CHALLENGER = "champion", "challenger"
+
+
+@dataclass(frozen=True)
+class Promotion(Record):
+    """One decision about who is served. ``bundle`` and its ``manifest`` become what ``alias`` says, champion or
+    challenger; ``by`` is the policy that decided, or ``hand`` or ``rollback``; ``reason`` says why, in words."""
+
+    schema_version: int
+    number: int
+    bundle: int
+    manifest: str
+    alias: str
+    by: str
+    reason: str

@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from bs_cluster.promotion import LOSSES, write_losses
 from bs_cluster.records import (
     SCHEMA_VERSION,
     BaseRef,
     BundleManifest,
     DomainRecord,
+    ModeLosses,
     RoundOutcome,
     Spread,
     StackId,
@@ -116,15 +118,27 @@ def domain_record(store: Store, domain: str, position: int = 0, rejected: int = 
     )
 
 
-def bundle_manifest(store: Store, number: int = 1) -> BundleManifest:
-    """A bundle of every committed stack, with a report and a stand-in for the router's weights already in the store."""
+def routed_losses(means: dict[str, float], rows: int = 12) -> ModeLosses:
+    """``rows`` rows of ten tokens for each owner, all of them served with its mean loss."""
+    owners = tuple(owner for owner in means for _ in range(rows))
+    ids = tuple(f"{owner}-{row}" for owner in means for row in range(rows))
+    return ModeLosses(ids, owners, (10,) * len(ids), {"routed": tuple(10 * means[owner] for owner in owners)})
+
+
+def bundle_manifest(store: Store, number: int = 1, served: dict[str, float] | None = None) -> BundleManifest:
+    """A bundle of every committed stack, with a report and a stand-in for the router's weights already in the store.
+
+    ``served`` gives it losses by row as well: the mean of each owner, on a dozen rows of its own.
+    """
     refs = tuple(ref for ref, _ in store.stacks())
     report = {"key_metrics": {"loss/routed/chat": 1.5, "regret/router": 0.01 * number}, "loss": {"base": {"chat": 3.0}}}
     files = {
-        "router.json": json.dumps({"bundle": number}),
-        "report.json": json.dumps(report),
-        "report.md": f"# Report {number}\n" + "x" * 10_000,
+        "router.json": json.dumps({"bundle": number}).encode(),
+        "report.json": json.dumps(report).encode(),
+        "report.md": f"# Report {number}\n".encode() + b"x" * 10_000,
     }
+    if served is not None:
+        files[LOSSES] = write_losses(routed_losses(served))
     return BundleManifest(
         schema_version=SCHEMA_VERSION,
         campaign=store.campaign,
@@ -132,6 +146,6 @@ def bundle_manifest(store: Store, number: int = 1) -> BundleManifest:
         base=BASE,
         domains=tuple(dict.fromkeys(ref.stack.domain for ref in refs)),
         stacks=refs,
-        files=tuple(store.put_bytes(name, text.encode()) for name, text in files.items()),
+        files=tuple(store.put_bytes(name, data) for name, data in files.items()),
         metrics={"regret": 0.01},
     )

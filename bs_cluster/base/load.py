@@ -18,7 +18,7 @@ from transformers import (
 
 from bs_cluster.base.digest import base_digest
 from bs_cluster.base.nf4 import keep_weights_differentiable
-from bs_cluster.base.prepare import prepare_base
+from bs_cluster.base.prepare import embedded_folder, prepare_base
 from bs_cluster.config.schema import BaseSection
 from bs_cluster.errors import BaseModelError
 from bs_cluster.records import BaseRef
@@ -66,6 +66,20 @@ def load_base(base: BaseSection, *, device: str | torch.device) -> LoadedBase:
 def load_tokenizer(base: BaseSection) -> PreTrainedTokenizerBase:
     """The base's tokenizer alone; pads on the right. Raises BaseModelError like ``load_base``."""
     return _tokenizer(_local_folder(prepare_base(base), base), base)
+
+
+def tokenizer_if_here(base: BaseSection) -> PreTrainedTokenizerBase | None:
+    """``load_tokenizer`` where nothing has to be built or downloaded for it, else None."""
+    folder = embedded_folder(base)
+    if folder is not None:
+        return _tokenizer(str(folder), base) if folder.is_dir() else None
+    name = prepare_base(base)
+    if not Path(name).is_dir():
+        try:
+            name = snapshot_download(name, revision=base.revision, allow_patterns=_WANTED_FILES, local_files_only=True)
+        except OSError:
+            return None
+    return _tokenizer(name, base)
 
 
 def _local_folder(name: str, base: BaseSection) -> str:

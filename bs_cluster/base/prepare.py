@@ -35,9 +35,9 @@ def prepare_base(base: BaseSection) -> str:
     """
     kind, _, name = base.model.partition(":")
     if kind == "embedded":
-        if name not in EMBEDDED:
+        if (built := embedded_folder(base)) is None:
             raise BaseModelError(f"base.model = {base.model}: the embedded bases are {', '.join(sorted(EMBEDDED))}")
-        return str(_embedded_folder(EMBEDDED[name], name, base))
+        return str(_built(EMBEDDED[name], built, base))
     folder = Path(base.model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
@@ -48,11 +48,18 @@ def prepare_base(base: BaseSection) -> str:
     return base.model
 
 
-def _embedded_folder(source: EmbeddedBase, name: str, base: BaseSection) -> Path:
-    bases = Path(base.cache_dir).expanduser() / "bases"
-    folder = bases / f"{name}-{source.gguf_sha256[:8]}"
+def embedded_folder(base: BaseSection) -> Path | None:
+    """Where an embedded base is, or will be once it is built; None for any other."""
+    kind, _, name = base.model.partition(":")
+    if kind != "embedded" or name not in EMBEDDED:
+        return None
+    return Path(base.cache_dir).expanduser() / "bases" / f"{name}-{EMBEDDED[name].gguf_sha256[:8]}"
+
+
+def _built(source: EmbeddedBase, folder: Path, base: BaseSection) -> Path:
     if folder.exists():
         return folder
+    bases = folder.parent
     source.require(base.model)
     bases.mkdir(parents=True, exist_ok=True)
     with _locked(bases / f".{folder.name}.lock"):

@@ -14,9 +14,11 @@ import ray
 from bs_cluster import __version__
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.measure import Routing
+from bs_cluster.campaign.promote import judge
 from bs_cluster.config.identity import bundle_digest
 from bs_cluster.config.parse import to_yaml
 from bs_cluster.data.frozen import DomainRows
+from bs_cluster.promotion import LOSSES, write_losses
 from bs_cluster.records import (
     SCHEMA_VERSION,
     BundleManifest,
@@ -45,6 +47,7 @@ def report_inputs(
     config, store, domains = campaign.config, campaign.store, campaign.domains
     records = store.domains()
     manifests = [manifest for _, manifest in store.stacks()]
+    served, decision = judge(store, next_number(store), routing.losses, config.promotion)
     return ReportInputs(
         campaign=config.campaign,
         config_yaml=to_yaml(config),
@@ -58,6 +61,8 @@ def report_inputs(
         overlap=claimed_overlap(store),
         router=router_facts(routing.report),
         gates=routing.gates,
+        served=served,
+        decision=decision,
         outcomes=routing.table.to_arrow(),
         sweep=routing.sweep,
         timing=timing,
@@ -104,8 +109,12 @@ def versions_and_machine() -> dict[str, str]:
     return found | {name: version(name) for name in names}
 
 
+def next_number(store: Store) -> int:
+    return len(store.bundles()) + 1
+
+
 def commit_bundle(campaign: Campaign, routing: Routing, report: Report, directory: Path) -> tuple[int, BundleManifest]:
-    """Stores router, outcomes, config and report as blobs and commits the bundle that names them.
+    """Stores router, outcomes, losses, config and report as blobs and commits the bundle that names them.
 
     ``directory`` holds the report already. Returns the bundle's number and manifest.
     """
@@ -121,12 +130,13 @@ def commit_bundle(campaign: Campaign, routing: Routing, report: Report, director
     )
     save_router(directory, routing.served, reading)
     pq.write_table(routing.table.to_arrow(), directory / "outcomes.parquet")
+    (directory / LOSSES).write_bytes(write_losses(routing.losses))
     (directory / "unowned.parquet").write_bytes(routing.unowned.to_parquet())
     (directory / "routing.json").write_text(json.dumps(routing.report.to_dict(), indent=2))
     (directory / "campaign.yaml").write_text(to_yaml(config))
-    measured = ("router.safetensors", "router.json", "outcomes.parquet", "unowned.parquet", "routing.json")
+    measured = ("router.safetensors", "router.json", "outcomes.parquet", LOSSES, "unowned.parquet", "routing.json")
     names = (*measured, "campaign.yaml", "report.json", "report.md")
-    number = len(store.bundles()) + 1
+    number = next_number(store)
     manifest = BundleManifest(
         schema_version=SCHEMA_VERSION,
         campaign=config.campaign,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -136,9 +135,3 @@ class Console:
             parts.append(f"bad step: {event.verdict}")
         parts.append(f"eta {clock(eta)}")
         self.say("  ".join(parts))
-
-
-def fail(message: str, code: int) -> int:
-    """Prints an error as a person wants it and returns the exit code."""
-    print(message, file=sys.stderr, flush=True)
-    return code

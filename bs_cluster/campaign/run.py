@@ -13,6 +13,7 @@ from bs_cluster.campaign.console import Console
 from bs_cluster.campaign.encoding import fetch, fetch_unowned, start_encoding, start_unowned
 from bs_cluster.campaign.measure import Routing, isolated_rows, start_evaluators, stop_evaluators, sweep_and_route
 from bs_cluster.campaign.nodes import nodes_for, read_cluster
+from bs_cluster.campaign.promote import promote
 from bs_cluster.campaign.recorder import Recorder
 from bs_cluster.campaign.resources import refuse_impossible, sweep_ask, training_ask
 from bs_cluster.campaign.signals import stop_on_signals
@@ -43,6 +44,7 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
         done = finished_bundle(campaign)
         if done is not None:
             console.say(f"campaign {campaign.name} is complete: bundle {done.number}, nothing left to do")
+            announce(campaign, done, console)
             console.begin("MLflow is brought up to the store")
             recorder.finish()
             report = campaign.store.get_bytes(done.file("report.json").sha256)
@@ -74,8 +76,9 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
         directory = campaign.report_folder()
         inputs = report_inputs(campaign, measured.rows, measured.routing, measured.isolated, timing)
         report = write_report(inputs, directory)
-        number, _ = commit_bundle(campaign, measured.routing, report, directory)
+        number, bundle = commit_bundle(campaign, measured.routing, report, directory)
         console.say(f"{'bundle':<14} {number} committed")
+        announce(campaign, bundle, console)
         console.begin("MLflow is brought up to the store")
         recorder.finish(directory, stack_figures(campaign.store, inputs.histories, directory / "stacks"))
         show_report(report, campaign, recorder)
@@ -115,6 +118,16 @@ def finished_bundle(campaign: Campaign) -> BundleManifest | None:
     bundle = bundles[-1][2]
     complete = bundle.stacks == tuple(ref for ref, _ in store.stacks()) and bundle.domains == domains
     return bundle if complete and campaign.all_closed and bundle.config_digest == bundle_digest(config) else None
+
+
+def announce(campaign: Campaign, bundle: BundleManifest, console: Console) -> None:
+    """Promotes the bundle, unless that was decided before, and says who is served from now on."""
+    promotion = promote(campaign.store, bundle, campaign.config.promotion)
+    console.say(f"{'bundle':<14} {bundle.number} is {promotion.alias}: {promotion.reason}")
+    champion = campaign.store.standing().champion
+    if champion is None or champion.bundle != bundle.number:
+        serves = f"bundle {champion.bundle} is served" if champion else "nothing is served yet"
+        console.say(f"{'bundle':<14} {serves}; bundle {bundle.number} by: bs_cluster bundles promote {bundle.number}")
 
 
 def show_report(report: Report, campaign: Campaign, recorder: Recorder) -> None:

@@ -97,8 +97,9 @@ def domain_digest(config: CampaignConfig, name: str) -> str:
 
 
 def bundle_digest(config: CampaignConfig) -> str:
-    """SHA-256 (hex) of everything that a bundle depends on: where it is stored and shown is left out."""
-    return sha256_hex(canonical_json(config.model_dump(mode="json", exclude={"store", "registry"})))
+    """SHA-256 (hex) of everything that a bundle depends on: where it is stored and shown, and who is served, is left
+    out."""
+    return sha256_hex(canonical_json(config.model_dump(mode="json", exclude={"store", "registry", "promotion"})))
 
 
 def config_digest(config: CampaignConfig) -> str:

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from bs_cluster.config.section import AboveZero, Fraction, Name, NonNegative, Positive, Rows, Section
 from bs_cluster.config.sources import Source
+from bs_cluster.promotion import TOLERANCE, Policy
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Beyond these no machine follows; a larger number is a slip.
@@ -337,6 +338,18 @@ class RouterSection(Section):
     network: NetworkSection = Field(default=NetworkSection(), description="The paper's network.")
 
 
+class PromotionSection(Section):
+    """Who is served: whether a new bundle takes the champion's place."""
+
+    policy: Policy = Field(
+        default="guarded",
+        description="guarded: only if no group of rows is served worse; always; manual: never by itself.",
+    )
+    tolerance: NonNegative = Field(
+        default=TOLERANCE, description="Nats per completion token by which a group may be served worse, for guarded."
+    )
+
+
 class StoreSection(Section):
     """Where committed stacks live."""
 
@@ -374,6 +387,7 @@ class CampaignConfig(Section):
     null_space: NullSpaceSection = Field(default=NullSpaceSection(), description="How domains are kept apart.")
     sweep: SweepSection = Field(default=SweepSection(), description="Measuring combinations of domains.")
     router: RouterSection = Field(default=RouterSection(), description="The meta-router.")
+    promotion: PromotionSection = Field(default=PromotionSection(), description="Who is served.")
     store: StoreSection = Field(default=StoreSection(), description="Where committed stacks live.")
     registry: RegistrySection = Field(default=RegistrySection(), description="MLflow.")
 

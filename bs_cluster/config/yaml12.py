@@ -37,7 +37,7 @@ _SCALARS = (
 )
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012  PyYAML's own class attribute
 
     def construct_yaml_int(self, node: Any) -> int:
@@ -47,17 +47,17 @@ class _Loader(yaml.SafeLoader):
         return int(text)  # decimal always: 010 is ten, not eight
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes what ``_Loader`` would otherwise read as something else."""
+class Dumper(yaml.SafeDumper):
+    """Quotes what ``Loader`` would otherwise read as something else."""
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012  PyYAML's own class attribute
 
 
 for _tag, _pattern, _first in _SCALARS:
-    for _class in (_Loader, _Dumper):
+    for _class in (Loader, Dumper):
         # "\0" stands for the empty scalar, which PyYAML files under "".
         _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), [c.replace("\0", "") for c in _first])
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
 
 
 def read(path: str | Path) -> str:
@@ -92,7 +92,7 @@ def parse(text: str, origin: str) -> Any:
     if _bracket_depth(text) > MAX_DEPTH:
         raise ConfigError([f"{origin}: nested too deep for a config"])
     try:
-        loader = _Loader(text)
+        loader = Loader(text)
     except yaml.YAMLError as error:  # control characters
         raise _no_yaml(origin, error) from error
     try:
@@ -134,7 +134,7 @@ def _size(node: yaml.Node, known: dict[int, float]) -> float:
 
 def dump(value: Any) -> str:
     """YAML text that ``parse`` reads back to an equal value; keys keep their order."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _repeated_keys(node: yaml.Node, path: str, seen: set[int]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bs_cluster.errors import RegistryError
-from bs_cluster.records import BundleManifest, DomainRecord, StackId, StackManifest, StackRef
+from bs_cluster.records import CHALLENGER, CHAMPION, BundleManifest, DomainRecord, StackId, StackManifest, StackRef
 from bs_cluster.registry import wording
 from bs_cluster.registry.artifacts import write_bundle_card, write_stack_card
 from bs_cluster.registry.connection import Connection
@@ -118,7 +118,8 @@ class Registry:
             number for number, digest, manifest in store.bundles() if self._mirror_bundle(store, digest, manifest)
         ]
         self._mirror_report(store)
-        self._versions.point_champions()
+        served = store.standing()
+        self._versions.point({CHAMPION: served.champion, CHALLENGER: served.challenger})
         return SyncReport(
             stacks=tuple(stacks),
             rejected=tuple(outcome.stack for record in closed for outcome in record.rounds if not outcome.committed),

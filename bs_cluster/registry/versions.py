@@ -8,19 +8,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Run
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 from bs_cluster.errors import RegistryError
+from bs_cluster.records import CHAMPION, Promotion
 from bs_cluster.registry.connection import Connection, all_pages
+from bs_cluster.registry.wording import MAX_TAG, cut
 
-ALIAS = "champion"
+WHY = "promotion"  # tag of a bundle's version: what it became, and why
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One version to register. ``order`` grows with newness: the champion is the entry with the largest."""
+    """One version to register. ``order`` grows with newness: a domain's champion is the entry with the largest."""
 
     model: str
     name: str
@@ -86,15 +89,32 @@ class Versions:
             with self._connection.to(f"describe {model}") as client:
                 self._models[model] = client.update_registered_model(model, text)
 
-    def point_champions(self) -> None:
-        """Let each model's champion be its newest version. Aliases already right cost nothing."""
+    def point(self, served: Mapping[str, Promotion | None]) -> None:
+        """Let each domain's champion be its newest version, and the campaign's aliases be what ``served`` says, by
+        alias; the version tells why. What is right already costs nothing."""
         newest: dict[str, ModelVersion] = {}
         for version in sorted(self._versions.values(), key=lambda version: int(version.tags["order"])):
             newest[version.name] = version
         with self._connection.to(f"set the aliases of {self._campaign}") as client:
             for name, version in newest.items():
-                if str(self._models[name].aliases.get(ALIAS)) != str(version.version):
-                    client.set_registered_model_alias(name, ALIAS, version.version)
+                if name != self._campaign:
+                    self._alias(client, name, CHAMPION, version)
+            for alias, promotion in served.items():
+                if self._campaign not in self._models:
+                    continue
+                version = None if promotion is None else self._versions[promotion.manifest]
+                self._alias(client, self._campaign, alias, version)
+                if promotion is not None and version is not None:
+                    reason = cut(f"{alias}: {promotion.reason}", MAX_TAG)
+                    if version.tags.get(WHY) != reason:
+                        client.set_model_version_tag(version.name, str(version.version), WHY, reason)
+
+    def _alias(self, client: MlflowClient, model: str, alias: str, version: ModelVersion | None) -> None:
+        held = self._models[model].aliases.get(alias)
+        if version is None and held is not None:
+            client.delete_registered_model_alias(model, alias)
+        elif version is not None and str(held) != str(version.version):
+            client.set_registered_model_alias(model, alias, str(version.version))
 
     def _is_ours(self, model: str) -> bool:
         return model == self._campaign or model.startswith(f"{self._campaign}-")
@@ -135,7 +155,7 @@ def champion_bundle(tracking_uri: str, campaign: str) -> tuple[str, str]:
             raise RegistryError(
                 f"MLflow at {tracking_uri} has no model {campaign!r}; train that campaign, or name another MLflow"
             )
-        version = client.get_model_version_by_alias(campaign, ALIAS)
+        version = client.get_model_version_by_alias(campaign, CHAMPION)
         location = client.get_model_version_download_uri(campaign, version.version)
         with tempfile.TemporaryDirectory() as folder:
             artifact = f"{location}/artifacts/bundle.json"

@@ -10,7 +10,7 @@ from bs_cluster.errors import DataError
 from bs_cluster.records import MODES, DomainRecord, RoundOutcome, Spread
 from bs_cluster.report.checks import claims_are_disjoint, frozen_beats_parent, nothing_moved
 from bs_cluster.report.compare import Compared
-from bs_cluster.report.findings import find
+from bs_cluster.report.findings import find, served_no_worse
 from bs_cluster.report.gains import mask_gains, mask_names
 from bs_cluster.report.inputs import ReportInputs
 from bs_cluster.report.record import (
@@ -46,7 +46,7 @@ def build_report(inputs: ReportInputs) -> Report:
     by_domain = {domain: _number(value) for domain, value in drift.items()}
     overlap = {a: _numbers(row) for a, row in inputs.overlap.items()}
     claim_overlap = {record.domain: dict(record.overlap_claimed) for record in records}
-    findings = find(compared, inputs.domains, rounds)
+    findings = (served_no_worse(inputs.served, inputs.decision), *find(compared, inputs.domains, rounds))
     checks = (
         nothing_moved(_number(largest), by_domain, drift_rows),
         frozen_beats_parent(rounds),

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from bs_cluster.estimates import Estimate
+from bs_cluster.promotion import Decision, GroupChange, ServedChange
 from bs_cluster.report.compare import Compared, at_most, below_zero, measured, together
-from bs_cluster.report.record import ALL, FOREIGN, MIXED, Comparison, Finding, RoundReport
+from bs_cluster.report.record import ALL, FOREIGN, MIXED, Answer, Comparison, Finding, RoundReport
 
 # How much worse than its rival routing may be and still count as no worse, in nats per completion token: on rows that
 # have a label, and on rows foreign to every domain; for these, where the interval must end.
@@ -29,6 +30,31 @@ def find(compared: Compared, domains: Sequence[str], rounds: Sequence[RoundRepor
         mixed_rows_gain(compared),
         foreign_rows_keep_the_base(compared),
     )
+
+
+def served_no_worse(change: ServedChange | None, decision: Decision | None) -> Finding:
+    """What the promotion rests on: the same rows, served by this bundle and by the champion."""
+    if change is None:
+        detail = decision.reason if decision else "not compared"
+        return Finding("Served no worse than by the champion", "not measured", "", (), detail)
+    parts = [Comparison(item.group, item.difference, _served_answer(item, change.tolerance)) for item in change.groups]
+    parts += [Comparison(group, None, "not measured") for group in change.missing]
+    detail = f"{change.shared} rows that both measured, of {change.rows} and {change.former_rows}"
+    return Finding(
+        f"Bundle {change.bundle} serves no group worse than bundle {change.against}",
+        together([part.answer for part in parts]),
+        f"now − then at most {change.tolerance:g}, all of the interval",
+        tuple(parts),
+        f"{detail}: {decision.alias}, {decision.reason}" if decision else detail,
+    )
+
+
+def _served_answer(item: GroupChange, tolerance: float) -> Answer:
+    if item.worse:
+        return "fails"
+    if item.difference is None:
+        return "not measured"
+    return "holds" if item.difference.high <= tolerance else "undecided"
 
 
 def own_stacks_help(compared: Compared, domains: Sequence[str], rounds: Sequence[RoundReport]) -> Finding:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from bs_cluster.promotion import Decision, ServedChange
 from bs_cluster.records import BaseRef, DomainRecord, ModeLosses
 from bs_cluster.report.record import SweepReport
 
@@ -38,6 +39,9 @@ class ReportInputs:
     squared cosine between two domains' claimed directions, averaged over sites; empty with the null space off.
     ``gates`` maps a row's owner to the mean gate weight served to each domain.
 
+    ``served`` compares what is served now with the champion; None where there is none. ``decision`` says what became
+    of the bundle, and why.
+
     ``outcomes`` has a line per sweep row and combination (``OUTCOME_COLUMNS``): bit d of ``mask`` says that
     ``domains[d]`` fires, ``nll`` is the row's loss summed over its ``tokens`` completion tokens.
     """
@@ -54,6 +58,8 @@ class ReportInputs:
     overlap: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     router: RouterFacts = field(default_factory=RouterFacts)
     gates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    served: ServedChange | None = None
+    decision: Decision | None = None
     outcomes: pa.Table | None = None
     sweep: SweepReport = field(default_factory=SweepReport)
     timing: Mapping[str, float] = field(default_factory=dict)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from bs_cluster.estimates import Estimate
+from bs_cluster.promotion import FOREIGN, MIXED
 from bs_cluster.records import BaseRef, Record, Spread, canonical_json
 
-# Rows of several owners together, in tables by owner: those of all domains, of no single one, of none of the bundle's.
+# Rows of several owners together, in tables by owner: those of all domains; MIXED, of no single one; FOREIGN, of none.
 # No domain can have such a name: names hold no spaces.
-ALL, MIXED, FOREIGN = "all domains", "all mixed", "all foreign"
+ALL = "all domains"
 
 # What another policy loses against the best combination in hindsight, by the mode that measures it.
 POLICIES = {

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bs_cluster.estimates import Estimate
-from bs_cluster.report.record import ALL, POLICIES, Answer, Report
+from bs_cluster.report.record import ALL, POLICIES, Answer, Finding, Report
 from bs_cluster.report.wording import (
     MARKS,
     NOT_MEASURED,
@@ -42,8 +42,16 @@ def terminal_console(file: TextIO | None = None) -> Console:
 
 def render_terminal(report: Report) -> RenderableType:
     """Findings with their intervals, checks, losses, rounds, routing and time, for rich's ``print``."""
-    blocks = [_head(report), _findings(report), _checks(report), _losses(report), _routing(report)]
-    blocks += [_rounds(report), _validation(report), _facts(report)]
+    blocks = [
+        _head(report),
+        findings_table(report.findings),
+        _checks(report),
+        _losses(report),
+        _routing(report),
+        _rounds(report),
+        _validation(report),
+        _facts(report),
+    ]
     spaced = [item for block in blocks if block is not None for item in (block, Text(""))]
     return Group(*spaced[:-1])
 
@@ -57,12 +65,12 @@ def _head(report: Report) -> Text:
     )
 
 
-def _findings(report: Report) -> Table | None:
+def findings_table(findings: Sequence[Finding]) -> Table | None:
     """A line a finding; one of several parts has a line for each below it."""
     table = _marked("findings, in nats per completion token; below 0 is better")
     for name in ("difference", "95 % interval", "rows"):
         table.add_column(name, justify="right", no_wrap=True)
-    for finding in report.findings:
+    for finding in findings:
         if finding.answer == "not measured":
             continue
         single = finding.parts[0] if len(finding.parts) == 1 else None

@@ -6,10 +6,22 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from bs_cluster.errors import IntegrityError, NotInStoreError
-from bs_cluster.records import BundleManifest, DomainRecord, StackManifest, StackRef
+from bs_cluster.records import CHALLENGER, CHAMPION, BundleManifest, DomainRecord, Promotion, StackManifest, StackRef
 from bs_cluster.store.blobs import Blobs
 from bs_cluster.store.history import History, HistoryEntry, entry_name
-from bs_cluster.store.refs import BUNDLES, DOMAINS, STACKS, Refs, decode, number_of, record, stack_of, stack_ref
+from bs_cluster.store.refs import (
+    BUNDLES,
+    DOMAINS,
+    PROMOTIONS,
+    STACKS,
+    Refs,
+    bundle_ref,
+    decode,
+    number_of,
+    record,
+    stack_of,
+    stack_ref,
+)
 
 M = TypeVar("M", StackManifest, BundleManifest)
 
@@ -80,6 +92,21 @@ class Committed:
                 raise IntegrityError(f"bundle {number} names {', '.join(foreign)} as it was never committed here")
             found.append((number, digest, manifest))
         return sorted(found, key=lambda bundle: bundle[0])
+
+    def promotions(self) -> list[Promotion]:
+        """Every promotion, by number."""
+        refs = self.refs()
+        found = []
+        for name in (name for name in refs if name.startswith(PROMOTIONS)):
+            promotion = record(Promotion, refs[name], name)
+            if promotion.number != number_of(name) or promotion.alias not in (CHAMPION, CHALLENGER):
+                raise IntegrityError(
+                    f"{name} is promotion {promotion.number}, to {promotion.alias!r}; repair the store"
+                )
+            if refs.get(bundle_ref(promotion.bundle), {}).get("manifest") != promotion.manifest:
+                raise IntegrityError(f"{name} promotes bundle {promotion.bundle} as it was never committed here")
+            found.append(promotion)
+        return sorted(found, key=lambda promotion: promotion.number)
 
     def manifest(self, digest: str) -> StackManifest:
         return self._manifest(StackManifest, digest)

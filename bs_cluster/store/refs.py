@@ -19,10 +19,11 @@ CAMPAIGN = "refs/campaign.json"
 STACKS = "refs/stacks"
 DOMAINS = "refs/domains"
 BUNDLES = "refs/bundles"
+PROMOTIONS = "refs/promotions"
 EPOCHS = "refs/epochs"
 _NAME, _NUMBER = r"[a-z0-9][a-z0-9_]{0,39}", r"[1-9][0-9]{0,8}"
 _COMMITTED = re.compile(
-    rf"{CAMPAIGN}|{STACKS}/{_NAME}/{_NUMBER}\.json|{DOMAINS}/{_NAME}\.json|{BUNDLES}/{_NUMBER}\.json"
+    rf"{CAMPAIGN}|{STACKS}/{_NAME}/{_NUMBER}\.json|{DOMAINS}/{_NAME}\.json|({BUNDLES}|{PROMOTIONS})/{_NUMBER}\.json"
 )
 _EPOCH = re.compile(rf"{EPOCHS}/{_NUMBER}\.json")
 LARGEST_RECORD = 64 * 2**20  # bytes; what is larger is no record of ours and is not read
@@ -38,6 +39,10 @@ def domain_ref(domain: str) -> str:
 
 def bundle_ref(number: int) -> str:
     return named(f"{BUNDLES}/{number}.json")
+
+
+def promotion_ref(number: int) -> str:
+    return named(f"{PROMOTIONS}/{number}.json")
 
 
 def epoch_ref(number: int) -> str:

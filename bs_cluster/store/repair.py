@@ -24,12 +24,14 @@ from bs_cluster.store.refs import (
     CAMPAIGN,
     DOMAINS,
     EPOCHS,
+    PROMOTIONS,
     REFS,
     STACKS,
     Refs,
     bundle_ref,
     domain_ref,
     number_of,
+    promotion_ref,
     stack_ref,
 )
 from bs_cluster.store.remote import RemoteFiles
@@ -199,16 +201,20 @@ class _Repair:
             said = bundle_ref(committed.bundle(content.get("manifest", "")).number)
         elif name.startswith(DOMAINS):
             said = domain_ref(content.get("domain", ""))
+        elif name.startswith(PROMOTIONS):
+            said = promotion_ref(content.get("number", 0))
         if said != name:
             self._aside(name, f"it is what {said} holds, and was never committed under this name")
         return said == name
 
     def _order(self, committed: Committed, refs: dict[str, dict[str, Any]], name: str) -> tuple[int, int, int]:
-        """A stack after its parents, a domain after its last stack, a bundle at the end."""
+        """A stack after its parents, a domain after its last stack, then bundles, promotions at the end."""
         if name == CAMPAIGN:
             return 0, 0, 0
         if name.startswith(BUNDLES):
             return 2, number_of(name), 0
+        if name.startswith(PROMOTIONS):
+            return 3, number_of(name), 0
         if name.startswith(STACKS):
             return 1, len(committed.manifest(refs[name]["manifest"]).parents), 0
         domain = name.removeprefix(f"{DOMAINS}/").removesuffix(".json")

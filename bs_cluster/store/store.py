@@ -5,6 +5,7 @@
     <uri>/<campaign>/refs/stacks/<domain>/<round>.json   create-if-absent; its appearance IS the commit
     <uri>/<campaign>/refs/domains/<domain>.json          create-if-absent; its appearance closes the domain
     <uri>/<campaign>/refs/bundles/<number>.json          create-if-absent
+    <uri>/<campaign>/refs/promotions/<number>.json       create-if-absent; which bundle is served from then on
     <uri>/<campaign>/refs/epochs/<number>.json           create-if-absent; the newest is the one writer
     <uri>/<campaign>/history/<n>.json                    create-if-absent; the refs in the order of their commits
     <uri>/<campaign>/rounds/<stack>/                     scratch: the state of a round that is under way
@@ -30,11 +31,13 @@ from pathlib import Path
 from typing import Any
 
 from bs_cluster.errors import FencedError, IntegrityError, NotInStoreError, OutOfOrderError, StoreError
+from bs_cluster.promotion import Standing, standing
 from bs_cluster.records import (
     SCHEMA_VERSION,
     BundleManifest,
     DomainRecord,
     FileEntry,
+    Promotion,
     StackManifest,
     StackRef,
     canonical_json,
@@ -56,6 +59,7 @@ from bs_cluster.store.refs import (
     epoch_ref,
     is_epoch,
     number_of,
+    promotion_ref,
     stack_ref,
 )
 from bs_cluster.store.repair import Repaired, repair_campaign
@@ -222,6 +226,27 @@ class Store:
         """A bundle by its manifest's digest. Raises ``IntegrityError`` unless each of its stacks is what it says."""
         return self._committed.bundle(digest)
 
+    # Who is served
+
+    def promote(self, bundle: int, alias: str, by: str, reason: str) -> Promotion:
+        """Make a committed bundle champion or challenger; a promotion after the last one. Raises ``NotInStoreError``
+        for a bundle that is not committed, ``RefExistsError`` when another writer promotes at the same time."""
+        digest = next((digest for number, digest, _ in self.bundles() if number == bundle), None)
+        if digest is None:
+            raise NotInStoreError(f"bundle {bundle} is not committed in campaign {self.campaign}; commit it first")
+        number = len(self.promotions()) + 1
+        promotion = Promotion(SCHEMA_VERSION, number, bundle, digest, alias, by, reason)
+        self._commit(promotion_ref(number), promotion.to_dict())
+        return promotion
+
+    def promotions(self) -> list[Promotion]:
+        """Every promotion, first to last."""
+        return self._committed.promotions()
+
+    def standing(self) -> Standing:
+        """Who is champion, who was before, and who is challenger."""
+        return standing(self.promotions())
+
     # The campaign itself
 
     def pin_identity(self, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,8 +292,8 @@ class Store:
             )
 
     def history(self) -> list[HistoryEntry]:
-        """Every commit, closing and bundle in the order in which they came. Raises ``IntegrityError`` when the chain
-        is broken or the refs are not what it says."""
+        """Every commit, closing, bundle and promotion in the order in which they came. Raises ``IntegrityError`` when
+        the chain is broken or the refs are not what it says."""
         self._committed.refs()
         return self._history.entries()
 
@@ -328,7 +353,8 @@ class Store:
         """Add the entry that a crash left out, once its ref is known to be a whole commit."""
         refs = self._committed.refs()
         if left_out := without_entry(refs, self._history.entries()):
-            for read in (self._committed.stacks, self._committed.domains, self._committed.bundles):
+            held = self._committed
+            for read in (held.stacks, held.domains, held.bundles, held.promotions):
                 read()
             for name in left_out:
                 self._history.append(name, refs[name])

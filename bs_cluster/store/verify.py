@@ -17,6 +17,7 @@ from bs_cluster.store.refs import (
     BUNDLES,
     CAMPAIGN,
     DOMAINS,
+    PROMOTIONS,
     REFS,
     STACKS,
     Refs,
@@ -87,6 +88,7 @@ class Audit:
                 (STACKS, self._committed.stacks),
                 (DOMAINS, self._committed.domains),
                 (BUNDLES, self._committed.bundles),
+                (PROMOTIONS, self._committed.promotions),
             ):
                 self._try(what, look, kind="disagrees")
         for look in (self._hash_blobs, self._follow):
@@ -105,7 +107,7 @@ class Audit:
         if name.startswith(DOMAINS):
             closed = record(DomainRecord, content, name)
             yield from ((f"{name}, {what}", digest, None) for what, digest in closed.blobs().items())
-        elif name != CAMPAIGN:
+        elif name != CAMPAIGN and not name.startswith(PROMOTIONS):  # its bundle's ref leads to all that it needs
             digest = str(content.get("manifest"))
             yield f"{name}, manifest", digest, None
             if digest in self.sizes:

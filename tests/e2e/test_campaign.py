@@ -58,7 +58,14 @@ class TestStore:
         assert number == 1
         assert list(bundle.stacks) == [ref for ref, _ in finished.store.stacks()]
         names = {entry.name for entry in bundle.files}
-        assert names >= {"router.safetensors", "router.json", "campaign.yaml", "outcomes.parquet", "report.json"}
+        assert names >= {
+            "router.safetensors",
+            "router.json",
+            "campaign.yaml",
+            "outcomes.parquet",
+            "losses.parquet",
+            "report.json",
+        }
 
 
 class TestReport:
@@ -210,7 +217,7 @@ class TestGrown:
     def test_what_was_committed_is_as_it_was_byte_for_byte(self, grown, finished):
         assert {name: grown.refs[name] for name in finished.refs} == finished.refs
         added = {name.partition("/")[0] for name in grown.refs.keys() - finished.refs.keys()}
-        assert added == {"stacks", "domains", "bundles", "epochs"}
+        assert added == {"stacks", "domains", "bundles", "promotions", "epochs"}
         assert grown.store.verify().sound
 
     def test_nothing_moved_to_the_bit(self, grown, finished):
@@ -226,5 +233,14 @@ class TestGrown:
         number, digest, bundle = grown.store.bundles()[-1]
         assert number == 2
         assert bundle.domains == ("aa", "bb", "cc")
-        champion = client.get_model_version_by_alias("tiny", "champion")
-        assert champion.tags["manifest"] == digest
+        decided = grown.store.promotions()[-1]
+        assert (decided.bundle, decided.manifest) == (2, digest)
+        assert client.get_model_version_by_alias("tiny", decided.alias).tags["manifest"] == digest
+
+    def test_the_first_finding_is_what_the_promotion_rests_on(self, grown):
+        served = grown.report["findings"][0]
+        assert {part["name"] for part in served["parts"]} == {"aa", "bb"}
+        assert all(part["difference"]["rows"] == 10 for part in served["parts"])
+        decided = grown.store.promotions()[-1]
+        assert f"bundle         2 is {decided.alias}: {decided.reason}" in grown.job.out
+        assert f"20 rows that both measured, of 30 and 20: {decided.alias}" in served["detail"]

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from bs_cluster.campaign.console import Console, clock, fail
+from bs_cluster.campaign.console import Console, clock
 from bs_cluster.events import (
     CheckpointTrouble,
     DomainClosed,
@@ -139,11 +139,6 @@ def test_a_heartbeat_is_not_heard_where_something_is_said(capsys):
             console.say(str(number))
             time.sleep(0.05)
     assert len(capsys.readouterr().out.splitlines()) == 10
-
-
-def test_fail_speaks_on_stderr_and_gives_the_code(capsys):
-    assert fail("no such thing", 2) == 2
-    assert capsys.readouterr().err == "no such thing\n"
 
 
 def test_every_loss_says_of_which_rows_it_is(told):

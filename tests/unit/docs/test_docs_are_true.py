@@ -1,6 +1,8 @@
 """What pages and docstrings say there is, is there: fields, names, paths, links, targets, options."""
 
+import argparse
 import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import source
 from source import FILES, PAGES, ROOT, classes, code_in_prose, members, modules, packages, resolves, tree
 
+from bs_cluster.cli.main import command_line
 from bs_cluster.config.schema import CampaignConfig
 
 # Files that a run writes, or that the reader has: named in pages, not in the repository.
@@ -159,6 +162,24 @@ def test_every_make_target_is_there(page):
     assert named - targets == set()
 
 
+def options_of(words: list[str]) -> set[str]:
+    """The options of the command that ``words`` begin; the words that are no verb or action of it are its arguments."""
+    parser = command_line()
+    for word in words:
+        below = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        if below and word not in below[0]:
+            raise AssertionError(f"{word} is none of {', '.join(below[0])}")
+        parser = below[0][word] if below else parser
+    return set(parser._option_string_actions)
+
+
+@pages
+def test_every_command_is_there_with_its_options(page):
+    for line in re.findall(r"(?m)(?:^|[`\s/])bs_cluster ([a-z][^\n`]*)", code_of(page)):
+        words, options = line.split(), set(re.findall(r"(?<!\w)(--[a-z][\w-]+)", line))
+        assert options - options_of(list(itertools.takewhile(str.isalpha, words))) == set(), line
+
+
 @pages
 def test_every_program_and_its_options_are_there(page):
     """``python jobs/…``, ``python cluster/…`` and ``python -m <module of ours>``, up to the line's end or a comment."""
@@ -169,7 +190,9 @@ def test_every_program_and_its_options_are_there(page):
         path = ROOT / program.removeprefix("-m ").removesuffix(".py").replace(".", "/")
         file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
         assert file.exists(), program
-        known = set(re.findall(r'"(--[\w-]+)"', file.read_text()))
+        text = file.read_text()
+        verb = re.search(r'main\(\["(\w+)"', text)
+        known = options_of([verb[1]]) if verb else set(re.findall(r'"(--[\w-]+)"', text))
         assert set(re.findall(r"(?<!\w)(--[a-z][\w-]+)", options)) - known == set(), program
 
 

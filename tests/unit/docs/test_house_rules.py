@@ -138,13 +138,6 @@ FOR_PEOPLE = {
     ("Report", "claim_overlap"),
     ("Store", "materialize"),
     ("Store", "commit_stack"),
-    ("Store", "verify"),
-    ("Store", "repair"),
-    ("Store", "gc"),
-    ("Collected", "bytes"),
-    ("Collected", "temporary"),
-    ("Problem", "way_out"),
-    ("Verified", "bytes"),
 }
 
 

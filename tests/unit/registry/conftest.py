@@ -93,4 +93,5 @@ def store(tmp_path, answering) -> Store:
     commit_round(store, tmp_path / "rounds", "math", 1, 1)
     store.close_domain(domain_record(store, "math", 1, rejected=1))
     store.commit_bundle(bundle_manifest(store, 1))
+    store.promote(1, "champion", "guarded", "the first bundle")
     return store

@@ -109,11 +109,12 @@ CALLS = (
     "finalize_logged_model",
     "create_registered_model",
     "create_model_version",
-    "set_logged_model_tags",
     "log_inputs",
     "update_registered_model",
+    "set_logged_model_tags",
     "log_artifacts",
     "set_registered_model_alias",
+    "set_model_version_tag",
 )
 
 
@@ -124,6 +125,7 @@ def test_interrupted_anywhere_the_next_sync_finishes(answering, tmp_path, wipe, 
     commit_round(store, tmp_path / "rounds", "chat", 1)
     store.close_domain(domain_record(store, "chat", rejected=1))
     store.commit_bundle(bundle_manifest(store))
+    store.promote(1, "champion", "guarded", "the first bundle")
     undisturbed, cut = wipe(), wipe()
     Registry(undisturbed, "demo", "brainstacks").sync(store)
     for name in CALLS:
@@ -247,6 +249,7 @@ def test_the_campaign_run_shows_how_domains_held_up(registry, store, client):
 def test_the_champion_bundle_answers(registry, store, uri):
     registry.sync(store)
     store.commit_bundle(bundle_manifest(store, 2))
+    store.promote(2, "champion", "guarded", "better")
     assert registry.sync(store).bundles == (2,)
     previous = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)

@@ -11,9 +11,10 @@ from unit.report.campaign import DOMAINS, make_inputs, make_losses
 
 from bs_cluster.errors import DataError
 from bs_cluster.estimates import paired_difference, token_mean
+from bs_cluster.promotion import decide, served_change
 from bs_cluster.records import MODES, Spread
 from bs_cluster.report.build import build_report
-from bs_cluster.report.record import ALL, FOREIGN, MIXED, Report
+from bs_cluster.report.record import ALL, FOREIGN, MIXED, Finding, Report
 
 OWNED = dict.fromkeys(DOMAINS, True)
 
@@ -145,6 +146,46 @@ class TestFindings:
         single = build_report(make_inputs(losses=make_losses(OWNED, rows_each=1)))
         assert verdict(single, "own stacks").answer == "not measured"  # one row has no interval
         assert single.loss["base"]["chat"] is not None
+
+
+class TestServed:
+    """The first finding: this bundle against the champion, on the rows that both measured."""
+
+    def against(self, shift: float, noise: float = 0.0) -> Finding:
+        former = make_losses({"chat": True, "mixed:dose": True, "foreign:news": True}, noise=0.0)
+        now = dataclasses.replace(
+            former,
+            nll=former.nll
+            | {
+                "routed": tuple(
+                    nll + (shift + noise * (-1) ** row) * tokens if owner == "mixed:dose" else nll
+                    for row, (nll, owner, tokens) in enumerate(
+                        zip(former.nll["routed"], former.owners, former.tokens, strict=True)
+                    )
+                )
+            },
+        )
+        change = served_change(2, now, 1, former)
+        return build_report(make_inputs(("chat",), served=change, decision=decide("guarded", change))).findings[0]
+
+    @pytest.mark.parametrize(
+        ("shift", "noise", "answer", "alias"),
+        [
+            (0.0, 0.0, "holds", "champion"),
+            (-0.5, 0.0, "holds", "champion"),
+            (0.1, 0.0, "fails", "challenger"),
+            (0.02, 0.5, "undecided", "champion"),
+        ],
+    )
+    def test_says_group_by_group_who_is_served_worse(self, shift, noise, answer, alias):
+        found = self.against(shift, noise)
+        assert found.answer == answer
+        assert {part.name: part.answer for part in found.parts} == {"chat": "holds", MIXED: answer, FOREIGN: "holds"}
+        assert found.detail.startswith(f"72 rows that both measured, of 72 and 72: {alias}, ")
+
+    def test_a_first_bundle_has_nothing_to_be_compared_with(self):
+        found = build_report(make_inputs(decision=decide("guarded", None))).findings[0]
+        assert (found.answer, found.detail) == ("not measured", "the first bundle")
 
 
 class TestChecks:

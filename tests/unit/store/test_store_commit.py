@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_history import SITES, bundle_manifest, commit_round, domain_record, stack_manifest, stack_tensors, write_files
 
-from bs_cluster.errors import IntegrityError, NotInStoreError, OutOfOrderError, RefExistsError, StoreError
+from bs_cluster.errors import FencedError, IntegrityError, NotInStoreError, OutOfOrderError, RefExistsError, StoreError
 from bs_cluster.records import FileEntry, StackId, StackRef
 from bs_cluster.store import Store
 
@@ -196,3 +196,28 @@ def test_a_bundle_holds_only_what_is_committed(store, tmp_path):
 def test_the_first_identity_claims_the_campaign(store):
     assert store.pin_identity({"config": "one"}) == {"config": "one"}
     assert store.pin_identity({"config": "two"}) == {"config": "one"}
+
+
+def test_a_promotion_is_a_commit_of_its_own_and_the_last_one_counts(store, tmp_path):
+    commit_round(store, tmp_path / "rounds", "chat", 1)
+    for number in (1, 2):
+        store.commit_bundle(bundle_manifest(store, number))
+    assert store.standing().champion is None
+    store.promote(1, "champion", "guarded", "the first bundle")
+    store.promote(2, "challenger", "guarded", "worse")
+    again = Store(store.uri, store.campaign)
+    standing = again.standing()
+    assert (standing.champion.bundle, standing.challenger.bundle) == (1, 2)
+    assert [entry.ref for entry in again.history()][-2:] == ["refs/promotions/1.json", "refs/promotions/2.json"]
+
+
+def test_only_a_committed_bundle_is_promoted_and_by_the_one_writer(store, tmp_path):
+    commit_round(store, tmp_path / "rounds", "chat", 1)
+    store.commit_bundle(bundle_manifest(store))
+    with pytest.raises(NotInStoreError, match="bundle 2 is not committed"):
+        store.promote(2, "champion", "hand", "by hand")
+    store.take_epoch()
+    Store(store.uri, store.campaign).take_epoch()
+    with pytest.raises(FencedError):
+        store.promote(1, "champion", "guarded", "the first bundle")
+    assert store.promotions() == []

@@ -36,6 +36,9 @@ def finished(folder: Path, steps: int) -> Path:
             commit_round(store, folder / "staged", domain, number, position, steps)
         store.close_domain(domain_record(store, domain, position, rejected=steps - 3))
     store.commit_bundle(bundle_manifest(store))
+    store.promote(1, "champion", "guarded", f"the first bundle of {steps}")
+    store.commit_bundle(bundle_manifest(store, 2))
+    store.promote(2, "challenger", "guarded", f"worse by {steps}")
     return folder / "demo"
 
 
@@ -53,6 +56,7 @@ def loaded(store: Store) -> list[bytes]:
     for _, _, bundle in bundles:
         found.append(canonical_json(bundle.to_dict()))
         found += [store.get_bytes(entry.sha256) for entry in bundle.files]
+    found += [canonical_json(promotion.to_dict()) for promotion in store.promotions()]
     return found
 
 

@@ -280,3 +280,42 @@ def test_a_crash_between_ref_and_entry_is_mended_by_the_next_writer(store, tmp_p
     assert [entry.ref for entry in reader.history()][-1] == "refs/bundles/1.json"
     with pytest.raises(RefExistsError):
         reader.commit_bundle(dataclasses.replace(bundle_manifest(store), code_version="other"))
+
+
+def test_promotions_are_entered_after_their_bundles_where_a_history_is_gone(store):
+    store.promote(1, "champion", "guarded", "the first bundle")
+    store.commit_bundle(bundle_manifest(store, 2))
+    store.promote(2, "challenger", "guarded", "worse")
+    shutil.rmtree(root(store) / "history")
+    assert not afresh(store).verify().sound
+    assert afresh(store).repair().left.sound
+    assert [entry.ref for entry in afresh(store).history()][-4:] == [
+        "refs/bundles/1.json",
+        "refs/bundles/2.json",
+        "refs/promotions/1.json",
+        "refs/promotions/2.json",
+    ]
+    assert afresh(store).standing() == store.standing()
+
+
+@pytest.mark.parametrize("change", [{"manifest": "e" * 64}, {"bundle": 2}, {"alias": "production"}, {"number": 2}])
+def test_a_promotion_of_what_was_never_committed_is_found(store, change):
+    """Forged as a whole: the ref and its entry, the newest, agree."""
+    store.promote(1, "champion", "guarded", "the first bundle")
+    ref, entry = root(store) / "refs/promotions/1.json", root(store) / "history/8.json"
+    forged = {**json.loads(ref.read_text()), **change}
+    ref.write_bytes(canonical_json(forged))
+    entry.write_bytes(canonical_json({**json.loads(entry.read_text()), "content": forged}))
+    with pytest.raises(IntegrityError, match=r"refs/promotions/1\.json"):
+        afresh(store).standing()
+    assert [problem.kind for problem in afresh(store).verify().problems] == ["disagrees"]
+
+
+def test_a_promotion_that_is_gone_is_written_anew_from_the_history(store):
+    store.promote(1, "champion", "guarded", "the first bundle")
+    standing = store.standing()
+    shutil.rmtree(root(store) / "refs/promotions")
+    with pytest.raises(IntegrityError, match="is missing"):
+        afresh(store).standing()
+    assert afresh(store).repair().left.sound
+    assert afresh(store).standing() == standing

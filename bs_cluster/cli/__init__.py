@@ -1,0 +1,1 @@
+"""The command line, ``bs_cluster``: what a person does with a campaign, a verb each. Thin: parse, call, show."""

@@ -1,0 +1,53 @@
+"""MLflow's copy of a campaign: ``sync`` brings it up to the store, from nothing if need be."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from bs_cluster.cli import places
+from bs_cluster.cli.output import Output
+from bs_cluster.errors import UsageError
+
+HELP = "bring MLflow up to the store"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    sync = actions.add_parser("sync", help="register what MLflow lacks; run it again at will")
+    places.add_campaign(sync)
+    sync.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="http(s)://… or sqlite:////absolute/path.db (default: the config's, else $MLFLOW_TRACKING_URI, else the "
+        "one beside a local store)",
+    )
+    sync.add_argument("--experiment", help="MLflow's experiment (default: the config's, else brainstacks)")
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    section = places.config_of(arguments).registry if arguments.config else None
+    named = arguments.tracking_uri or (section and section.tracking_uri) or os.environ.get("MLFLOW_TRACKING_URI")
+    store = places.open_store(arguments)
+    beside = Path(store.uri) / "mlflow.db"  # where a campaign on a local store keeps it
+    if not named and "://" not in store.uri and beside.is_file():
+        named = f"sqlite:///{beside.resolve()}"
+    if not named:
+        raise UsageError("which MLflow? Name it with --tracking-uri or MLFLOW_TRACKING_URI")
+    from bs_cluster.registry import Registry  # noqa: PLC0415  # MLflow takes seconds to import
+
+    experiment = arguments.experiment or (section.experiment if section else "brainstacks")
+    registry = Registry(named, store.campaign, experiment)
+    found = registry.sync(store)
+    registry.end_campaign("FINISHED")
+    made = {
+        "stacks": [stack.name for stack in found.stacks],
+        "rejected": [stack.name for stack in found.rejected],
+        "domains": list(found.domains),
+        "bundles": list(found.bundles),
+        "seconds": found.seconds,
+    }
+    new = [f"{kind} {', '.join(map(str, names))}" for kind, names in made.items() if isinstance(names, list) and names]
+    output.show(made, f"new in MLflow: {'; '.join(new)}" if new else "MLflow has everything that the store has")
+    return 0
