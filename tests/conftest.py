@@ -18,10 +18,8 @@ os.environ |= {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before the dealer reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Where tests are dealt to several processes, those of a file go to one, and those of ``e2e``, which share their
     campaigns, all together."""
-    for item in items:
-        group = "e2e" if item.path.parent == Path(__file__).parent / "e2e" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    group = "e2e" if item.path.parent == Path(__file__).parent / "e2e" else str(item.path)
+    item.add_marker(pytest.mark.xdist_group(group))
