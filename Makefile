@@ -26,8 +26,8 @@ ui: install
 stop:
 	$(PY) cluster/local.py stop
 
-# Two processes; what shares a fixture that takes long stays in one of them (tests/conftest.py).
-SHARED := -n 2 --dist loadgroup
+# Two processes; a file's tests stay in one of them.
+SHARED := -n 2 --dist loadfile
 
 test: check
 	$(PY) -m pytest $(SHARED) -m "not cluster and not long" --ignore=tests/unit/docs

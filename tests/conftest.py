@@ -2,9 +2,6 @@
 
 import os
 import secrets
-from pathlib import Path
-
-import pytest
 
 os.environ |= {
     "DS_ACCELERATOR": "cpu",
@@ -16,10 +13,3 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Where tests are dealt to several processes, those of a file go to one, and those of ``e2e``, which share their
-    campaigns, all together."""
-    group = "e2e" if item.path.parent == Path(__file__).parent / "e2e" else str(item.path)
-    item.add_marker(pytest.mark.xdist_group(group))
