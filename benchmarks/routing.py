@@ -26,8 +26,8 @@ from bs_cluster.inference.scoring import score_routed
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.router.anchor import fit_anchor
+from bs_cluster.router.fit import CrossFit, Lessons, cross_fit
 from bs_cluster.router.regret import RowsRouting, routing_groups
-from bs_cluster.router.train import CrossFit, Lessons, cross_fit
 from bs_cluster.store import Store
 from bs_cluster.sweep.combinations import mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable

@@ -14,9 +14,9 @@ from benchmarks.table import Table
 from benchmarks.timing import medians, take_turns
 from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.router.anchor import fit_anchor
+from bs_cluster.router.fit import Served
 from bs_cluster.router.learned import Gates, gate_inputs
 from bs_cluster.router.routers import AnchoredRouter
-from bs_cluster.router.train import Served
 from bs_cluster.stacks.adapter_files import write_adapter
 
 DOMAINS = 5

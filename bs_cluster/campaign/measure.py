@@ -22,8 +22,8 @@ from bs_cluster.inference.evaluator import Evaluator
 from bs_cluster.records import ModeLosses, StackManifest, canonical_json, sha256_hex
 from bs_cluster.report.record import SweepReport
 from bs_cluster.router.anchor import fit_anchor
+from bs_cluster.router.fit import CrossFit, Lessons, Served, cross_fit, fit_router
 from bs_cluster.router.regret import RoutingReport, policy_nll, routing_report
-from bs_cluster.router.train import CrossFit, Lessons, Served, cross_fit, fit_router
 from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.pool import EvaluatorPool
 from bs_cluster.sweep.sweep import encode_prompts, measure, run_sweep

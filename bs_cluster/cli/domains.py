@@ -15,7 +15,7 @@ from bs_cluster.errors import UsageError
 
 if TYPE_CHECKING:
     from bs_cluster.config import CampaignConfig
-    from bs_cluster.data.plan import RowsCheck
+    from bs_cluster.data.survey import RowsCheck
 
 HELP = "list a campaign's domains, add one"
 KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".gz": "jsonl", ".parquet": "parquet"}
@@ -65,8 +65,8 @@ def _add(arguments: argparse.Namespace, output: Output) -> int:
     from bs_cluster.base import tokenizer_if_here  # noqa: PLC0415  # torch and transformers, here and below
     from bs_cluster.config import parse_config, yaml12  # noqa: PLC0415
     from bs_cluster.config.edit import with_domain  # noqa: PLC0415
-    from bs_cluster.config.inputs import missing_inputs  # noqa: PLC0415
-    from bs_cluster.data.plan import check_rows  # noqa: PLC0415
+    from bs_cluster.config.local_paths import missing_inputs  # noqa: PLC0415
+    from bs_cluster.data.survey import check_rows  # noqa: PLC0415
     from bs_cluster.errors import ConfigError  # noqa: PLC0415
 
     path = Path(arguments.config)

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from bs_cluster.config import yaml12
 from bs_cluster.config.conflicts import conflicts, did_you_mean, problems, shown
-from bs_cluster.config.inputs import missing_inputs
+from bs_cluster.config.local_paths import missing_inputs
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.config.section import Section
 from bs_cluster.config.sources import BROKEN, SOURCE_KINDS

@@ -9,7 +9,7 @@
     [project.entry-points."bs_cluster.optimizers"]
     lion = "my_package.lion:build"              # bs_cluster.training.optimizer says what it is
 
-A source's module also registers its reader with ``bs_cluster.data.sources.raw_rows``. It is imported while
+A source's module also registers its reader with ``bs_cluster.data.readers.raw_rows``. It is imported while
 ``bs_cluster.config`` is, so of this package it imports those two modules only. Every node must have the package.
 """
 

@@ -15,8 +15,8 @@ from bs_cluster.data.decontaminate import GENERALISTS, detect_domain, domain_wor
 from bs_cluster.data.encode import encode_prompt
 from bs_cluster.data.formats import UnusableRow, convert
 from bs_cluster.data.near_duplicates import Splits, drop_near_duplicates
+from bs_cluster.data.readers import read_source
 from bs_cluster.data.rows import DomainData, Prompt, Row, Turn, make_row, plain_text
-from bs_cluster.data.sources import read_source
 from bs_cluster.data.split import fingerprint, split_rows
 from bs_cluster.errors import DataError
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from bs_cluster.errors import RegistryError
 from bs_cluster.records import CHALLENGER, CHAMPION, BundleManifest, DomainRecord, StackId, StackManifest, StackRef
-from bs_cluster.registry import wording
+from bs_cluster.registry import descriptions
 from bs_cluster.registry.artifacts import write_bundle_card, write_stack_card
 from bs_cluster.registry.connection import Connection
 from bs_cluster.registry.runs import Point, Runs
@@ -62,7 +62,7 @@ class Registry:
         left running is marked killed. To be followed by ``end_campaign``, however the process ends."""
         self._runs.refresh()
         with self._fresh_after_failure():
-            self._runs.log_params(self._runs.take(), wording.flatten(params))
+            self._runs.log_params(self._runs.take(), descriptions.flatten(params))
 
     def end_campaign(self, status: Status) -> None:
         """Mark the campaign's run, and every run of a round that still shows as running, as ended."""
@@ -74,7 +74,7 @@ class Registry:
         mirrored already stays finished: events lag where MLflow is slow."""
         with self._fresh_after_failure():
             run = self._runs.stack(stack)
-            self._runs.log_params(run, wording.flatten(params))
+            self._runs.log_params(run, descriptions.flatten(params))
             self._runs.start(run)
 
     def log_metrics(self, stack: StackId | None, step: int, metrics: Mapping[str, float]) -> None:
@@ -133,7 +133,7 @@ class Registry:
             self._runs.finish(ref.stack)
             return False
         run = self._runs.stack(ref.stack)
-        tags = wording.stack_tags(manifest, ref.manifest)
+        tags = descriptions.stack_tags(manifest, ref.manifest)
         if run.data.tags.get("manifest") != ref.manifest:
             self._runs.log_points(run, read_history(store, manifest), tags)
         self._runs.end(run)
@@ -146,9 +146,9 @@ class Registry:
             experiment_id=run.info.experiment_id,
             run_id=run.info.run_id,
             tags=tags,
-            metrics=wording.stack_metrics(manifest),
-            text=wording.stack_text(manifest, ref.manifest, store.uri),
-            model_text=wording.open_domain_text(ref.stack.domain, self.campaign),
+            metrics=descriptions.stack_metrics(manifest),
+            text=descriptions.stack_text(manifest, ref.manifest, store.uri),
+            model_text=descriptions.open_domain_text(ref.stack.domain, self.campaign),
         )
         with tempfile.TemporaryDirectory() as folder:
             write_stack_card(Path(folder), store, manifest, ref.manifest)
@@ -164,13 +164,14 @@ class Registry:
         for outcome in record.rounds:
             run = self._runs.stack(outcome.stack)
             self._runs.log_dataset(run, record)
-            self._runs.log_points(run, _at(outcome.steps, wording.outcome_metrics(outcome)))
+            self._runs.log_points(run, _at(outcome.steps, descriptions.outcome_metrics(outcome)))
             if not outcome.committed:
-                self._runs.tag(run, wording.outcome_tags(outcome))
+                self._runs.tag(run, descriptions.outcome_tags(outcome))
                 self._runs.end(run)
-        self._versions.describe(f"{self.campaign}-{record.domain}", wording.domain_text(record, self.campaign))
+        self._versions.describe(f"{self.campaign}-{record.domain}", descriptions.domain_text(record, self.campaign))
         # The mark comes last: it says that all of the above is done.
-        self._runs.log_points(campaign, _at(record.position, wording.domain_metrics(record)), {mark: record.digest()})
+        points = _at(record.position, descriptions.domain_metrics(record))
+        self._runs.log_points(campaign, points, {mark: record.digest()})
         return True
 
     def _mirror_bundle(self, store: Store, digest: str, manifest: BundleManifest) -> bool:
@@ -185,9 +186,9 @@ class Registry:
             order=manifest.number,
             experiment_id=run.info.experiment_id,
             run_id=run.info.run_id,
-            tags=wording.bundle_tags(manifest, digest),
+            tags=descriptions.bundle_tags(manifest, digest),
             metrics={f"bundle/{name}": value for name, value in manifest.metrics.items()},
-            text=wording.bundle_text(manifest, digest, store.uri),
+            text=descriptions.bundle_text(manifest, digest, store.uri),
             model_text=f"Campaign **{self.campaign}** as one model that answers prompts: a version per bundle.",
         )
         with tempfile.TemporaryDirectory() as scratch:
@@ -211,14 +212,14 @@ class Registry:
             for name, content in files.items():
                 (Path(folder) / name).write_bytes(content)
             self._runs.log_folder(run, Path(folder), "report")
-        values = wording.numbers(json.loads(files[REPORT])["key_metrics"], "report/")
-        text = wording.cut(files[REPORT_TEXT].decode(), wording.MAX_TAG)
+        values = descriptions.numbers(json.loads(files[REPORT])["key_metrics"], "report/")
+        text = descriptions.cut(files[REPORT_TEXT].decode(), descriptions.MAX_TAG)
         self._runs.log_points(run, _at(number, values), {"mlflow.note.content": text, SHOWN_REPORT: digest})
 
 
 def read_history(store: Store, manifest: StackManifest) -> list[Point]:
     """The learning curves that a stack carries in its ``history.jsonl``."""
-    return wording.parse_history(store.get_bytes(manifest.file(HISTORY).sha256).decode(), manifest.stack.name)
+    return descriptions.parse_history(store.get_bytes(manifest.file(HISTORY).sha256).decode(), manifest.stack.name)
 
 
 def _at(step: int, metrics: Mapping[str, float]) -> list[Point]:

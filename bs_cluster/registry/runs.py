@@ -15,7 +15,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from bs_cluster.errors import RegistryError
 from bs_cluster.records import DomainRecord, StackId
 from bs_cluster.registry.connection import Connection, all_pages
-from bs_cluster.registry.wording import run_tags
+from bs_cluster.registry.descriptions import run_tags
 
 Point = tuple[int, str, float]  # step, key, value
 

@@ -16,7 +16,7 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from bs_cluster.errors import RegistryError
 from bs_cluster.records import CHAMPION, Promotion
 from bs_cluster.registry.connection import Connection, all_pages
-from bs_cluster.registry.wording import MAX_TAG, cut
+from bs_cluster.registry.descriptions import MAX_TAG, cut
 
 WHY = "promotion"  # tag of a bundle's version: what it became, and why
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from bs_cluster.errors import IntegrityError, NotInStoreError
 from bs_cluster.records import Record
 from bs_cluster.router.anchor import Anchor
+from bs_cluster.router.fit import Served
 from bs_cluster.router.learned import Gates
 from bs_cluster.router.net import MetaRouter
 from bs_cluster.router.routers import AnchoredRouter, NetworkRouter
-from bs_cluster.router.train import Served
 from bs_cluster.sweep.combinations import full_mask
 
 WEIGHTS_FILE, CARD_FILE = "router.safetensors", "router.json"

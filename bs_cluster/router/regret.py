@@ -17,8 +17,8 @@ from bs_cluster.config.schema import RouterSection
 from bs_cluster.errors import DataError
 from bs_cluster.estimates import Estimate, estimate
 from bs_cluster.records import Record
+from bs_cluster.router.fit import CrossFit, Served
 from bs_cluster.router.routers import AnchoredRouter
-from bs_cluster.router.train import CrossFit, Served
 from bs_cluster.sweep.combinations import full_mask
 from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.owners import kind_of

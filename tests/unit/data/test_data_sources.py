@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from bs_cluster.config.sources import EMBEDDED_DOMAINS, EMBEDDED_ROWS, Source
 from bs_cluster.data.builtin import EMBEDDED, MAX_COMPLETION, MAX_PROMPT, embedded_rows
 from bs_cluster.data.pycode import module_pairs
-from bs_cluster.data.sources import read_source
+from bs_cluster.data.readers import read_source
 from bs_cluster.errors import DataError
 
 
@@ -97,7 +97,7 @@ def test_whole_surrogate_pairs_are_characters(tmp_path):
 
 
 def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("bs_cluster.data.sources.MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("bs_cluster.data.readers.MAX_LINE_BYTES", 1000)
     (tmp_path / "x.jsonl").write_bytes(gzip.compress(b"x" * 1_000_000))
     with pytest.raises(DataError, match="a line of more than 1000 bytes"):
         read(kind="jsonl", path=str(tmp_path / "x.jsonl"))

@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import Field
 
 from bs_cluster.config.sources import SourceSection
-from bs_cluster.data.sources import raw_rows
+from bs_cluster.data.readers import raw_rows
 
 
 class LedgerSource(SourceSection):
@@ -39,7 +39,7 @@ def court(raw):
 PRELUDE = """
 from bs_cluster.config import parse_config
 from bs_cluster.data.formats import convert
-from bs_cluster.data.sources import read_source
+from bs_cluster.data.readers import read_source
 from bs_cluster.errors import ConfigError
 
 def config(source):

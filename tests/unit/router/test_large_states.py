@@ -15,7 +15,7 @@ from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import RowLoss
 from bs_cluster.router.anchor import fit_anchor
 from bs_cluster.router.files import Reading, load_router, save_router
-from bs_cluster.router.train import Lessons, fit_router
+from bs_cluster.router.fit import Lessons, fit_router
 from bs_cluster.sweep.combinations import all_masks
 from bs_cluster.sweep.outcomes import OutcomeTable
 

@@ -10,9 +10,9 @@ from worlds import DOMAINS, OWN, WIDTH, features, lessons
 
 from bs_cluster.errors import IntegrityError, NotInStoreError
 from bs_cluster.router.files import Reading, load_router, save_router
+from bs_cluster.router.fit import Served, fit_router
 from bs_cluster.router.net import MetaRouter
 from bs_cluster.router.routers import AnchoredRouter, NetworkRouter
-from bs_cluster.router.train import Served, fit_router
 
 READING = Reading(DOMAINS, WIDTH // 2, 0.45, 256, "f00d")
 OTHERS = [(DOMAINS[::-1], WIDTH // 2, "f00d", "domains"), (DOMAINS, 64, "f00d", "input_size")]

@@ -10,13 +10,13 @@ from worlds import BASE_LOSS, DOMAINS, GAIN, OWN, anchor_of, features, lessons
 
 from bs_cluster.errors import DataError
 from bs_cluster.records import RowLoss
+from bs_cluster.router.fit import CrossFit, cross_fit, fit_router
 from bs_cluster.router.folds import deal_folds
 from bs_cluster.router.learned import Gates, gate_inputs
 from bs_cluster.router.learned_choice import HARM
 from bs_cluster.router.multilinear import choose
 from bs_cluster.router.regret import RoutingReport, policy_nll, routed_nll, routing_report
 from bs_cluster.router.routers import AnchoredRouter
-from bs_cluster.router.train import CrossFit, cross_fit, fit_router
 from bs_cluster.sweep.combinations import all_masks
 from bs_cluster.sweep.outcomes import OutcomeTable
 

@@ -13,7 +13,7 @@ import numpy as np
 from bs_cluster.config.schema import RouterSection
 from bs_cluster.records import RowLoss
 from bs_cluster.router.anchor import Anchor, fit_anchor
-from bs_cluster.router.train import Lessons
+from bs_cluster.router.fit import Lessons
 from bs_cluster.sweep.combinations import all_masks
 from bs_cluster.sweep.outcomes import OutcomeTable
 

@@ -14,8 +14,8 @@ from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.records import SCHEMA_VERSION, BundleManifest
 from bs_cluster.router.anchor import fit_anchor
 from bs_cluster.router.files import Reading, save_router
+from bs_cluster.router.fit import Served
 from bs_cluster.router.routers import AnchoredRouter
-from bs_cluster.router.train import Served
 from bs_cluster.serving.runtime import BundleRuntime
 from bs_cluster.store import Store
 from bs_cluster.sweep.combinations import mask_weights
