@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -23,8 +25,13 @@ MODE_COLOURS = {
 }
 
 
+# Groups of bars side by side, past which they go on below.
+OWNERS_A_LINE = 8
+
+
 def loss_bars(inputs: ReportInputs, report: Report) -> Figure | None:
-    """A group of bars per owner, a bar per mode with its interval; the oracle is outlined, it cannot be served."""
+    """A group of bars per owner, a bar per mode with its interval; the oracle is outlined, it cannot be served. Rows of
+    domains, mixed and foreign ones each begin a line."""
     modes, owners = report.modes(TABLE_MODES), report.measured_owners
     if not modes or not owners:
         return None
@@ -32,9 +39,24 @@ def loss_bars(inputs: ReportInputs, report: Report) -> Figure | None:
         f"Nats per completion token, lower is better; bars end at the mean, lines are 95 % intervals over rows. "
         f"On {report.rows_note}"
     )
+    kinds = [list(group) for _, group in itertools.groupby(owners, lambda o: o.partition(":")[0] if ":" in o else "")]
+    lines = [kind[at : at + OWNERS_A_LINE] for kind in kinds for at in range(0, len(kind), OWNERS_A_LINE)]
     inches = max(1.3, 0.23 * len(modes) + 0.25)
-    figure = new_figure(max(7.2, inches * len(owners) + 1.2), 3.4, _bars_title(report), subtitle)
-    axes = figure.subplots()
+    widest = max(len(line) for line in lines)
+    size = max(7.2, inches * widest + 1.2), 1.0 + 2.4 * len(lines)
+    figure = new_figure(*size, _bars_title(report), subtitle)
+    for axes, line in zip(figure.subplots(len(lines), 1, squeeze=False)[:, 0], lines, strict=True):
+        _bars(axes, report, modes, line)
+        axes.set_xlim(-0.6, widest - 0.4)
+        label_x(axes, line, inches, [f"{report.rows[owner]} rows" for owner in line])
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=len(modes), fontsize=9, handlelength=1.1, columnspacing=1.6
+    )
+    return figure
+
+
+def _bars(axes: Axes, report: Report, modes: Sequence[str], owners: Sequence[str]) -> None:
     width = 0.84 / len(modes)
     for index, mode in enumerate(modes):
         found = [(place, value) for place, o in enumerate(owners) if (value := report.loss[mode][o]) is not None]
@@ -50,16 +72,12 @@ def loss_bars(inputs: ReportInputs, report: Report) -> Figure | None:
             if estimate is not None:
                 axes.vlines(x, estimate.low, estimate.high, color=INK, linewidth=0.9, alpha=0.75)
             _value_over_bar(axes, x, value, value if estimate is None else estimate.high)
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
-    axes.set_xlim(-0.6, len(owners) - 0.4)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.15)
     axes.tick_params(axis="both", length=0)
-    label_x(axes, owners, inches, [f"{report.rows[owner]} rows" for owner in owners])
-    axes.set_ylabel("loss (nats/token)")
+    axes.set_ylabel("nats per token")
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines["left"].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(modes), fontsize=9, handlelength=1.1, columnspacing=1.6)
-    return figure
 
 
 def _value_over_bar(axes: Axes, place: float, value: float, top: float) -> None:
