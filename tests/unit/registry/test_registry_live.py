@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.errors import RegistryError, RegistryUnavailable
 from bs_cluster.records import StackId
-from bs_cluster.registry import Registry, wording
+from bs_cluster.registry import Registry, descriptions
 
 CHAT = StackId("chat", 1)
 
@@ -154,13 +154,15 @@ leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_s
 
 @given(st.dictionaries(keys, leaves | st.dictionaries(keys, leaves, max_size=3), max_size=4))
 def test_flattened_parameters_fit_mlflow(params):
-    for key, value in wording.flatten(params).items():
-        assert len(key) <= wording.MAX_KEY
-        assert len(value) <= wording.MAX_PARAM
+    for key, value in descriptions.flatten(params).items():
+        assert len(key) <= descriptions.MAX_KEY
+        assert len(value) <= descriptions.MAX_PARAM
 
 
 def test_flattening_names_what_a_list_holds():
-    assert wording.flatten({"a": {"b": 1, "c": []}, "domains": [{"name": "chat", "steps": 3}], "m": ["q", "k"]}) == {
+    assert descriptions.flatten(
+        {"a": {"b": 1, "c": []}, "domains": [{"name": "chat", "steps": 3}], "m": ["q", "k"]}
+    ) == {
         "a.b": "1",
         "a.c": "[]",
         "domains.chat.steps": "3",
@@ -169,4 +171,4 @@ def test_flattening_names_what_a_list_holds():
 
 
 def test_history_lines_without_a_value_are_left_out():
-    assert wording.parse_history('{"step": 4, "loss": 1.0, "val": null}\n', "chat_r1") == [(4, "loss", 1.0)]
+    assert descriptions.parse_history('{"step": 4, "loss": 1.0, "val": null}\n', "chat_r1") == [(4, "loss", 1.0)]
