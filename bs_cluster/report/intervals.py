@@ -14,6 +14,7 @@ from bs_cluster.report.inputs import ReportInputs
 from bs_cluster.report.record import ALL, POLICIES, Report
 from bs_cluster.report.style import BLUE, FAINT, GOLD, GREY, INK, PALE_BLUE, label_x, new_figure
 from bs_cluster.report.wording import TABLE_MODES, signed
+from bs_cluster.sweep.owners import kind_of
 
 MODE_COLOURS = {
     "base": "#c3cad3",
@@ -39,7 +40,7 @@ def loss_bars(inputs: ReportInputs, report: Report) -> Figure | None:
         f"Nats per completion token, lower is better; bars end at the mean, lines are 95 % intervals over rows. "
         f"On {report.rows_note}"
     )
-    kinds = [list(group) for _, group in itertools.groupby(owners, lambda o: o.partition(":")[0] if ":" in o else "")]
+    kinds = [list(group) for _, group in itertools.groupby(owners, lambda owner: kind_of(owner, report.domains))]
     lines = [kind[at : at + OWNERS_A_LINE] for kind in kinds for at in range(0, len(kind), OWNERS_A_LINE)]
     inches = max(1.3, 0.23 * len(modes) + 0.25)
     widest = max(len(line) for line in lines)

@@ -26,6 +26,7 @@ from bs_cluster.stacks.basis import Basis
 from bs_cluster.store.store import Store
 from bs_cluster.training.closing import close_domain
 from bs_cluster.training.prewarm import compile_operations
+from bs_cluster.training.ranks import from_all_ranks
 from bs_cluster.training.round import train_round
 from bs_cluster.training.session import Session, device_of
 from bs_cluster.waiting import ROWS_PATIENCE_S, ROWS_REMEDY, wait_for
@@ -41,7 +42,8 @@ def run_worker(settings: dict[str, Any]) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
         compile_operations()
     coordinator = CoordinatorClient(settings["coordinator"], config.training.answer_timeout_s)
-    group = _same_on_all_ranks(coordinator.register() if dist.get_rank() == 0 else None)
+    group = from_all_ranks(coordinator.register() if dist.get_rank() == 0 else None)[0]
+    assert group is not None
     if dist.get_rank() == 0:
         coordinator.report(Phase(f"{dist.get_world_size()} workers load {config.base.model}"))
     store = Store(config.store.uri, config.campaign)
@@ -98,9 +100,3 @@ def _close(session: Session, step: CloseDomain, coordinator: Coordination, group
 def _bytes_of(basis: SharedBasis, config: CampaignConfig) -> bytes:
     patience_s = config.training.answer_timeout_s
     return wait_for(lambda: basis.handle, "the directions claimed so far", patience_s, REMEDY)
-
-
-def _same_on_all_ranks(value: Any) -> Any:
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
