@@ -56,7 +56,9 @@ os.environ |= ENVIRONMENT  # before Ray is imported, which reads them once
 os.environ.pop("RAY_AUTH_TOKEN", None)  # would go before the file
 sys.path.insert(0, str(ROOT))
 
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient  # noqa: E402  # after the environment is set
+import psutil  # noqa: E402  # after the environment is set, as all of these
+from ray.exceptions import AuthenticationError  # noqa: E402
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient  # noqa: E402
 
 from bs_cluster.config.identity import config_digest  # noqa: E402
 from bs_cluster.config.parse import load_config  # noqa: E402
@@ -100,7 +102,17 @@ def start_cluster() -> dict[str, Any]:
     TOKEN.unlink(missing_ok=True)
     with os.fdopen(os.open(TOKEN, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
         file.write(secrets.token_hex(32))
-    port, dashboard, agent = free_port(6379), free_port(8265), free_port(52365)  # another Ray may be at home here
+    # Another Ray may be at home on the usual ports, or take one after it was found free: then any will do.
+    for usual in ((6379, 8265, 52365), (0, 0, 0)):
+        state = start_head(*(free_port(port) for port in usual))
+        if state is not None:
+            return state
+    TOKEN.unlink()
+    raise SystemExit(f"Ray did not start within {START_TIMEOUT_S} s; its log is {LOG}")
+
+
+def start_head(port: int, dashboard: int, agent: int) -> dict[str, Any] | None:
+    """Starts the head; None, with all of it ended, where it did not come to answer at its dashboard's port."""
     command = [
         *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
         *("--node-ip-address=127.0.0.1", f"--port={port}", "--dashboard-host=127.0.0.1"),
@@ -115,11 +127,38 @@ def start_cluster() -> dict[str, Any]:
     while time.monotonic() < deadline and process.poll() is None:
         try:
             JobSubmissionClient(state["address"]).list_jobs()
-            return state
+        except AuthenticationError:  # another cluster's dashboard: it has another token
+            break
         except (ConnectionError, RuntimeError):  # not up yet
             time.sleep(0.5)
-    stop()
-    raise SystemExit(f"Ray did not start within {START_TIMEOUT_S} s; its log is {LOG}")
+        else:
+            if listens(process.pid, dashboard):
+                return state
+            break  # another cluster's dashboard: it asks for no token
+    end_group(process.pid)
+    STATE.unlink()
+    return None
+
+
+def listens(group: int, port: int) -> bool:
+    """Whether a process of the ``group`` listens on the ``port``."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group and any(
+                connection.laddr.port == port and connection.status == psutil.CONN_LISTEN
+                for connection in process.net_connections("inet")
+            ):
+                return True
+    return False
+
+
+def end_group(group: int) -> None:
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(group, kind)
+        except ProcessLookupError:
+            return
+        time.sleep(3)
 
 
 def run(path: str, overrides: list[str]) -> int:
@@ -252,12 +291,7 @@ def stop() -> None:
                 end_job(client, job.submission_id)
     except (ConnectionError, RuntimeError):  # a head that does not answer is ended all the same
         pass
-    for kind in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(state["group"], kind)
-        except ProcessLookupError:
-            break
-        time.sleep(3)
+    end_group(state["group"])
     STATE.unlink(missing_ok=True)
     TOKEN.unlink(missing_ok=True)
     print("the local cluster is stopped")

@@ -103,14 +103,13 @@ def sampled_directions(
     means_NM: torch.Tensor, b_MO: torch.Tensor, *, max_rank: int, earlier_OK: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The paper's way, for comparison: randomized SVD of per-sample mean deltas (N, O), no oversampling."""
-    deltas_NO = means_NM.float() @ outside(b_MO.t(), earlier_OK).t().float()
+    deltas_NO = means_NM.double() @ outside(b_MO.t(), earlier_OK).t()
+    before = float((means_NM.double() @ b_MO.double()).norm())
     rank = min(max_rank, *deltas_NO.shape)
-    if not deltas_NO.any():
-        return deltas_NO.new_zeros((b_MO.shape[1], 0))
     with torch.random.fork_rng(devices=[]):  # it draws from the process's state, which is another on every rank
         torch.manual_seed(0)
-        _, _, v_OK = torch.svd_lowrank(deltas_NO, q=rank)
-    return v_OK
+        _, values_K, v_OK = torch.svd_lowrank(deltas_NO, q=rank)
+    return v_OK[:, values_K > before * 1e-6].float()  # beside it, what only rounding left is nothing
 
 
 def input_directions(

@@ -2,14 +2,18 @@
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
 from job import write_config
 from tiny_campaign import settings, write_inputs
 
@@ -116,6 +120,48 @@ def test_the_documented_command_works_as_it_is_typed(cluster, local):
     done = shell(local, f"ray job submit --working-dir jobs -- {CONNECTS}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\n42\n" in done.stdout
+
+
+ANOTHERS = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("local_cluster", sys.argv[1])
+local = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(local)
+found_free, local.free_port = local.free_port, lambda port: int(sys.argv[2]) if port == 8265 else found_free(port)
+try:
+    print(local.start_cluster()["address"])
+finally:
+    local.stop()
+"""
+
+
+@pytest.mark.parametrize("status", [200, 403])
+def test_anothers_dashboard_is_not_taken_for_its_own(status, tmp_path):
+    """Two clusters that start at once find the same port free."""
+
+    class Dashboard(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.end_headers()
+            answer = {"ray_version": ray.__version__, "version": "4"} if self.path == "/api/version" else []
+            self.wfile.write(json.dumps(answer).encode())
+
+    with HTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        started = subprocess.run(
+            [sys.executable, "-c", ANOTHERS, str(ROOT / "cluster/local.py"), str(server.server_port)],
+            env={**os.environ, "BS_STORE": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        server.shutdown()
+    assert started.returncode == 0, started.stderr
+    address = re.search(r"http://127.0.0.1:(\d+)", started.stdout)
+    assert address
+    assert int(address[1]) != server.server_port
+    assert "the local cluster is stopped" in started.stdout
 
 
 def test_another_campaign_is_not_followed_without_a_word(cluster, local, config):
