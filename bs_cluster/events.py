@@ -43,6 +43,17 @@ class CheckpointTrouble(Record):
 
 
 @dataclass(frozen=True)
+class NodeLeaves(Record):
+    """The platform takes a node of these ``ranks`` in ``seconds`` (None: it does not say when). A checkpoint is written
+    after ``step``, and others soon after each other."""
+
+    stack: StackId
+    step: int
+    ranks: tuple[int, ...]
+    seconds: float | None
+
+
+@dataclass(frozen=True)
 class StepDone(Record):
     """An optimizer step is judged. ``step`` counts from 1; ``seconds`` since the round's first. ``verdict`` is the
     guard's (``go on``, ``restore``, ``stop``); ``selection_loss``, on the rows that select a snapshot, is there
@@ -102,6 +113,7 @@ Event = (
     | RoundStarted
     | RoundResumed
     | CheckpointTrouble
+    | NodeLeaves
     | StepDone
     | RoundEnded
     | Measuring

@@ -12,6 +12,8 @@ from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.errors import ConfigError
 from bs_cluster.quiet import KEEP_FREED_MEMORY
 
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+
 
 def connect(config: CampaignConfig) -> None:
     """Joins the cluster of the job, or the one at ``RAY_ADDRESS``; starts a local one where there is none.
@@ -25,6 +27,7 @@ def connect(config: CampaignConfig) -> None:
                 f"working directory; say store.uri=$PWD/{config.store.uri} or any filesystem URI that all nodes reach"
             ]
         )
+    os.environ[START_TIMEOUT] = _start_timeout_s(config)  # Ray Train passes on what the driver has
     ray.init(runtime_env={"env_vars": process_environment(config)}, log_to_driver=False, logging_level=logging.WARNING)
 
 
@@ -33,12 +36,19 @@ def _lasting(uri: str) -> bool:
     return "://" in uri or Path(uri).is_absolute() or not submitted
 
 
+def _start_timeout_s(config: CampaignConfig) -> str:
+    """What workers may take to come up. Where their number may change, Ray Train asks for as many as it last saw room
+    for: it counts again when an attempt has failed, and a node that died must not be waited for."""
+    training = config.training
+    return str(training.start_timeout_s if training.min_workers is None else min(60, training.start_timeout_s))
+
+
 def process_environment(config: CampaignConfig) -> dict[str, str]:
     """Variables that must be set before libraries are imported in worker processes."""
     variables = {
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.training.start_timeout_s),
+        START_TIMEOUT: _start_timeout_s(config),
     }
     if not config.training.use_gpu:
         variables |= {"DS_ACCELERATOR": "cpu", **KEEP_FREED_MEMORY}

@@ -12,6 +12,7 @@ from bs_cluster.events import (
     DomainClosed,
     Event,
     Measuring,
+    NodeLeaves,
     Phase,
     RoomScarce,
     RoundEnded,
@@ -87,6 +88,10 @@ class Console:
                 self.say(f"{stack.name:<14} goes on after step {step}, from its checkpoint")
             case CheckpointTrouble(stack, step, why):
                 self.say(f"{stack.name:<14} checkpoint of step {step}: {why}")
+            case NodeLeaves(stack, step, ranks, seconds):
+                when = "soon" if seconds is None else f"in {seconds:.0f} s"
+                workers = f"{len(ranks)} worker{'s' if len(ranks) > 1 else ''}"
+                self.say(f"{stack.name:<14} a node is taken {when}, with {workers}: checkpoint after step {step}")
             case StepDone():
                 self.begin(f"{event.stack.name:<14} trains")
                 self._step(event)

@@ -80,7 +80,7 @@ class Room:
         self.looked = now
         self.cluster = dataclasses.replace(self.cluster, nodes=_resources())
         have = self.cluster.has_room(self.ask)
-        if have >= self.ask.count:
+        if have >= self.ask.least:
             self.there, self.lacking_since = True, -math.inf
             return True
         if math.isinf(self.lacking_since):

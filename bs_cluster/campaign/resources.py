@@ -14,10 +14,12 @@ Resources = Mapping[str, float]  # kind (``CPU``, ``GPU``) -> amount
 
 @dataclass(frozen=True)
 class Ask:
-    """``count`` processes of one kind at the same time, each with so many CPUs and GPUs. ``settings`` ask for them."""
+    """``count`` processes of one kind at the same time, ``least`` of which are enough, each with so many CPUs and GPUs.
+    ``settings`` ask for them."""
 
     who: str
     count: int
+    least: int
     cpus: float
     gpus: float
     settings: str
@@ -31,7 +33,8 @@ class Ask:
         return min(math.floor(node.get(kind, 0.0) / amount + 1e-6) for kind, amount in self.each.items())
 
     def __str__(self) -> str:
-        return f"{self.count} {self.who} with {amounts(self.each)} each"
+        number = f"{self.count}" if self.least == self.count else f"{self.least} to {self.count}"
+        return f"{number} {self.who} with {amounts(self.each)} each"
 
 
 @dataclass(frozen=True)
@@ -97,24 +100,23 @@ def training_ask(config: CampaignConfig) -> Ask:
     training = config.training
     gpus = 1.0 if training.use_gpu else 0.0
     each = "training.use_gpu=false" if training.use_gpu else "training.cpus_per_worker"
-    return Ask(
-        "training workers", training.num_workers, training.cpus_per_worker, gpus, f"training.num_workers, {each}"
-    )
+    count, least = training.num_workers, training.min_workers or training.num_workers
+    named = "training.num_workers" if training.min_workers is None else "training.min_workers"
+    return Ask("training workers", count, least, training.cpus_per_worker, gpus, f"{named}, {each}")
 
 
 def sweep_ask(config: CampaignConfig) -> Ask:
     sweep = config.sweep
     each = "sweep.gpus_per_evaluator" if sweep.gpus_per_evaluator else "sweep.cpus_per_evaluator"
-    return Ask(
-        "evaluators", sweep.evaluators, sweep.cpus_per_evaluator, sweep.gpus_per_evaluator, f"sweep.evaluators, {each}"
-    )
+    count, gpus = sweep.evaluators, sweep.gpus_per_evaluator
+    return Ask("evaluators", count, count, sweep.cpus_per_evaluator, gpus, f"sweep.evaluators, {each}")
 
 
 def refuse_impossible(asks: Iterable[Ask], cluster: Cluster) -> None:
     """Raises ClusterResourceError for the first that can never be had, with what can and the settings to change."""
     for ask in asks:
         obtainable = cluster.obtainable(ask)
-        if obtainable < ask.count:
+        if obtainable < ask.least:
             raise ClusterResourceError(
                 f"{ask} wanted, there can be {obtainable:g}: the cluster has {cluster}. "
                 f"Change {ask.settings}, or give the cluster more or larger nodes"

@@ -50,9 +50,12 @@ def train_stacks(
     coordinator = start_coordinator(campaign, say)
     failure: list[BaseException] = []
 
+    def decided() -> int:
+        return len(campaign.store.stacks()) + len(campaign.store.domains())
+
     def run() -> None:
         try:
-            train_campaign(campaign.config, rows, coordinator.actor, campaign.ray_storage)
+            train_campaign(campaign.config, rows, coordinator.actor, campaign.ray_storage, decided)
         except BaseException as error:
             failure.append(error)
 

@@ -120,6 +120,9 @@ def _training(config: CampaignConfig) -> Iterator[Conflict]:
         )
         keys = ("training.num_workers", "training.per_device_batch")
         yield _conflict("training.global_batch", training.global_batch, words, *keys)
+    if training.min_workers is not None and training.min_workers > training.num_workers:
+        words = f"no group has more than training.num_workers = {training.num_workers} workers; lower it or raise that"
+        yield _conflict("training.min_workers", training.min_workers, words, "training.num_workers")
     optimizers = (*BUILT_IN_OPTIMIZERS, *plugins.found(plugins.OPTIMIZERS))
     if training.optimizer not in optimizers:
         way_out = f"{did_you_mean(training.optimizer, optimizers)}; there are {', '.join(optimizers)}"

@@ -14,6 +14,8 @@ from bs_cluster.records import canonical_json, sha256_hex
 # How a stack is computed, not which stack comes out: left out of its digest, so that a run may go on elsewhere.
 _TRAINING_PLACEMENT = {
     "num_workers",
+    "min_workers",
+    "resize_every_s",
     "per_device_batch",
     "use_gpu",
     "cpus_per_worker",

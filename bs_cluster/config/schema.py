@@ -125,6 +125,17 @@ class TrainingSection(Section):
     """One round of residual boosting, and where it runs."""
 
     num_workers: Positive = Field(default=1, le=MAX_WORKERS, description="Ray Train workers, a GPU each under use_gpu.")
+    min_workers: Annotated[int, Field(gt=0, le=MAX_WORKERS)] | None = Field(
+        default=None,
+        description="Workers that are enough to train with, where nodes come and go: any number from here to "
+        "num_workers, with the same stack in the end. null: num_workers and no fewer.",
+    )
+    # Growing costs a start of all workers, the base loaded again, and the steps since the last checkpoint.
+    resize_every_s: AboveZero = Field(
+        default=300,
+        le=86_400,
+        description="Seconds between looks whether more workers could be had, under min_workers.",
+    )
     use_gpu: bool = Field(default=True, description="Whether a worker takes a GPU.")
     cpus_per_worker: AboveZero = Field(default=4, le=MAX_THREADS, description="CPUs that Ray reserves for a worker.")
     threads_per_worker: Annotated[int, Field(gt=0, le=MAX_THREADS)] | None = Field(
@@ -204,7 +215,9 @@ class TrainingSection(Section):
         description="Seconds between the checkpoints of a round under way: what a crash may cost. 0: none.",
     )
     max_failures: Annotated[int, Field(ge=-1, le=1000)] = Field(
-        default=3, description="Times that Ray Train starts the workers again after a crash; -1 for ever."
+        default=3,
+        description="Times that Ray Train starts the workers again after a crash, counted anew once a round is "
+        "committed or a domain closed; -1 for ever. A node that is taken with notice does not count.",
     )
     start_timeout_s: Positive = Field(
         default=600, le=86_400, description="Seconds that nodes and the workers on them may take to come up."

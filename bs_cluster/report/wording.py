@@ -20,7 +20,7 @@ def loss(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{value:+.3f}".replace("-", "−")
+    return NOT_MEASURED if value is None else f"{value:+z.3f}".replace("-", "−")
 
 
 def interval(value: Estimate | None, form: str = "+.3f") -> str:

@@ -25,12 +25,12 @@ HARM = 0.005
 
 @dataclass(frozen=True)
 class Choice:
-    """``shrinkage`` is None where nothing was better than the anchor; ``everywhere`` as of ``Gates``; ``gain`` is the
+    """``shrinkage`` is None where nothing was better than the anchor; ``everywhere`` as of ``Gates``; ``change`` is the
     cross-validated loss of what was chosen (or else of the best candidate) less the anchor's, on the training rows."""
 
     shrinkage: float | None
     everywhere: bool
-    gain: Estimate
+    change: Estimate
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class _Candidate:
     shrinkage: float
     everywhere: bool
     nll_B: np.ndarray
-    gain: Estimate
+    change: Estimate
 
 
 def choose_gates(
@@ -85,12 +85,12 @@ def choose_gates(
         _Candidate(shrinkage, everywhere, own_B, estimate(own_B - anchor_B, tokens_B))
         for (everywhere, shrinkage), own_B in nll_B.items()
     ]
-    allowed = [c for c in tried if c.gain.mean + c.gain.error < 0 and harm(c.nll_B) <= HARM]
+    allowed = [c for c in tried if c.change.mean + c.change.error < 0 and harm(c.nll_B) <= HARM]
     if not allowed:
-        return Choice(None, False, min((c.gain for c in tried), key=lambda gain: gain.mean))
-    best = min(allowed, key=lambda c: c.gain.mean)
+        return Choice(None, False, min((c.change for c in tried), key=lambda change: change.mean))
+    best = min(allowed, key=lambda c: c.change.mean)
     for c in allowed:
         behind = estimate(c.nll_B - best.nll_B, tokens_B)
         if behind.mean <= behind.error:
-            return Choice(c.shrinkage, c.everywhere, c.gain)
+            return Choice(c.shrinkage, c.everywhere, c.change)
     raise AssertionError("the best is within a standard error of itself")

@@ -50,7 +50,7 @@ class RowsRouting(Record):
 @dataclass(frozen=True)
 class RoutingReport(Record):
     """``kind`` and ``served`` (``network``, or of an anchored router ``learned`` or ``anchor``) describe the router in
-    the bundle, which learned from all rows; ``shrinkage``, ``everywhere`` and ``gain`` (cross-validated loss less the
+    the bundle, which learned from all rows; ``shrinkage``, ``everywhere`` and ``change`` (cross-validated loss less the
     anchor's) are why. ``kinds`` holds ``domain``, ``mixed`` and ``foreign`` rows, ``owners`` each owner's, every row
     judged by one of ``folds`` routers that never saw it. ``best_single`` names that policy's domain for each kind.
     """
@@ -59,7 +59,7 @@ class RoutingReport(Record):
     served: str
     shrinkage: float | None
     everywhere: bool
-    gain: Estimate | None
+    change: Estimate | None
     folds: int
     kinds: dict[str, RowsRouting]
     owners: dict[str, RowsRouting]
@@ -68,9 +68,9 @@ class RoutingReport(Record):
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences on what is served and why."""
-        if self.gain is None:
+        if self.change is None:
             return ("Served: the paper's network on targets worked out of the outcomes.",)
-        told = f"cross-validated loss less the anchor's: {self.gain}"
+        told = f"cross-validated loss less the anchor's: {self.change}"
         if self.served == "anchor":
             return (f"Served: the anchor, a classifier of prompts; learning from outcomes did not beat it ({told}).",)
         where = "for every prompt" if self.everywhere else "for prompts that lie within no domain's limit"
@@ -129,7 +129,7 @@ def routing_report(settings: RouterSection, table: OutcomeTable, fitted: CrossFi
         served=settings.kind if settings.kind == "network" else "learned" if learned else "anchor",
         shrinkage=None if served.choice is None else served.choice.shrinkage,
         everywhere=served.choice is not None and served.choice.everywhere,
-        gain=None if served.choice is None else served.choice.gain,
+        change=None if served.choice is None else served.choice.change,
         folds=settings.folds,
         kinds=kinds,
         owners=owners,

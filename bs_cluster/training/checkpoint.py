@@ -20,12 +20,15 @@ import torch
 from safetensors.torch import load, save
 
 from bs_cluster.errors import StoreError
-from bs_cluster.events import CheckpointTrouble, Event, RoundResumed
+from bs_cluster.events import CheckpointTrouble, Event, NodeLeaves, RoundResumed
 from bs_cluster.records import StackId, canonical_json, sha256_hex
 from bs_cluster.store.round_area import RoundArea
+from bs_cluster.training.preemption import Leaving
 from bs_cluster.training.ranks import from_all_ranks, world_rank
 from bs_cluster.training.state import RoundState
 
+LOOK_EVERY_S = 2.0  # between looks for a notice that a node is taken: each is a barrier
+NOTICED_EVERY_S = 15.0  # between checkpoints from then on: platforms give half a minute to two minutes
 KEPT = 2  # the newest, and the one before should the newest turn out to be damaged
 
 _NAME = re.compile(r"(\d+)-([0-9a-f]{64})\.safetensors")
@@ -38,19 +41,43 @@ class _Unfit(Exception):
 @dataclass
 class Checkpoints:
     """The checkpoints of one round. ``identity`` maps all that decides the round to digests, in words for people.
-    ``every_s`` seconds after the last one the next is due; 0: none is written and none taken."""
+    ``every_s`` seconds after the last one the next is due; 0: none is written and none taken. ``leaving`` says which
+    workers' nodes the platform is about to take; all ranks ask it together.
+    """
 
     area: RoundArea
     stack: StackId
     identity: Mapping[str, str]
     every_s: float
     report: Callable[[Event], None]
+    leaving: Callable[[], Leaving | None] = field(default=lambda: None)
+    known: Leaving | None = None
+    looked_at: float = field(default_factory=time.monotonic)
     written_at: float = field(default_factory=time.monotonic)
     kept: list[str] = field(default_factory=list)
 
     def due(self) -> bool:
         """By the first rank's clock alone, which the others are to be told."""
-        return world_rank() == 0 and self.every_s > 0 and time.monotonic() - self.written_at >= self.every_s
+        every_s = min(self.every_s, NOTICED_EVERY_S) if self.known else self.every_s
+        return self._passed(self.written_at, every_s)
+
+    def look_due(self) -> bool:
+        """Whether to ``look``, by the first rank's clock as well."""
+        return self._passed(self.looked_at, min(self.every_s, LOOK_EVERY_S))
+
+    def look(self, step: int) -> bool:
+        """Whether a node was given notice since the last look: then a checkpoint is due after ``step``. Every rank
+        calls it."""
+        self.looked_at = time.monotonic()
+        leaving = self.leaving()
+        news = leaving is not None and (self.known is None or leaving.nodes != self.known.nodes)
+        self.known = leaving
+        if leaving is not None and news and world_rank() == 0:
+            self.report(NodeLeaves(self.stack, step, leaving.ranks, leaving.seconds))
+        return news
+
+    def _passed(self, since: float, seconds: float) -> bool:
+        return world_rank() == 0 and self.every_s > 0 and time.monotonic() - since >= seconds
 
     def write(self, state: RoundState) -> None:
         """Every rank calls it; the first one writes. Older ones go when this one is whole."""

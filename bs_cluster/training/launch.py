@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -15,37 +15,54 @@ from bs_cluster.errors import BrainstacksError, ClusterResourceError, TrainingEr
 from bs_cluster.training.entry import run_worker
 
 
-def train_campaign(config: CampaignConfig, rows: Mapping[str, Any], coordinator: Any, storage: str) -> None:
+def train_campaign(
+    config: CampaignConfig, rows: Mapping[str, Any], coordinator: Any, storage: str, decided: Callable[[], int]
+) -> None:
     """Runs workers until the coordinator (an actor's handle) has no step left. Blocks; restarts them up to
-    ``training.max_failures`` times, and tries as often to bring a group up.
+    ``training.max_failures`` times, and tries as often to bring a group up. ``decided`` counts the steps that are
+    through: whenever there are more, failures are counted anew.
 
     The run's name carries the config's digest: Ray Train restores state by name, and a changed config is another run.
     Raises what a worker raised, where that is one of ours; TrainingError, ClusterResourceError.
     """
+    while True:
+        before = decided()
+        try:
+            _trainer(config, rows, coordinator, storage).fit()
+            return
+        except TrainingFailedError as error:
+            failure = what_failed(error, config.training.start_timeout_s)
+            crashed = isinstance(error, WorkerGroupError) and isinstance(failure, TrainingError)
+            if not (crashed and config.training.max_failures and decided() > before):
+                raise failure from error
+
+
+def _trainer(config: CampaignConfig, rows: Mapping[str, Any], coordinator: Any, storage: str) -> TorchTrainer:
     training = config.training
     name = f"{config.campaign}-{config_digest(config)[:12]}"
+    most = training.num_workers
     each = {"CPU": training.cpus_per_worker} | ({"GPU": 1.0} if training.use_gpu else {})
-    trainer = TorchTrainer(
+    return TorchTrainer(
         run_worker,
         train_loop_config={"config": config.model_dump(mode="json"), "rows": dict(rows), "coordinator": coordinator},
         torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=training.num_workers, use_gpu=training.use_gpu, resources_per_worker=each
+            num_workers=(training.min_workers, most) if training.min_workers else most,
+            elastic_resize_monitor_interval_s=training.resize_every_s,
+            use_gpu=training.use_gpu,
+            resources_per_worker=each,
         ),
         run_config=RunConfig(
             name=name,
             storage_path=storage,
             failure_config=FailureConfig(
                 max_failures=training.max_failures,
-                # Else Ray Train asks for ever for a group that cannot start, and holds what nodes there are.
-                controller_failure_limit=training.max_failures,
+                # Else Ray Train asks for ever for a group that cannot start, and holds what nodes there are. Where the
+                # group may shrink, an attempt that fails is how it learns that nodes are gone: the driver watches.
+                controller_failure_limit=training.max_failures if training.min_workers is None else -1,
             ),
         ),
     )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise what_failed(error, training.start_timeout_s) from error
 
 
 def what_failed(error: TrainingFailedError, start_timeout_s: int) -> BrainstacksError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -30,9 +31,18 @@ from bs_cluster.training.packing import pack_rows
 from bs_cluster.training.ranks import sum_over_ranks, world_rank, world_size
 from bs_cluster.training.session import Session
 from bs_cluster.training.state import RoundState, Snapshot
-from bs_cluster.training.zero import Learner, learner
+from bs_cluster.training.zero import Learner, learner, passes
 
 Unit = Sequence[EncodedRow]  # what counts as one in a batch: a row, or several packed together
+
+
+class Micro(NamedTuple):
+    """Units of a global batch that one pass takes: the first one's ``place`` in that, and whether they count, or only
+    fill up for a rank that got fewer than others."""
+
+    place: int
+    units: Sequence[Unit]
+    counts: bool
 
 
 def learn(
@@ -79,32 +89,33 @@ def learn(
             batch = [units[index] for index in batches[state.step]]
             labels = sum(row.completion_length for unit in batch for row in unit)
             tokens = sum(map(tokens_of, batch))
-            mine = micro_batches(batch, training.per_device_batch)
+            mine = micro_batches(batch, training.per_device_batch, passes(training, world_size()))
             state.step += 1
 
             rate = learning.rate.set(state.step, state.restored_at)
             tuner.model.train()
             nll = torch.zeros((), dtype=torch.float64, device=learning.device)
-            for place, micro in mine:
-                noise_PET = gate_noise(session, seed, state.step, place, micro) if training.noise else None
+            for micro in mine:
+                noise_PET = gate_noise(session, seed, state.step, micro) if training.noise else None
+                mask_T = None if micro.counts else nll.new_zeros(sum(map(tokens_of, micro.units)))
                 # Gradients are averaged over ranks, losses here are sums over the global batch: hence the world size.
-                with tuner.training_step(Training(noise_PET, None, tokens / world_size(), balance)):
-                    total = completion_loss(learning, micro)
+                with tuner.training_step(Training(noise_PET, mask_T, tokens / world_size(), balance)):
+                    total = completion_loss(learning, micro.units) * micro.counts
                     learning.backward(share(total, labels))
                 nll += total.detach().double()
                 del total  # the graph behind it would keep the engine beyond the round
 
             # Everything that is decided below is decided from these, the same bits on every rank.
-            own = torch.stack([nll, nll.new_tensor(checkpoints.due())])
+            own = torch.stack([nll, nll.new_tensor(checkpoints.due()), nll.new_tensor(checkpoints.look_due())])
             told = sum_over_ranks(torch.cat([own, balance.totals().double().flatten()]))
-            loss, save = float(told[0]) / labels, bool(told[1])
-            load, imbalance = balance.finish_step(told[2:].view_as(balance.counts_PX))
+            loss, save, look = float(told[0]) / labels, bool(told[1]), bool(told[2])
+            load, imbalance = balance.finish_step(told[3:].view_as(balance.counts_PX))
             grad_norm = learning.gradient_norm()
             line = {"loss": loss, "load_balance": load, "imbalance": imbalance, "grad_norm": grad_norm}
             line["learning_rate"] = rate
 
             suspect = guard.suspects(loss, grad_norm)
-            parent = loss_of_parent(session, learning, [micro for _, micro in mine], labels) if suspect else None
+            parent = loss_of_parent(session, learning, mine, labels) if suspect else None
             verdict = guard.judge(loss, grad_norm, parent)
             if verdict != "go on":
                 state.restore()
@@ -117,6 +128,7 @@ def learn(
             state.seconds = time.monotonic() - started
             if session.rank == 0:
                 session.report(StepDone(stack, state.step, training.steps, state.seconds, verdict, **line))
+            save = (checkpoints.look(state.step) if look else False) or save
             if save and state.step < training.steps and verdict != "stop":
                 checkpoints.write(state)
 
@@ -124,19 +136,20 @@ def learn(
     return state
 
 
-def micro_batches(batch: Sequence[Unit], size: int) -> list[tuple[int, Sequence[Unit]]]:
-    """This rank's micro-batches of a step's global batch, each with its first unit's place in that. They are dealt out
-    in turn."""
+def micro_batches(batch: Sequence[Unit], size: int, passes: int) -> list[Micro]:
+    """This rank's micro-batches of a step's global batch, dealt out in turn, and as many as ``passes``: all ranks must
+    sum as many gradients, of the same parameters in the same order."""
     places = range(0, len(batch), size)
-    return [(place, batch[place : place + size]) for place in places[world_rank() :: world_size()]]
+    mine = [Micro(place, batch[place : place + size], True) for place in places[world_rank() :: world_size()]]
+    return mine + [Micro(0, batch[:size], False)] * (passes - len(mine))
 
 
-def gate_noise(session: Session, seed: int, step: int, place: int, micro: Sequence[Unit]) -> torch.Tensor:
+def gate_noise(session: Session, seed: int, step: int, micro: Micro) -> torch.Tensor:
     """ε of one micro-batch's gates, (P, E, T), on the device that draws it: unit by unit, so that it depends on a
     unit's place in the global batch and not on what else is computed beside it."""
     tuner, device = session.stacked.tuner, session.stacked.base.model.device
     of_units = []
-    for number, unit in enumerate(micro, start=place):
+    for number, unit in enumerate(micro.units, start=micro.place):
         # On a CPU the lower 32 bits alone count: a hash has all it was made of in each of them.
         drawn_from = int(sha256_hex(canonical_json([seed, step, number]))[:15], 16)
         generator = torch.Generator(device=device).manual_seed(drawn_from)
@@ -149,10 +162,10 @@ def tokens_of(unit: Unit) -> int:
     return sum(len(row.input_ids) for row in unit)
 
 
-def completion_loss(learning: Learner, micro: Sequence[Unit]) -> torch.Tensor:
+def completion_loss(learning: Learner, units: Sequence[Unit]) -> torch.Tensor:
     """Summed loss (nats) of the completions of one micro-batch: the task loss alone, rows end to end, attention within
     rows. The load-balance gradient joins inside the sites (``stacks/balance.py``)."""
-    batch = collate_packed([row for unit in micro for row in unit])
+    batch = collate_packed([row for unit in units for row in unit])
     inputs = {key: batch[key].to(learning.device) for key in ("input_ids", "position_ids")}
     return learning.engine(**inputs, completion_labels=batch["labels"].to(learning.device)).sum()
 
@@ -163,11 +176,11 @@ def share(total: torch.Tensor, labels: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def loss_of_parent(session: Session, learning: Learner, mine: Sequence[Sequence[Unit]], labels: int) -> float:
+def loss_of_parent(session: Session, learning: Learner, mine: Sequence[Micro], labels: int) -> float:
     """What the parent, the learning stack left out, loses on this very global batch."""
     session.stacked.tuner.model.eval()
     nll = torch.zeros((), dtype=torch.float64, device=learning.device)
     with session.stacked.tuner.parent_only():
         for micro in mine:
-            nll += completion_loss(learning, micro).double()
+            nll += completion_loss(learning, micro.units).double() * micro.counts
     return float(sum_over_ranks(nll)) / labels

@@ -71,7 +71,8 @@ def train_round(session: Session, step: TrainRound, basis: Basis | None) -> tupl
     stacked.tuner.confine(basis)
     stacked.fire(context, train=name)
     area = session.store.round_area(name)
-    checkpoints = Checkpoints(area, step.stack, identity, training.checkpoint_every_s, session.report)
+    every_s = training.checkpoint_every_s
+    checkpoints = Checkpoints(area, step.stack, identity, every_s, session.report, session.leaving)
     learned = learn(session, step.stack, training, rows.train, selection, parent_loss, seed, checkpoints)
     tensors = stacked.tuner.freeze(name)
 

@@ -20,18 +20,21 @@ from bs_cluster.inference.scoring import score_batch
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import RowLoss
 from bs_cluster.store.store import Store
+from bs_cluster.training.preemption import Leaving
 from bs_cluster.training.ranks import sum_over_ranks, world_rank, world_size
 
 
 @dataclass
 class Session:
-    """``rows`` fetches a domain's rows; ``report`` tells people what happens (rank 0 only says something)."""
+    """``rows`` fetches a domain's rows; ``report`` tells people what happens (rank 0 only says something); ``leaving``
+    is asked by all ranks together which of their nodes are about to go."""
 
     config: CampaignConfig
     stacked: StackedBase
     store: Store
     rows: Callable[[str], DomainRows]
     report: Callable[[Event], None]
+    leaving: Callable[[], Leaving | None] = field(default=lambda: None)
     base_losses: dict[str, list[RowLoss]] = field(default_factory=dict)
 
     @property

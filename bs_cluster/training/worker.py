@@ -25,6 +25,7 @@ from bs_cluster.records import CloseDomain, Finished, TrainRound
 from bs_cluster.stacks.basis import Basis
 from bs_cluster.store.store import Store
 from bs_cluster.training.closing import close_domain
+from bs_cluster.training.preemption import leaving_nodes
 from bs_cluster.training.prewarm import compile_operations
 from bs_cluster.training.ranks import from_all_ranks
 from bs_cluster.training.round import train_round
@@ -45,7 +46,8 @@ def run_worker(settings: dict[str, Any]) -> None:
     group = from_all_ranks(coordinator.register() if dist.get_rank() == 0 else None)[0]
     assert group is not None
     if dist.get_rank() == 0:
-        coordinator.report(Phase(f"{dist.get_world_size()} workers load {config.base.model}"))
+        count = dist.get_world_size()
+        coordinator.report(Phase(f"{count} worker{'s load' if count > 1 else ' loads'} {config.base.model}"))
     store = Store(config.store.uri, config.campaign)
     stacked = StackedBase.load(config.base, device_of(config))
     opened: dict[str, DomainRows] = {}
@@ -56,7 +58,7 @@ def run_worker(settings: dict[str, Any]) -> None:
             opened[domain] = wait_for(lambda: settings["rows"][domain], what, ROWS_PATIENCE_S, ROWS_REMEDY)
         return opened[domain]
 
-    session = Session(config, stacked, store, rows, coordinator.report)
+    session = Session(config, stacked, store, rows, coordinator.report, leaving_nodes)
     while True:
         dist.barrier()
         work = coordinator.next_work(group)

@@ -43,16 +43,14 @@ def zero_config(training: TrainingSection, ranks: int, parameters: int) -> dict[
         "zero_force_ds_cpu_optimizer": False,
         "gradient_clipping": training.max_grad_norm,
         "train_micro_batch_size_per_gpu": training.per_device_batch,
-        "gradient_accumulation_steps": accumulation(training, ranks),
+        "gradient_accumulation_steps": passes(training, ranks),
         "steps_per_print": 1_000_000_000,
     }
 
 
-def accumulation(training: TrainingSection, ranks: int) -> int:
-    """Micro-batches that each rank makes of a global batch. The config refuses what does not divide."""
-    per_pass = training.per_device_batch * ranks
-    assert training.global_batch % per_pass == 0, (training.global_batch, training.per_device_batch, ranks)
-    return training.global_batch // per_pass
+def passes(training: TrainingSection, ranks: int) -> int:
+    """Micro-batches that each rank makes of a global batch, where they do not divide the most that one makes."""
+    return math.ceil(math.ceil(training.global_batch / training.per_device_batch) / ranks)
 
 
 class Objective(nn.Module):

@@ -200,7 +200,12 @@ def part_of_a_round(config: CampaignConfig, steps: int | None = None) -> Part:
             raise Killed
         mine = clean(*arguments)
         made.append(
-            [(place + i, tuple(row.id for row in unit)) for place, units in mine for i, unit in enumerate(units)]
+            [
+                (micro.place + i, tuple(row.id for row in unit))
+                for micro in mine
+                if micro.counts
+                for i, unit in enumerate(micro.units)
+            ]
         )
         return mine
 

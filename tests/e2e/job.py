@@ -93,10 +93,12 @@ def run(config: Path, *overrides: str, **more: str) -> Done:
 class Running:
     """A job under way, to be disturbed. Its output goes to ``log``."""
 
-    def __init__(self, config: Path, log: Path):
+    def __init__(self, config: Path, log: Path, **more: str):
         self.log = log
         with log.open("wb") as out:
-            self.process = subprocess.Popen(command(config), env=environment(), stdout=out, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                command(config), env=environment(**more), stdout=out, stderr=subprocess.STDOUT
+            )
 
     def wait_until(self, what: str, true: Callable[[], bool]) -> None:
         deadline = time.monotonic() + WAIT_TIMEOUT_S

@@ -26,9 +26,9 @@ ray.init(address=sys.argv[1], log_to_driver=False)
 cluster = read_cluster()
 (kind,) = cluster.types
 print("MAY ADD", kind.most, kind.name, kind.resources["CPU"], cluster.most_workers)
-asked = Ask("training workers", 2, 3.0, 0.0, "training.num_workers")
+asked = Ask("training workers", 2, 2, 3.0, 0.0, "training.num_workers")
 try:
-    refuse_impossible([Ask("evaluators", 4, 4.0, 0.0, "sweep.evaluators")], cluster)
+    refuse_impossible([Ask("evaluators", 4, 4, 4.0, 0.0, "sweep.evaluators")], cluster)
 except ClusterResourceError as error:
     print("REFUSED", error)
 refuse_impossible([asked], cluster)

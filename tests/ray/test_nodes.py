@@ -19,7 +19,7 @@ from bs_cluster.events import Phase, Place
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster]
 
-WORKERS = Ask("training workers", 2, 2.0, 0.0, "training.num_workers")
+WORKERS = Ask("training workers", 2, 2, 2.0, 0.0, "training.num_workers")
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,8 @@ class TestConnect:
     def test_workers_may_take_as_long_to_start_as_the_config_allows(self, make):
         given = process_environment(make(training={"start_timeout_s": 1234}))
         assert given["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "1234"
+        may_shrink = process_environment(make(training={"start_timeout_s": 1234, "min_workers": 1}))
+        assert may_shrink["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "60"
         assert all(isinstance(value, str) for value in given.values())
 
 

@@ -15,7 +15,7 @@ CLOUD = Cluster(HEAD, (HEAD,), (NodeType("spot", GPU_NODE, 4),), most_workers=4)
 
 
 def workers(count: int, cpus: float = 1, gpus: float = 0) -> Ask:
-    return Ask("training workers", count, cpus, gpus, "training.num_workers")
+    return Ask("training workers", count, count, cpus, gpus, "training.num_workers")
 
 
 @pytest.fixture
@@ -51,6 +51,15 @@ class TestRoom:
 
 
 class TestRefusal:
+    def test_of_workers_that_come_and_go_the_fewest_must_be_had(self, make):
+        fewer = make(training={"num_workers": 16, "min_workers": 8, "global_batch": 64})
+        refuse_impossible([training_ask(fewer)], FIXED)
+        too_many = make(training={"num_workers": 16, "min_workers": 9, "global_batch": 64})
+        with pytest.raises(
+            ClusterResourceError, match=r"9 to 16 training workers .* there can be 8.*training.min_work"
+        ):
+            refuse_impossible([training_ask(too_many)], FIXED)
+
     def test_both_phases_are_looked_at_before_the_first(self, make):
         fits = make(training={"num_workers": 8}, sweep={"evaluators": 8})
         refuse_impossible((training_ask(fits), sweep_ask(fits)), FIXED)

@@ -65,6 +65,25 @@ def test_launcher_commands_are_bash(path):
             subprocess.run(["bash", "-n", "-c", command], check=True)
 
 
+@pytest.mark.parametrize(("path", "platform"), [("ray_cluster.yaml", "aws"), ("cluster/gcp.yaml", "gcp")])
+def test_worker_nodes_watch_for_the_notice_that_they_are_taken(path, platform):
+    (config,) = load(path)
+    assert any(f"python -m bs_cluster.spot {platform} " in command for command in config["worker_start_ray_commands"])
+    assert not any("bs_cluster.spot" in command for command in config["head_start_ray_commands"])
+
+
+def test_worker_pods_drain_before_they_go():
+    for name, pod in pod_specs():
+        (container,) = pod["containers"]
+        hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
+        if name not in ("head", "mlflow", "submitter"):
+            assert hook[:4] == ["python", "-m", "bs_cluster.spot", "now"]
+            (seconds,) = (float(word.removeprefix("--seconds=")) for word in hook if word.startswith("--seconds="))
+            assert seconds < pod["terminationGracePeriodSeconds"]
+        else:
+            assert hook is None
+
+
 def test_the_environment_file_a_node_writes_points_at_the_head(tmp_path):
     """The launcher's printf line, run for real: what it writes is sourced by every node before Ray starts."""
     (config,) = load("ray_cluster.yaml")
@@ -125,7 +144,6 @@ def test_ray_pods_share_memory_and_one_environment():
     assert (
         values["MLFLOW_TRACKING_URI"] == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
     )
-    assert int(values["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"]) >= 600
     assert "DS_ACCELERATOR" not in values
 
 

@@ -31,6 +31,7 @@ def test_the_defaults_have_no_conflict():
         ({"training": {"optimizer": "lion"}}, 'training.optimizer = "lion"', "there are adamw"),
         ({"data": {"validation_rows": 3}}, "data.validation_rows = 3", "4 or more"),
         ({"training": {"global_batch": 18}}, "training.global_batch = 18", "a multiple of 4"),
+        ({"training": {"num_workers": 2, "min_workers": 3}}, "training.min_workers = 3", "training.num_workers = 2"),
         ({"training": {"num_workers": 3}}, "training.global_batch = 16", "a multiple of 12"),
         ({"training": {"zero_stage": 0, "offload_optimizer": True}}, "training.offload_optimizer", "zero_stage"),
         (

@@ -61,8 +61,8 @@ def test_where_a_label_misleads_it_is_left():
     report = report_of(taught)
     assert report.served == "learned"
     assert report.everywhere
-    assert report.gain is not None
-    assert report.gain.high < 0
+    assert report.change is not None
+    assert report.change.high < 0
     assert report.owners["code"].routed_minus["label"].high < 0
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from safetensors import safe_open
 
-from bs_cluster.events import CheckpointTrouble, RoundResumed
+from bs_cluster.events import CheckpointTrouble, NodeLeaves, RoundResumed
 from bs_cluster.records import StackId
 from bs_cluster.store import Store
+from bs_cluster.training import checkpoint
 from bs_cluster.training.checkpoint import Checkpoints
+from bs_cluster.training.preemption import Leaving
 
 STACK = StackId("chat", 1)
+GOING = Leaving(("one",), (1,), 90.0)
 IDENTITY = {"config": "c", "set of rows": "r"}
 
 
@@ -161,3 +166,26 @@ def test_it_is_plain_safetensors(area, tmp_path):
     with safe_open(path, framework="pt") as file:
         assert list(file.keys()) == ["weight"]
         assert file.metadata() == {"identity": '{"config":"c","set of rows":"r"}', "state": '{"step":3}'}
+
+
+def test_a_node_s_notice_makes_a_checkpoint_due_and_more_soon_after(area, monkeypatch):
+    told = [None, GOING, GOING, dataclasses.replace(GOING, nodes=("one", "two"), ranks=(1, 2))]
+    events: list = []
+    kept = checkpoints(area, events, every_s=1000)
+    kept.leaving = lambda: told.pop(0)
+    monkeypatch.setattr(checkpoint, "NOTICED_EVERY_S", 0.0)
+    assert not kept.look_due()  # the round has just begun
+    monkeypatch.setattr(checkpoint, "LOOK_EVERY_S", 0.0)
+    assert kept.look_due()
+    assert not kept.look(step=3)
+    assert not kept.due()
+    assert kept.look(step=4)
+    assert kept.due()
+    assert not kept.look(step=5)  # no news
+    assert kept.look(step=6)  # another node goes too
+    assert events == [NodeLeaves(STACK, 4, (1,), 90.0), NodeLeaves(STACK, 6, (1, 2), 90.0)]
+
+
+def test_without_checkpoints_nobody_looks_for_notices(area, monkeypatch):
+    monkeypatch.setattr(checkpoint, "LOOK_EVERY_S", 0.0)
+    assert not checkpoints(area, every_s=0).look_due()

@@ -17,7 +17,7 @@ def test_a_stack_learns_in_fp32_under_every_stage(stage: int):
     assert settings["zero_allow_untested_optimizer"]
 
 
-@pytest.mark.parametrize(("ranks", "passes"), [(1, 4), (2, 2), (4, 1)])
+@pytest.mark.parametrize(("ranks", "passes"), [(1, 4), (2, 2), (3, 2), (4, 1), (5, 1)])
 def test_accumulation_follows_from_the_world_and_the_batch_does_not(ranks: int, passes: int):
     settings = zero_config(TrainingSection(global_batch=12, per_device_batch=3, max_grad_norm=0.5), ranks, 100)
     assert settings["gradient_accumulation_steps"] == passes
