@@ -19,7 +19,8 @@ from bs_cluster.data.batch import plan_batches
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.inference.evaluator import Evaluator
-from bs_cluster.records import ModeLosses, StackManifest, canonical_json, sha256_hex
+from bs_cluster.inference.probe import probe_rows
+from bs_cluster.records import ModeLosses, Probe, StackManifest, canonical_json, sha256_hex
 from bs_cluster.report.record import SweepReport
 from bs_cluster.router.anchor import fit_anchor
 from bs_cluster.router.fit import CrossFit, Lessons, Served, cross_fit, fit_router
@@ -200,3 +201,16 @@ def isolated_rows(
         for (d, index), loss in zip(items, losses, strict=True):
             found[domains[d]][index] = loss.mean
     return {domain: tuple(by_row[i] for i in range(len(by_row))) for domain, by_row in found.items()}
+
+
+def probe_domains(campaign: Campaign, evaluators: Sequence[Any], rows: Mapping[str, DomainRows]) -> dict[str, Probe]:
+    """Every domain's probe now, with only its own stacks, to be held against that of its closing."""
+
+    def ask(evaluator: Any, domains: Sequence[str]) -> ray.ObjectRef:
+        return evaluator.probe.remote(domains, [probe_rows(rows[domain].validation) for domain in domains])
+
+    found: dict[str, Probe] = {}
+    batches = [[domain] for domain in campaign.domains]
+    for domains, probes in EvaluatorPool(evaluators, campaign.config.sweep.max_retries).map(ask, batches):
+        found |= zip(domains, probes, strict=True)
+    return found
