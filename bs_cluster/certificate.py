@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from bs_cluster.errors import IntegrityError
 from bs_cluster.estimates import Estimate
 from bs_cluster.promotion import ServedChange
 from bs_cluster.records import (
@@ -49,10 +50,10 @@ class Statement(Record):
 
 @dataclass(frozen=True)
 class RowsUsed(Record):
-    """Rows that a certificate stands on: the digest of the ``blob`` that holds them, the fingerprint of the domain's
-    data (None for rows that no domain owns), how many validated its stacks and how many were swept."""
+    """Rows that a certificate stands on: the digest of the blob that holds them, the fingerprint of the domain's data
+    (None for rows that no domain owns), how many validated its stacks and how many were swept."""
 
-    blob: str
+    sha256: str
     fingerprint: str | None
     validation: int
     sweep: int
@@ -114,8 +115,11 @@ class Certificate(Manifest):
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
-        """Raises IntegrityError for a certificate that another version wrote."""
-        return cls.from_dict(json.loads(data))
+        """Raises IntegrityError for what is no certificate, or one that another version wrote."""
+        try:
+            return cls.from_dict(json.loads(data))
+        except ValueError as error:
+            raise IntegrityError(f"{CERTIFICATE} is no JSON ({error}); make another bundle") from error
 
 
 def summary(statements: Sequence[Statement]) -> str:
@@ -161,12 +165,17 @@ def _mean(losses: Sequence[float], tokens: Sequence[int]) -> float | None:
 def state(isolated: Sequence[Isolated], served: ServedChange | None, general: GeneralText) -> tuple[Statement, ...]:
     """Everything that a certificate states, from its facts alone."""
     logits = [
-        Statement(f"Isolated logits of {one.domain} are those of its closing", *compare_probes(one.at_closing, one.now))
+        Statement(logits_statement(one.domain), *compare_probes(one.at_closing, one.now))
         for one in isolated
     ]
     losses = [Statement(f"Isolated loss of {one.domain} is that of its closing", *_same_loss(one)) for one in isolated]
     last = Statement("Rows foreign to every domain are served as by the base", *_general_kept(general))
     return (*logits, *losses, _served_no_worse(served), last)
+
+
+def logits_statement(domain: str) -> str:
+    """The one statement that hangs on the machine which judges it."""
+    return f"Isolated logits of {domain} are those of its closing"
 
 
 def compare_probes(then: Probe, now: Probe) -> tuple[Verdict, str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from bs_cluster.certificate import (
     Isolated,
     Verdict,
     compare_probes,
+    logits_statement,
     probe_digest,
     prove,
 )
@@ -39,7 +40,7 @@ from bs_cluster.estimates import Estimate, token_mean
 from bs_cluster.inference.probe import probe, probe_rows
 from bs_cluster.inference.scoring import score_batch, score_routed
 from bs_cluster.inference.stacked import StackedBase
-from bs_cluster.promotion import FOREIGN, SERVED, group_of
+from bs_cluster.promotion import FOREIGN, SERVED, group_of, standing
 from bs_cluster.records import (
     BundleManifest,
     DomainRecord,
@@ -51,6 +52,7 @@ from bs_cluster.records import (
 )
 from bs_cluster.serving.runtime import bundle_config
 from bs_cluster.store import Store
+from bs_cluster.store.refs import PROMOTIONS, bundle_ref
 from bs_cluster.sweep.combinations import full_mask, mask_weights
 from bs_cluster.sweep.outcomes import CONFLICT_TOLERANCE, OutcomeTable
 from bs_cluster.sweep.plan import plan_work
@@ -118,20 +120,20 @@ def recompute(
         stacked.attach(store.manifest(ref.manifest), store)
 
     losses = bundle_losses(store, bundle)
-    isolated, alone = _isolated(store, bundle, stacked, config, rows_each, say)
+    alone = [_alone(store, record, stacked, config, rows_each, say) for record in closings(store, bundle)]
     say("sweep rows are scored")
     rescored, unmeasured = _rescore(store, bundle, stacked, config, losses, rows_each)
-    served = certified.served and compare(
-        store, _numbered(store, certified.served.against), bundle, certified.served.tolerance
-    )
-    now = certificate_of(store, bundle, config, losses, isolated, served)
+    champion = _judged_against(store, bundle)
+    served = champion and compare(store, champion, bundle, config.promotion.tolerance)
+    now = certificate_of(store, bundle, config, losses, [domain.now for domain in alone], served)
     lines += _dependencies(certified, now)
-    lines += _domains(certified, now, alone)
-    lines += _scored(rescored)
+    lines += _domains(certified, alone)
+    own = [row for domain in alone for row in domain.rescored]
+    lines += _scored([*own, *rescored])
     lines += _stored_numbers(certified, now, unmeasured)
     lines += _statements(certified, now)
     agrees = all(line.verdict != "differs" for line in lines)
-    return Recomputed(store.campaign, bundle.number, agrees, len(alone) + len(rescored), tuple(lines))
+    return Recomputed(store.campaign, bundle.number, agrees, len(own) + len(rescored), tuple(lines))
 
 
 def certificate_in(store: Store, bundle: BundleManifest) -> Certificate:
@@ -141,45 +143,53 @@ def certificate_in(store: Store, bundle: BundleManifest) -> Certificate:
     return Certificate.from_json(store.get_bytes(bundle.file(CERTIFICATE).sha256))
 
 
-def _numbered(store: Store, number: int) -> BundleManifest:
-    found = next((bundle for held, _, bundle in store.bundles() if held == number), None)
-    if found is None:
-        raise NotInStoreError(f"the certificate compares with bundle {number}, which is not committed; it was edited")
-    return found
+def _judged_against(store: Store, bundle: BundleManifest) -> BundleManifest | None:
+    """The champion when the bundle was committed, by the store's history."""
+    refs = [entry.ref for entry in store.history()]
+    before = sum(ref.startswith(PROMOTIONS) for ref in refs[: refs.index(bundle_ref(bundle.number))])
+    champion = standing(store.promotions()[:before]).champion
+    return None if champion is None else store.bundle(champion.manifest)
 
 
 # What is computed anew
 
 
-def _isolated(
+@dataclass(frozen=True)
+class Alone:
+    """A domain with its own stacks alone: ``stored`` is what its closing record says, ``now`` what came out on the rows
+    that were scored again, ``rescored`` these rows."""
+
+    stored: Isolated
+    now: Isolated
+    rescored: tuple[Rescored, ...]
+
+
+def _alone(
     store: Store,
-    bundle: BundleManifest,
+    record: DomainRecord,
     stacked: StackedBase,
     config: CampaignConfig,
     rows_each: int | None,
     say: Callable[[str], None],
-) -> tuple[tuple[Isolated, ...], list[Rescored]]:
-    """Every domain with its own stacks alone: its probe, and its loss on the rows that are scored."""
-    records, losses, tokens, probes, rescored = [], {}, {}, {}, []
-    for record in closings(store, bundle):
-        name, names = record.domain, stacked.of(record.domain)
-        say(f"{name} alone")
-        validation = _rows(store, record).validation
-        if len(validation) != len(record.row_losses):
-            raise IntegrityError(
-                f"domain {name} closed with {len(record.row_losses)} losses and holds {len(validation)} validation "
-                "rows; repair the store"
-            )
-        probes[name] = probe(stacked, names, probe_rows(validation))
-        places = _spaced(range(len(validation)), rows_each)
-        rows = [validation[place] for place in places]
-        again = _score_alone(stacked, names, rows, config.training.eval_batch_tokens)
-        then = [record.row_losses[place] for place in places]
-        records.append(dataclasses.replace(record, row_losses=tuple(then)))
-        tokens[name], losses[name] = [loss.tokens for loss in again], [loss.mean for loss in again]
-        stored = [RowLoss(mean * loss.tokens, loss.tokens) for mean, loss in zip(then, again, strict=True)]
-        rescored += [Rescored("isolated", name, *pair) for pair in zip(stored, again, strict=True)]
-    return prove(records, losses, tokens, probes), rescored
+) -> Alone:
+    name, names = record.domain, stacked.of(record.domain)
+    say(f"{name} alone")
+    validation = _rows(store, record).validation
+    if len(validation) != len(record.row_losses):
+        raise IntegrityError(
+            f"domain {name} closed with {len(record.row_losses)} losses and holds {len(validation)} validation rows; "
+            "repair the store"
+        )
+    tokens = [row.completion_length for row in validation]
+    (stored,) = prove([record], {name: record.row_losses}, {name: tokens}, {name: record.probe})
+    places = _spaced(range(len(validation)), rows_each)
+    again = _score_alone(stacked, names, [validation[i] for i in places], config.training.eval_batch_tokens)
+    then = [RowLoss(record.row_losses[i] * tokens[i], tokens[i]) for i in places]
+    scored = dataclasses.replace(record, row_losses=tuple(record.row_losses[i] for i in places))
+    means, counts = [loss.mean for loss in again], [loss.tokens for loss in again]
+    probed = probe(stacked, names, probe_rows(validation))
+    (now,) = prove([scored], {name: means}, {name: counts}, {name: probed})
+    return Alone(stored, now, tuple(Rescored("isolated", name, *pair) for pair in zip(then, again, strict=True)))
 
 
 def _score_alone(
@@ -207,7 +217,7 @@ def _rescore(
     parts = [_rows(store, record) for record in closings(store, bundle)]
     parts.append(DomainRows.from_parquet(store.get_bytes(bundle.file(UNOWNED).sha256), "", {}))
     rows = {row.id: row for part in parts for row in part.sweep}
-    masks, unmeasured = _masks(store, bundle, losses)
+    masks, unmeasured = _masks(store, bundle, losses, rows.keys())
     picked = [
         place
         for owner in dict.fromkeys(losses.owners)
@@ -219,7 +229,7 @@ def _rescore(
         for mode, mask in masks[place].items()
         if mode != "ungated" or group_of(losses.owners[place]) == FOREIGN
     ]
-    lengths = [len(rows[id].input_ids) for id in losses.row_ids]
+    lengths = [len(rows[id].input_ids) if id in rows else 0 for id in losses.row_ids]
     again: dict[tuple[int, int], RowLoss] = {}
     for batch in plan_work(((place, mask) for _, place, mask in wanted), lengths, config.sweep.batch_tokens):
         asked = [rows[losses.row_ids[place]] for place, _ in batch.requests]
@@ -232,28 +242,27 @@ def _rescore(
     return rescored, unmeasured
 
 
-def _masks(store: Store, bundle: BundleManifest, losses: ModeLosses) -> tuple[list[dict[str, int]], list[str]]:
+def _masks(
+    store: Store, bundle: BundleManifest, losses: ModeLosses, known: Collection[str]
+) -> tuple[list[dict[str, int]], list[str]]:
     """By row and mode the combination under which the sweep measured just that loss, any of several; and each row and
-    mode of which it measured no such loss."""
+    mode of which it measured no such loss. Of rows that are not ``known``, by id, it cannot have."""
     table = OutcomeTable.from_arrow(pq.read_table(io.BytesIO(store.get_bytes(bundle.file(OUTCOMES).sha256))))
-    place = {id: row for row, id in enumerate(table.row_ids)}
+    place = {id: row for row, id in enumerate(table.row_ids) if id in known}
     measured = table.masks()
     nll_BC = table.nll_BC(measured)
     fixed = {"base": 0, "ungated": full_mask(len(bundle.domains))}
-    found: list[dict[str, int]] = []
+    found: list[dict[str, int]] = [{} for _ in losses.row_ids]
     unmeasured = []
-    for row, id in enumerate(losses.row_ids):
-        own: dict[str, int] = {}
-        for mode in RESCORED:
-            loss = losses.nll[mode][row]
-            known = nll_BC[place[id]] == loss if id in place and loss is not None else np.zeros(len(measured), bool)
-            masks = [mask for mask, equal in zip(measured, known, strict=True) if equal]
+    for mode in RESCORED:
+        for row, (id, nll) in enumerate(zip(losses.row_ids, losses.nll.get(mode, ()), strict=True)):
+            equal_C = nll_BC[place[id]] == nll if id in place and nll is not None else np.zeros(len(measured), bool)
+            masks = [mask for mask, equal in zip(measured, equal_C, strict=True) if equal]
             masks = [mask for mask in masks if mask == fixed.get(mode, mask)]
             if masks:
-                own[mode] = masks[0]
+                found[row][mode] = masks[0]
             else:
                 unmeasured.append(f"{mode} of {id}")
-        found.append(own)
     return found, unmeasured
 
 
@@ -308,23 +317,32 @@ def _dependencies(certified: Certificate, now: Certificate) -> list[Line]:
     return [_line(what, _digest(said[what]), _digest(found[what])) for what in found]
 
 
-def _domains(certified: Certificate, now: Certificate, own: Sequence[Rescored]) -> list[Line]:
-    """Logits to the bit, and losses, of every domain alone."""
+def _domains(certified: Certificate, alone: Sequence[Alone]) -> list[Line]:
+    """Of every domain alone: what is said of its closing, and its logits now, to the bit."""
     lines = []
     said = {one.domain: one for one in certified.isolated}
-    for again in now.isolated:
-        what, held = f"isolated logits, {again.domain}", said.get(again.domain)
+    for domain in alone:
+        name, held = domain.now.domain, said.get(domain.now.domain)
         if held is None:
-            lines.append(_line(what, "nothing", probe_digest(again.now)))
+            lines.append(_line(f"{name} alone", "nothing", probe_digest(domain.now.now)))
             continue
-        if held.at_closing != again.at_closing:
-            why = "the certificate has another probe of its closing than the closing record"
-            lines.append(_line(what, probe_digest(held.at_closing), probe_digest(again.at_closing), "differs", why))
-            continue
-        verdict, detail = compare_probes(held.now, again.now)
+        closing = [probe_digest(one.at_closing) for one in (held, domain.stored)]
+        same = held.at_closing == domain.stored.at_closing and _same_closing(held, domain.stored)
+        lines.append(_line(f"probe and loss at closing, {name}", *closing, "agrees" if same else "differs"))
+        verdict, detail = compare_probes(held.now, domain.now.now)
+        now = [probe_digest(probe) for probe in (held.now, domain.now.now)]
         why = "" if verdict == "holds" else detail
-        lines.append(_line(what, probe_digest(held.now), probe_digest(again.now), AGREEMENT[verdict], why))
-    return [*lines, *_scored(own)]
+        lines.append(_line(f"isolated logits, {name}", *now, AGREEMENT[verdict], why))
+    return lines
+
+
+def _same_closing(held: Isolated, stored: Isolated) -> bool:
+    """Whether the losses that a certificate states are those of the closing record, and its change within its drift."""
+    said = (held.loss_at_closing, stored.loss_at_closing, held.loss_now, held.drift)
+    if None in said:
+        return held.loss_at_closing == stored.loss_at_closing
+    closing, record, now, drift = map(float, said)  # type: ignore[arg-type]
+    return held.rows == stored.rows and abs(closing - record) <= EXACT and abs(now - closing) <= drift + EXACT
 
 
 def _scored(rescored: Sequence[Rescored]) -> list[Line]:
@@ -355,6 +373,8 @@ def _stored_numbers(certified: Certificate, now: Certificate, unmeasured: Sequen
         lines.append(_line("losses are outcomes", f"{rows} rows", f"{len(unmeasured)} losses are not", "differs", why))
     else:
         lines.append(_line("losses are outcomes", f"{rows} rows", f"{rows} rows"))
+    rivals = [f"bundle {held.served.against}" if held.served else "nobody" for held in (certified, now)]
+    lines.append(_line("judged against", *rivals))
     said = {group.group: group.difference for group in certified.served.groups} if certified.served else {}
     found = {group.group: group.difference for group in now.served.groups} if now.served else {}
     lines += [_estimates(f"served change, {group}", said.get(group), found.get(group)) for group in {**said, **found}]
@@ -377,14 +397,15 @@ def _estimates(what: str, certified: Estimate | None, recomputed: Estimate | Non
 
 
 def _statements(certified: Certificate, now: Certificate) -> list[Line]:
-    """A verdict that this machine cannot give is not another verdict."""
+    """Of bits, a verdict that this machine cannot give is not another verdict."""
+    of_bits = {logits_statement(domain) for domain in now.domains}
     said = {one.statement: one for one in certified.statements}
     found = {one.statement: one for one in now.statements}
     lines = []
     for statement in {**said, **found}:
         one, again = said.get(statement), found.get(statement)
         words = [held.verdict if held else "not stated" for held in (one, again)]
-        open_here = again is not None and again.verdict == "cannot be judged" and one is not None
+        open_here = statement in of_bits and words[1] == "cannot be judged" and one is not None
         verdict = "agrees" if words[0] == words[1] else "cannot be compared" if open_here else "differs"
         lines.append(_line(statement, *words, verdict, again.detail if again else ""))
     return lines
