@@ -164,10 +164,7 @@ def _mean(losses: Sequence[float], tokens: Sequence[int]) -> float | None:
 
 def state(isolated: Sequence[Isolated], served: ServedChange | None, general: GeneralText) -> tuple[Statement, ...]:
     """Everything that a certificate states, from its facts alone."""
-    logits = [
-        Statement(logits_statement(one.domain), *compare_probes(one.at_closing, one.now))
-        for one in isolated
-    ]
+    logits = [Statement(logits_statement(one.domain), *compare_probes(one.at_closing, one.now)) for one in isolated]
     losses = [Statement(f"Isolated loss of {one.domain} is that of its closing", *_same_loss(one)) for one in isolated]
     last = Statement("Rows foreign to every domain are served as by the base", *_general_kept(general))
     return (*logits, *losses, _served_no_worse(served), last)

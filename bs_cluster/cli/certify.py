@@ -1,6 +1,7 @@
 """Compute a bundle's certificate again, from the store and the base alone, and hold the two against each other: every
-domain's isolated logits to the bit, the losses that its statements rest on, their intervals, all digests. It reads no
-config file, no source of rows and no MLflow. Exit 0 if all agrees, 1 if something does not."""
+domain's isolated logits to the bit, the losses that its statements rest on, their intervals, what the meta-router
+chooses for rows that it never saw, all digests. It reads no config file, no source of rows and no MLflow. Exit 0 if all
+agrees, 1 if something does not."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from bs_cluster.cli.output import FOUND, Output, table
 from bs_cluster.errors import UsageError
 
 if TYPE_CHECKING:
-    from bs_cluster.campaign.recompute import Recomputed
+    from bs_cluster.campaign.agreement import Recomputed
 
 HELP = "prove again, from the store alone, that adding domains broke nothing"
 CHAMPION = "champion"
@@ -22,7 +23,12 @@ CHAMPION = "champion"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     places.add_campaign(parser)
     parser.add_argument("--bundle", default=CHAMPION, metavar="N", help="bundle N (default: the champion)")
-    parser.add_argument("--rows", type=int, metavar="N", help="score at most N rows of each owner (default: all)")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        metavar="N",
+        help="a quick look: N rows of each owner, no choices of the meta-router",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda; to the bit only where it is the same")
 
 

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bs_cluster.campaign.certify import certificate_of
+from bs_cluster.campaign.promote import bundle_losses, judge
 from bs_cluster.campaign.recompute import certificate_in
 from bs_cluster.certificate import CERTIFICATE, Certificate
-from bs_cluster.promotion import read_losses, served_change, write_losses
+from bs_cluster.promotion import write_losses
 from bs_cluster.serving.runtime import bundle_config
 from bs_cluster.store import Store
 
@@ -36,9 +37,8 @@ def forge(
     new = {name: store.put_bytes(name, data) for name, data in files.items()}
     kept = tuple(new.get(entry.name, entry) for entry in first.files if entry.name != CERTIFICATE)
     forged = dataclasses.replace(first, number=number, files=kept)
-    config, held = bundle_config(store, forged), read_losses(store.get_bytes(first.file("losses.parquet").sha256))
-    losses = read_losses(store.get_bytes(forged.file("losses.parquet").sha256))
-    served = served_change(number, losses, first.number, held, config.promotion.tolerance)
+    config, losses = bundle_config(store, forged), bundle_losses(store, forged)
+    served, _ = judge(store, number, losses, config.promotion)
     said = certificate_of(store, forged, config, losses, certificate_in(store, first).isolated, served)
     entry = store.put_bytes(CERTIFICATE, edit(said).to_json())
     return store.commit_bundle(dataclasses.replace(forged, files=(*kept, entry)))
@@ -57,7 +57,7 @@ def better_losses(store: Store, owner: str, share: float) -> dict[str, bytes]:
         line["nll"] = less(line["nll"]) if line["domain"] == owner else line["nll"]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(lines, schema=outcomes.schema), sink)
-    held = read_losses(store.get_bytes(first.file("losses.parquet").sha256))
+    held = bundle_losses(store, first)
     nll = {
         mode: tuple(less(value) if whose == owner else value for whose, value in zip(held.owners, values, strict=True))
         for mode, values in held.nll.items()

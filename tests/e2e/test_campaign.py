@@ -270,6 +270,7 @@ def certify(monkeypatch, capsys):
     def certify(store: Store, bundle: int | str, *more: str):
         words = ["--campaign", "tiny", "--store", store.uri, "--bundle", str(bundle), "--json", *more]
         monkeypatch.setattr(sys, "argv", ["certify.py", *words])
+        monkeypatch.setenv("BS_CLUSTER_STORE", "nowhere")  # or the job would set it for good
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(job.ROOT / "jobs/certify.py"), run_name="__main__")
         told = capsys.readouterr()
@@ -327,7 +328,8 @@ class TestCertificate:
     def test_losses_that_nobody_measured_are_noticed_though_every_table_agrees(self, copied, certify):
         code, found, _ = certify(copied, forge(copied, better_losses(copied, "aa", 0.1)))
         assert code == 1
-        assert differing(found) == {"base loss, 10 rows, aa", "served loss, 10 rows, aa"}
+        scored = {what for what in differing(found) if not what.startswith("choices")}
+        assert scored == {"base loss, 10 rows, aa", "served loss, 10 rows, aa"}
 
     def test_a_loss_table_that_the_sweep_did_not_measure_is_noticed(self, copied, certify):
         losses = better_losses(copied, "bb", 0.001)["losses.parquet"]
