@@ -117,13 +117,13 @@ def domains_alone(certified: Certificate, alone: Sequence[Alone]) -> list[Line]:
         if held is None:
             lines.append(line(f"{name} alone", "nothing", probe_digest(domain.now.now)))
             continue
-        closing = [probe_digest(one.at_closing) for one in (held, domain.stored)]
+        before, stored = probe_digest(held.at_closing), probe_digest(domain.stored.at_closing)
         same = held.at_closing == domain.stored.at_closing and _same_closing(held, domain.stored)
-        lines.append(line(f"probe and loss at closing, {name}", *closing, "agrees" if same else "differs"))
+        lines.append(line(f"probe and loss at closing, {name}", before, stored, "agrees" if same else "differs"))
         verdict, detail = compare_probes(held.now, domain.now.now)
-        now = [probe_digest(probe) for probe in (held.now, domain.now.now)]
         why = "" if verdict == "holds" else detail
-        lines.append(line(f"isolated logits, {name}", *now, AGREEMENT[verdict], why))
+        before, now = probe_digest(held.now), probe_digest(domain.now.now)
+        lines.append(line(f"isolated logits, {name}", before, now, AGREEMENT[verdict], why))
     return lines
 
 
@@ -164,8 +164,8 @@ def stored_numbers(certified: Certificate, now: Certificate, unmeasured: Sequenc
         lines.append(line("losses are outcomes", f"{rows} rows", f"{len(unmeasured)} losses are not", "differs", why))
     else:
         lines.append(line("losses are outcomes", f"{rows} rows", f"{rows} rows"))
-    rivals = [f"bundle {held.served.against}" if held.served else "nobody" for held in (certified, now)]
-    lines.append(line("judged against", *rivals))
+    before, rival = (f"bundle {held.served.against}" if held.served else "nobody" for held in (certified, now))
+    lines.append(line("judged against", before, rival))
     said = {group.group: group.difference for group in certified.served.groups} if certified.served else {}
     found = {group.group: group.difference for group in now.served.groups} if now.served else {}
     lines += [_estimates(f"served change, {group}", said.get(group), found.get(group)) for group in {**said, **found}]
@@ -183,8 +183,8 @@ def _estimates(what: str, certified: Estimate | None, recomputed: Estimate | Non
 
     said, found = numbers(certified), numbers(recomputed)
     same = len(said) == len(found) and all(abs(a - b) <= EXACT for a, b in zip(said, found, strict=True))
-    shown = [str(estimate) if estimate else "not measured" for estimate in (certified, recomputed)]
-    return line(what, *shown, "agrees" if same else "differs")
+    before, now = (str(estimate) if estimate else "not measured" for estimate in (certified, recomputed))
+    return line(what, before, now, "agrees" if same else "differs")
 
 
 def statements(certified: Certificate, now: Certificate) -> list[Line]:
@@ -195,10 +195,10 @@ def statements(certified: Certificate, now: Certificate) -> list[Line]:
     lines = []
     for statement in {**said, **found}:
         one, again = said.get(statement), found.get(statement)
-        words = [held.verdict if held else "not stated" for held in (one, again)]
-        open_here = statement in of_bits and words[1] == "cannot be judged" and one is not None
-        verdict = "agrees" if words[0] == words[1] else "cannot be compared" if open_here else "differs"
-        lines.append(line(statement, *words, verdict, again.detail if again else ""))
+        before, verdict = (held.verdict if held else "not stated" for held in (one, again))
+        open_here = statement in of_bits and verdict == "cannot be judged" and one is not None
+        agreement = "agrees" if before == verdict else "cannot be compared" if open_here else "differs"
+        lines.append(line(statement, before, verdict, agreement, again.detail if again else ""))
     return lines
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from bs_cluster.certificate import Certificate, GeneralText, Isolated, RowsUsed, state
 from bs_cluster.config.identity import bundle_digest
@@ -52,8 +52,9 @@ def certificate_of(
 
 
 def closings(store: Store, bundle: BundleManifest) -> list[DomainRecord]:
-    """The closing record of each domain of a bundle, in curriculum order."""
-    return [record for record in store.domains() if record.domain in bundle.domains]
+    """The closing record of each domain of a bundle, in the bundle's order."""
+    records = {record.domain: record for record in store.domains()}
+    return [records[domain] for domain in bundle.domains if domain in records]
 
 
 def general_text(losses: ModeLosses, domains: Sequence[str]) -> GeneralText:
@@ -69,7 +70,7 @@ def general_text(losses: ModeLosses, domains: Sequence[str]) -> GeneralText:
     )
 
 
-def _rows(bundle: BundleManifest, records: Sequence[DomainRecord], losses: ModeLosses) -> Mapping[str, RowsUsed]:
+def _rows(bundle: BundleManifest, records: Sequence[DomainRecord], losses: ModeLosses) -> dict[str, RowsUsed]:
     swept = {owner: losses.owners.count(owner) for owner in dict.fromkeys(losses.owners)}
     found = {
         record.domain: RowsUsed(

@@ -169,7 +169,8 @@ def _masks(table: OutcomeTable, losses: ModeLosses) -> tuple[list[dict[str, int]
     found: list[dict[str, int]] = [{} for _ in losses.row_ids]
     unmeasured = []
     for mode in RESCORED:
-        for row, (id, nll) in enumerate(zip(losses.row_ids, losses.nll.get(mode, ()), strict=True)):
+        stored = losses.nll.get(mode, (None,) * len(losses.row_ids))
+        for row, (id, nll) in enumerate(zip(losses.row_ids, stored, strict=True)):
             allowed = [mask for mask in measured if mask == fixed.get(mode, mask)] if id in place else []
             equal = [mask for mask in allowed if nll_BC[place[id], measured.index(mask)] == nll]
             if equal:

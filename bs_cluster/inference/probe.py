@@ -69,7 +69,7 @@ def _probed(stacked: StackedBase, row: EncodedRow) -> ProbedRow:
     if softcap is not None:
         logits_TV = softcap * torch.tanh(logits_TV / softcap)
     loss = float(F.cross_entropy(logits_TV[:-1].float(), ids_T[1:]))
-    data = logits_TV.cpu().reshape(-1).view(torch.uint8).numpy()
+    data = logits_TV.cpu().reshape(-1).view(torch.uint8).numpy().data
     return ProbedRow(row.id, hashlib.sha256(data).hexdigest(), loss if math.isfinite(loss) else None)
 
 
