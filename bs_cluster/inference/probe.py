@@ -75,7 +75,7 @@ def _probed(stacked: StackedBase, row: EncodedRow) -> ProbedRow:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """How a product is cut among threads changes the order of its sums, and so its bits."""
+    """How a product is cut among threads may change the order of its sums; and one thread is not held up by others."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -85,8 +85,14 @@ def _one_thread() -> Iterator[None]:
 
 
 def _processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """The processor's name, family and model, and what it has for bf16, as far as the system tells."""
     told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    if not told.exists():
+        return platform.processor() or platform.machine()
+    facts: dict[str, str] = {}
+    for line in told.read_text().splitlines():
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    for_bf16 = sorted({"avx512_bf16", "amx_bf16", "bf16"} & set(facts.get("flags", facts.get("Features", "")).split()))
+    known = [facts[name] for name in ("model name", "cpu family", "model", "CPU part") if name in facts]
+    return " ".join([*known, *for_bf16])

@@ -17,9 +17,11 @@ from mlflow import MlflowClient
 from tiny import save_tiny_base
 from tiny_campaign import TASKS
 
+from bs_cluster.campaign.promote import bundle_losses
 from bs_cluster.campaign.recompute import certificate_in
 from bs_cluster.certificate import Certificate, summary
 from bs_cluster.config.parse import to_yaml
+from bs_cluster.promotion import write_losses
 from bs_cluster.records import StackId
 from bs_cluster.serving.runtime import bundle_config
 from bs_cluster.store import Store
@@ -336,6 +338,16 @@ class TestCertificate:
         code, found, _ = certify(copied, forge(copied, {"losses.parquet": losses}), "--rows", "1")
         assert code == 1
         assert differing(found) == {"losses are outcomes"}
+
+    def test_choices_that_the_meta_router_does_not_make_are_noticed(self, copied, certify):
+        """Every loss in the table was measured, but not under what is served."""
+        held = bundle_losses(copied, copied.bundles()[0][2])
+        claimed = dataclasses.replace(held, nll={**held.nll, "routed": held.nll["base"]})
+        number = forge(copied, {"losses.parquet": write_losses(claimed)})
+        code, found, _ = certify(copied, number)
+        assert code == 1
+        assert differing(found) == {"choices, 10 rows, aa", "choices, 10 rows, bb"}
+        assert certify(copied, number, "--rows", "1")[0] == 0
 
     def test_an_edited_certificate_is_noticed(self, copied, certify):
         def other_bits(said: Certificate) -> Certificate:
