@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 
 from bs_cluster.campaign.agreement import (
     Alone,
@@ -63,6 +64,8 @@ def recompute(
     config = bundle_config(store, bundle)
     for entry in certified.files:
         store.get_bytes(entry.sha256)
+    if config.sweep.threads_per_evaluator:  # as the evaluators that measured
+        torch.set_num_threads(config.sweep.threads_per_evaluator)
     say(f"{config.base.model} is loaded and digested")
     stacked = StackedBase.load(config.base, device)
     lines = [line("base", certified.base.digest, stacked.base.ref.digest)]
@@ -130,7 +133,7 @@ def _alone(
     tokens = [row.completion_length for row in validation]
     (stored,) = prove([record], {name: record.row_losses}, {name: tokens}, {name: record.probe})
     places = _spaced(range(len(validation)), rows_each)
-    again = _score_alone(stacked, names, [validation[i] for i in places], config.training.eval_batch_tokens)
+    again = _score_alone(stacked, names, validation, places, config.training.eval_batch_tokens)
     then = [RowLoss(record.row_losses[i] * tokens[i], tokens[i]) for i in places]
     scored = dataclasses.replace(record, row_losses=tuple(record.row_losses[i] for i in places))
     means, counts = [loss.mean for loss in again], [loss.tokens for loss in again]
@@ -140,15 +143,16 @@ def _alone(
 
 
 def _score_alone(
-    stacked: StackedBase, names: Sequence[str], rows: Sequence[EncodedRow], batch_tokens: int
+    stacked: StackedBase, names: Sequence[str], rows: Sequence[EncodedRow], places: Sequence[int], batch_tokens: int
 ) -> list[RowLoss]:
-    """Batched as at the domain's closing."""
+    """Losses of the rows at ``places``, each among the rows that it shared a batch with at the domain's closing."""
     stacked.fire(names)
     found: dict[int, RowLoss] = {}
     for batch in plan_batches([len(row.input_ids) for row in rows], batch_tokens):
-        found |= zip(batch, score_batch(stacked, [rows[place] for place in batch]), strict=True)
+        if not set(places).isdisjoint(batch):
+            found |= zip(batch, score_batch(stacked, [rows[place] for place in batch]), strict=True)
     stacked.fire(stacked.names)
-    return [found[place] for place in range(len(rows))]
+    return [found[place] for place in places]
 
 
 def _table(store: Store, bundle: BundleManifest, parts: Sequence[DomainRows]) -> OutcomeTable:
