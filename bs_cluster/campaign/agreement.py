@@ -10,18 +10,19 @@ from typing import Any, Literal
 import numpy as np
 
 from bs_cluster.certificate import (
-    LOSS_TOLERANCE,
+    MEAN_TOLERANCE,
     Certificate,
     Isolated,
     Verdict,
     compare_probes,
     logits_statement,
     probe_digest,
+    same_measurement,
 )
 from bs_cluster.estimates import Estimate, token_mean
 from bs_cluster.promotion import SERVED, group_of
 from bs_cluster.records import ModeLosses, Record, RowLoss, canonical_json, sha256_hex
-from bs_cluster.sweep.outcomes import CONFLICT_TOLERANCE, OutcomeTable
+from bs_cluster.sweep.outcomes import OutcomeTable
 
 Agreement = Literal["agrees", "differs", "cannot be compared"]
 AGREEMENT: dict[Verdict, Agreement] = {
@@ -144,10 +145,9 @@ def scored_rows(rescored: Sequence[Rescored]) -> list[Line]:
         stored, again = token_mean([one.stored for one in rows]), token_mean([one.again for one in rows])
         gaps = [abs(one.stored.mean - one.again.mean) for one in rows]
         same = all(
-            one.stored.tokens == one.again.tokens and gap <= CONFLICT_TOLERANCE * (1 + one.stored.mean)
-            for one, gap in zip(rows, gaps, strict=True)
+            one.stored.tokens == one.again.tokens and same_measurement(one.stored.mean, one.again.mean) for one in rows
         )
-        verdict = "agrees" if same and abs(stored - again) <= LOSS_TOLERANCE else "differs"
+        verdict = "agrees" if same and abs(stored - again) <= MEAN_TOLERANCE else "differs"
         what = f"{WORDS.get(mode, mode)} loss, {len(rows)} rows, {group}"
         lines.append(
             line(what, f"{stored:.4f}", f"{again:.4f}", verdict, f"largest difference of a row {max(gaps):.2g}")
@@ -217,7 +217,7 @@ def choices(table: OutcomeTable, masks_B: np.ndarray, losses: ModeLosses) -> lis
     for group, rows in pairs.items():
         said, found = token_mean([then for then, _ in rows]), token_mean([now for _, now in rows])
         other = sum(abs(then.mean - now.mean) > EXACT for then, now in rows)
-        verdict = "agrees" if abs(said - found) <= LOSS_TOLERANCE else "differs"
+        verdict = "agrees" if abs(said - found) <= MEAN_TOLERANCE else "differs"
         why = f"{other} rows are answered otherwise" if other else ""
         lines.append(line(f"choices, {len(rows)} rows, {group}", f"{said:.4f}", f"{found:.4f}", verdict, why))
     return lines
