@@ -7,13 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_history import commit_round, domain_record
 
+from bs_cluster.campaign.agreement import Rescored, dependencies, scored_rows, statements
 from bs_cluster.certificate import (
     MEAN_TOLERANCE,
     ROW_TOLERANCE,
     Certificate,
     GeneralText,
+    Isolated,
     RowsUsed,
     compare_probes,
+    logits_statement,
     probe_digest,
     prove,
     state,
@@ -22,7 +25,7 @@ from bs_cluster.certificate import (
 from bs_cluster.errors import IntegrityError
 from bs_cluster.estimates import Estimate
 from bs_cluster.promotion import GroupChange, ServedChange
-from bs_cluster.records import BaseRef, FileEntry, Probe, ProbedRow, StackId, StackRef
+from bs_cluster.records import BaseRef, FileEntry, Probe, ProbedRow, RowLoss, StackId, StackRef
 from bs_cluster.report.checks import logits_are_equal
 from bs_cluster.store import Store
 
@@ -169,7 +172,7 @@ ESTIMATES = st.none() | st.builds(Estimate, NUMBERS, NUMBERS, NUMBERS, NUMBERS, 
     environment=st.dictionaries(st.text(), st.text(), max_size=3),
 )
 def test_it_comes_back_from_its_bytes_as_it_was(change, text, environment):
-    certificate = certificate_with(change, text, environment)
+    certificate = certificate_with(change, text, (proof_of(probe_of(environment=environment)),))
     assert Certificate.from_json(certificate.to_json()) == certificate
 
 
@@ -179,7 +182,7 @@ def test_what_is_no_certificate_is_refused(data):
         Certificate.from_json(data)
 
 
-def certificate_with(change, text, environment) -> Certificate:
+def certificate_with(change, text, isolated=()) -> Certificate:
     return Certificate(
         schema_version=1,
         campaign="demo",
@@ -193,8 +196,62 @@ def certificate_with(change, text, environment) -> Certificate:
         files=(FileEntry("losses.parquet", "e" * 64, 3),),
         closings={"chat": "f" * 64},
         rows={"chat": RowsUsed("a" * 64, "b" * 64, 2, 3), "foreign:x": RowsUsed("a" * 64, None, 0, 3)},
-        isolated=(),
+        isolated=isolated,
         served=change,
         general=text,
-        statements=state((), change, text),
+        statements=state(isolated, change, text),
     )
+
+
+def proof_of(now: Probe) -> Isolated:
+    return Isolated("chat", probe_of(), now, 2.0, 2.0, 0.0, 2)
+
+
+class TestAgreement:
+    """A certificate against what came out later."""
+
+    said = certificate_with(None, NO_GENERAL, isolated=(proof_of(probe_of()),))
+
+    def verdicts(self, found: Certificate) -> dict[str, str]:
+        return {line.what: line.verdict for line in statements(self.said, found)}
+
+    def test_the_same_agrees(self):
+        assert set(self.verdicts(self.said).values()) == {"agrees"}
+
+    def test_bits_that_this_machine_cannot_judge_are_left_open(self):
+        elsewhere = proof_of(probe_of("ac", 0.001, ELSEWHERE))
+        found = self.verdicts(certificate_with(None, NO_GENERAL, isolated=(elsewhere,)))
+        assert found[logits_statement("chat")] == "cannot be compared"
+        assert {verdict for what, verdict in found.items() if what != logits_statement("chat")} == {"agrees"}
+
+    def test_a_verdict_that_numbers_do_not_give_differs(self):
+        held = certificate_with(None, general(0.0, -0.02, 0.02), isolated=self.said.isolated)
+        lines = {line.what: line.verdict for line in statements(held, self.said)}
+        assert lines["Rows foreign to every domain are served as by the base"] == "differs"
+
+    def test_a_statement_that_is_left_out_differs(self):
+        fewer = dataclasses.replace(self.said, statements=self.said.statements[1:])
+        assert [line.verdict for line in statements(fewer, self.said)].count("differs") == 1
+
+    def test_each_thing_it_depends_on_has_its_line(self):
+        for name, other in (
+            ("seed", 2),
+            ("stacks", ()),
+            ("closings", {}),
+            ("files", ()),
+            ("rows", {}),
+            ("bundle", 2),
+            ("config_digest", "0" * 64),
+        ):
+            lines = dependencies(dataclasses.replace(self.said, **{name: other}), self.said)
+            assert [line.verdict for line in lines].count("differs") == 1, name
+        assert {line.verdict for line in dependencies(self.said, self.said)} == {"agrees"}
+
+    def test_rows_are_held_to_a_wide_tolerance_and_their_mean_to_a_narrow_one(self):
+        def lines(*moved: float):
+            rows = [Rescored("base", "chat", RowLoss(20.0, 10), RowLoss(20.0 + 10 * by, 10)) for by in moved]
+            return [line.verdict for line in scored_rows(rows)]
+
+        assert lines(0.1, -0.1) == ["agrees"]
+        assert lines(0.16, -0.16) == ["differs"]  # 0.05 of a loss of 2 and one more is 0.15
+        assert lines(0.03, 0.03) == ["differs"]
