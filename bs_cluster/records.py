@@ -307,6 +307,25 @@ class Spread(Record):
 
 
 @dataclass(frozen=True)
+class ProbedRow(Record):
+    """A probe row: the SHA-256 (hex) of its logits' bytes, and its loss in nats per token, its prompt's included; None
+    where that is not finite."""
+
+    id: str
+    logits: str
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Probe(Record):
+    """What a domain's own stacks alone make of its probe rows. ``environment`` holds what the bits hang on besides
+    weights and tokens: device, threads, versions, the logits' own type."""
+
+    rows: tuple[ProbedRow, ...]
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
 class DomainRecord(Record):
     """A domain's closing statement; no further round of it may commit once this ref exists.
 
@@ -314,7 +333,8 @@ class DomainRecord(Record):
     stack or the null space is off). ``isolated`` is its loss with only its own stacks; ``row_losses`` the
     same per validation row, kept so that "nothing moved" can be shown row by row. ``matrix`` maps each
     domain closed so far to its losses ``{base, isolated, ungated}`` measured right after this one closed.
-    ``rows`` is the digest of the blob with its encoded rows, which stay its rows from now on.
+    ``rows`` is the digest of the blob with its encoded rows, which stay its rows from now on. ``probe`` holds digests
+    of isolated logits on a few of them, kept so that equality to the bit can be shown without keeping the bits.
     ``capacity`` maps a site's width to the largest share of its directions claimed so far at any site of that width.
 
     The rest is of energies, sums of squares over training tokens. ``energy_held`` is by side what lies in claims once
@@ -335,6 +355,7 @@ class DomainRecord(Record):
     isolated: float
     base_loss: float
     row_losses: tuple[float, ...]
+    probe: Probe
     matrix: dict[str, dict[str, float]]
     capacity: dict[str, float]
     energy_held: dict[str, Spread]
@@ -359,8 +380,8 @@ class BundleManifest(Manifest):
     """What one serves: a base, an ordered set of committed stacks and a meta-router.
 
     ``files`` holds ``router.safetensors``, ``router.json``, ``campaign.yaml`` (the resolved config), the sweep's
-    ``outcomes.parquet`` and, by row and mode, ``losses.parquet``. How logits become gate weights is in
-    ``router.json``.
+    ``outcomes.parquet``, by row and mode ``losses.parquet``, and ``certificate.json``. How logits become gate weights
+    is in ``router.json``.
     """
 
     schema_version: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 from collections.abc import Mapping
@@ -13,8 +14,10 @@ import ray
 
 from bs_cluster import __version__
 from bs_cluster.campaign.campaign import Campaign
+from bs_cluster.campaign.certify import EVIDENCE, certificate_of
 from bs_cluster.campaign.measure import Routing
 from bs_cluster.campaign.promote import judge
+from bs_cluster.certificate import CERTIFICATE, prove
 from bs_cluster.config.identity import bundle_digest
 from bs_cluster.config.parse import to_yaml
 from bs_cluster.data.frozen import DomainRows
@@ -22,6 +25,7 @@ from bs_cluster.promotion import LOSSES, write_losses
 from bs_cluster.records import (
     SCHEMA_VERSION,
     BundleManifest,
+    Probe,
     StackId,
     StackManifest,
 )
@@ -41,12 +45,14 @@ def report_inputs(
     rows: Mapping[str, DomainRows],
     routing: Routing,
     isolated: Mapping[str, tuple[float, ...]],
+    probes: Mapping[str, Probe],
     timing: Mapping[str, float],
 ) -> ReportInputs:
     """Everything measured, gathered for the report."""
     config, store, domains = campaign.config, campaign.store, campaign.domains
     records = store.domains()
     manifests = [manifest for _, manifest in store.stacks()]
+    tokens = {domain: [row.completion_length for row in rows[domain].validation] for domain in domains}
     served, decision = judge(store, next_number(store), routing.losses, config.promotion)
     return ReportInputs(
         campaign=config.campaign,
@@ -58,6 +64,7 @@ def report_inputs(
         losses=routing.losses,
         rows_note=ROWS_NOTE,
         isolated_row_losses=isolated,
+        proofs=prove(records, isolated, tokens, probes),
         overlap=claimed_overlap(store),
         router=router_facts(routing.report),
         gates=routing.gates,
@@ -113,10 +120,13 @@ def next_number(store: Store) -> int:
     return len(store.bundles()) + 1
 
 
-def commit_bundle(campaign: Campaign, routing: Routing, report: Report, directory: Path) -> tuple[int, BundleManifest]:
-    """Stores router, outcomes, losses, config and report as blobs and commits the bundle that names them.
+def commit_bundle(
+    campaign: Campaign, routing: Routing, inputs: ReportInputs, report: Report, directory: Path
+) -> tuple[int, BundleManifest]:
+    """Stores router, outcomes, losses, config, report and certificate as blobs and commits the bundle that names them.
 
-    ``directory`` holds the report already. Returns the bundle's number and manifest.
+    ``inputs`` are what the certificate states as well as the report, which ``directory`` holds already. Returns the
+    bundle's number and manifest.
     """
     config, store, domains = campaign.config, campaign.store, campaign.domains
     refs = tuple(ref for ref, _ in store.stacks())
@@ -134,8 +144,7 @@ def commit_bundle(campaign: Campaign, routing: Routing, report: Report, director
     (directory / "unowned.parquet").write_bytes(routing.unowned.to_parquet())
     (directory / "routing.json").write_text(json.dumps(routing.report.to_dict(), indent=2))
     (directory / "campaign.yaml").write_text(to_yaml(config))
-    measured = ("router.safetensors", "router.json", "outcomes.parquet", LOSSES, "unowned.parquet", "routing.json")
-    names = (*measured, "campaign.yaml", "report.json", "report.md")
+    names = (*EVIDENCE, "report.json", "report.md")
     number = next_number(store)
     manifest = BundleManifest(
         schema_version=SCHEMA_VERSION,
@@ -149,5 +158,8 @@ def commit_bundle(campaign: Campaign, routing: Routing, report: Report, director
         config_digest=bundle_digest(config),
         code_version=__version__,
     )
+    certificate = certificate_of(store, manifest, config, routing.losses, inputs.proofs, inputs.served)
+    entry = store.put_bytes(CERTIFICATE, certificate.to_json())
+    manifest = dataclasses.replace(manifest, files=(*manifest.files, entry))
     store.commit_bundle(manifest)
     return number, manifest

@@ -15,14 +15,14 @@ import ray
 from ray.exceptions import RayError
 
 from bs_cluster.campaign.campaign import Campaign
+from bs_cluster.campaign.lessons import gather_lessons
 from bs_cluster.data.batch import plan_batches
-from bs_cluster.data.encode import EncodedRow
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.inference.evaluator import Evaluator
-from bs_cluster.records import ModeLosses, StackManifest, canonical_json, sha256_hex
+from bs_cluster.inference.probe import probe_rows
+from bs_cluster.records import ModeLosses, Probe, StackManifest, canonical_json, sha256_hex
 from bs_cluster.report.record import SweepReport
-from bs_cluster.router.anchor import fit_anchor
-from bs_cluster.router.fit import CrossFit, Lessons, Served, cross_fit, fit_router
+from bs_cluster.router.fit import CrossFit, Served, cross_fit, fit_router
 from bs_cluster.router.regret import RoutingReport, policy_nll, routing_report
 from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.pool import EvaluatorPool
@@ -98,7 +98,10 @@ def sweep_and_route(
     swept = time.monotonic()
     measured = len(table) - (0 if held_before is None else held_before.num_rows)
 
-    lessons = _lessons(campaign, evaluators, table, parts, rows)
+    def encode(prompts: Sequence[Sequence[int]], pooled: bool) -> list[np.ndarray]:
+        return encode_prompts(evaluators, prompts, config.sweep, pooled)
+
+    lessons = gather_lessons(config, table, rows, unowned, encode)
     say(f"{'meta-router':<14} {len(sweep_rows)} rows, each judged by a router that never saw it")
     fitted, served = cross_fit(lessons), fit_router(lessons, range(len(sweep_rows)))
     # An adaptive search may not have measured what was chosen: what judges is measured, never estimated.
@@ -125,33 +128,6 @@ def sweep_and_route(
         ),
         timing={"sweep": swept - started, "router": ended - swept},
     )
-
-
-def _lessons(
-    campaign: Campaign,
-    evaluators: Sequence[Any],
-    table: OutcomeTable,
-    parts: Sequence[DomainRows],
-    rows: Mapping[str, DomainRows],
-) -> Lessons:
-    """The base's states of the sweep's prompts, and the anchor that training prompts teach."""
-    config, router, domains = campaign.config, campaign.config.router, campaign.domains
-    swept = [prompt for part in parts for prompt in part.router_prompts]
-    states = encode_prompts(evaluators, swept, config.sweep, pooled=router.kind == "anchored")
-    training = [
-        (d, _router_prompt(row, router.max_prompt_length))
-        for d, domain in enumerate(domains)
-        for row in rows[domain].train[: router.anchor_prompts]
-    ]
-    features = encode_prompts(evaluators, [prompt for _, prompt in training], config.sweep, pooled=True)
-    anchor = fit_anchor(np.stack(features), [d for d, _ in training], len(domains))
-    return Lessons(table, states, anchor, router, config.seed)
-
-
-def _router_prompt(row: EncodedRow, limit: int) -> tuple[int, ...]:
-    """A training row's prompt as the meta-router sees it; one too long loses what follows its first token."""
-    prompt = row.input_ids[: row.prompt_length]
-    return prompt if len(prompt) <= limit else (*prompt[:1], *prompt[1 - limit :])
 
 
 def mode_losses(table: OutcomeTable, fitted: CrossFit, manifests: Sequence[StackManifest]) -> ModeLosses:
@@ -200,3 +176,16 @@ def isolated_rows(
         for (d, index), loss in zip(items, losses, strict=True):
             found[domains[d]][index] = loss.mean
     return {domain: tuple(by_row[i] for i in range(len(by_row))) for domain, by_row in found.items()}
+
+
+def probe_domains(campaign: Campaign, evaluators: Sequence[Any], rows: Mapping[str, DomainRows]) -> dict[str, Probe]:
+    """Every domain's probe now, with only its own stacks, to be held against that of its closing."""
+
+    def ask(evaluator: Any, domains: Sequence[str]) -> ray.ObjectRef:
+        return evaluator.probe.remote(domains, [probe_rows(rows[domain].validation) for domain in domains])
+
+    found: dict[str, Probe] = {}
+    batches = [[domain] for domain in campaign.domains]
+    for domains, probes in EvaluatorPool(evaluators, campaign.config.sweep.max_retries).map(ask, batches):
+        found |= zip(domains, probes, strict=True)
+    return found

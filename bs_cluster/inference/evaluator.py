@@ -13,9 +13,10 @@ from bs_cluster.base import pool_states, router_states
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.batch import pad
 from bs_cluster.data.encode import EncodedRow
+from bs_cluster.inference.probe import probe
 from bs_cluster.inference.scoring import score_routed
 from bs_cluster.inference.stacked import StackedBase
-from bs_cluster.records import RowLoss
+from bs_cluster.records import Probe, RowLoss
 from bs_cluster.store.store import Store
 
 
@@ -41,6 +42,10 @@ class Evaluator:
     def encode(self, prompts: Sequence[Sequence[int]], pooled: bool) -> list[np.ndarray]:
         """Router states of each prompt, from the base alone: see ``encode_states``."""
         return encode_states(self.stacked, prompts, self.config.router.mid_weight, pooled)
+
+    def probe(self, domains: Sequence[str], rows: Sequence[Sequence[EncodedRow]]) -> list[Probe]:
+        """Each domain's probe on its own rows, with its own stacks alone."""
+        return [probe(self.stacked, self.stacked.of(domain), own) for domain, own in zip(domains, rows, strict=True)]
 
     def pid(self) -> int:
         return os.getpid()

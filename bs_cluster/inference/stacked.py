@@ -45,6 +45,10 @@ class StackedBase:
     def names(self) -> tuple[str, ...]:
         return () if self.peft is None else tuple(self.tuner.peft_config)
 
+    def of(self, domain: str) -> tuple[str, ...]:
+        """The stacks of ``domain`` among those attached."""
+        return tuple(name for name in self.names if StackId.parse(name).domain == domain)
+
     def attach(self, manifest: StackManifest, store: Store) -> None:
         """Loads a committed stack, frozen, from verified bytes. Raises StackError if it was trained on another base or
         does not have this base's sites, IntegrityError if its bytes are not what was committed."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow.pyfunc
 
 from bs_cluster.adapter_format import CONFIG_NAME
+from bs_cluster.certificate import CERTIFICATE, Certificate
 from bs_cluster.records import StackManifest
 from bs_cluster.store import Store
 
@@ -30,14 +31,19 @@ def write_stack_card(folder: Path, store: Store, manifest: StackManifest, digest
     )
 
 
-def write_bundle_card(folder: Path, scratch: Path, store: Store, digest: str) -> None:
+def write_bundle_card(folder: Path, scratch: Path, store: Store, digest: str, certificate: Certificate | None) -> None:
     """A models-from-code pyfunc model into ``folder``, which must be new: no pickle, no trial prediction. Its artifact
-    ``bundle`` is a JSON object ``{store_uri, campaign, bundle}``, ``bundle`` being the manifest's digest."""
+    ``bundle`` is a JSON object ``{store_uri, campaign, bundle}``, ``bundle`` being the manifest's digest;
+    ``certificate`` is the bundle's, where it has one."""
     reference = scratch / "bundle.json"
     reference.write_text(json.dumps({"store_uri": store.uri, "campaign": store.campaign, "bundle": digest}, indent=2))
+    artifacts = {"bundle": str(reference)}
+    if certificate is not None:
+        artifacts["certificate"] = str(scratch / CERTIFICATE)
+        (scratch / CERTIFICATE).write_bytes(certificate.to_json())
     mlflow.pyfunc.save_model(
         path=folder,
         python_model=str(PYFUNC_MODEL),
-        artifacts={"bundle": str(reference)},
+        artifacts=artifacts,
         pip_requirements=[f"{name}=={version(name)}" for name in PYFUNC_PACKAGES],
     )

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from bs_cluster.certificate import Certificate, summary
 from bs_cluster.errors import RegistryError
 from bs_cluster.records import BundleManifest, DomainRecord, RoundOutcome, Spread, StackId, StackManifest
 
@@ -190,6 +191,11 @@ def bundle_tags(manifest: BundleManifest, digest: str) -> dict[str, str]:
         "config_digest": manifest.config_digest,
         "code_version": manifest.code_version,
     }
+
+
+def certificate_tags(certificate: Certificate | None) -> dict[str, str]:
+    """What a bundle's version tells of its certificate, which is among its artifacts."""
+    return {} if certificate is None else {"certificate": summary(certificate.statements)}
 
 
 def bundle_text(manifest: BundleManifest, digest: str, store_uri: str) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bs_cluster.certificate import CERTIFICATE, Certificate
 from bs_cluster.errors import RegistryError
 from bs_cluster.records import CHALLENGER, CHAMPION, BundleManifest, DomainRecord, StackId, StackManifest, StackRef
 from bs_cluster.registry import descriptions
@@ -177,7 +178,7 @@ class Registry:
     def _mirror_bundle(self, store: Store, digest: str, manifest: BundleManifest) -> bool:
         if self._versions.has(digest):
             return False
-        run = self._runs.campaign()
+        run, certificate = self._runs.campaign(), _certificate(store, manifest)
         entry = Entry(
             model=self.campaign,
             name=f"{self.campaign}_bundle_{manifest.number}",
@@ -186,14 +187,14 @@ class Registry:
             order=manifest.number,
             experiment_id=run.info.experiment_id,
             run_id=run.info.run_id,
-            tags=descriptions.bundle_tags(manifest, digest),
+            tags=descriptions.bundle_tags(manifest, digest) | descriptions.certificate_tags(certificate),
             metrics={f"bundle/{name}": value for name, value in manifest.metrics.items()},
             text=descriptions.bundle_text(manifest, digest, store.uri),
             model_text=f"Campaign **{self.campaign}** as one model that answers prompts: a version per bundle.",
         )
         with tempfile.TemporaryDirectory() as scratch:
             model = Path(scratch) / "model"
-            write_bundle_card(model, Path(scratch), store, digest)
+            write_bundle_card(model, Path(scratch), store, digest, certificate)
             self._versions.register(entry, model)
         return True
 
@@ -215,6 +216,11 @@ class Registry:
         values = descriptions.numbers(json.loads(files[REPORT])["key_metrics"], "report/")
         text = descriptions.cut(files[REPORT_TEXT].decode(), descriptions.MAX_TAG)
         self._runs.log_points(run, _at(number, values), {"mlflow.note.content": text, SHOWN_REPORT: digest})
+
+
+def _certificate(store: Store, manifest: BundleManifest) -> Certificate | None:
+    entry = next((entry for entry in manifest.files if entry.name == CERTIFICATE), None)
+    return None if entry is None else Certificate.from_json(store.get_bytes(entry.sha256))
 
 
 def read_history(store: Store, manifest: StackManifest) -> list[Point]:

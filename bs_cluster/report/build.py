@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from bs_cluster.errors import DataError
 from bs_cluster.records import MODES, DomainRecord, RoundOutcome, Spread
-from bs_cluster.report.checks import claims_are_disjoint, frozen_beats_parent, nothing_moved
+from bs_cluster.report.checks import claims_are_disjoint, frozen_beats_parent, logits_are_equal, nothing_moved
 from bs_cluster.report.compare import Compared
 from bs_cluster.report.findings import find, served_no_worse
 from bs_cluster.report.gains import mask_gains, mask_names
@@ -49,6 +49,7 @@ def build_report(inputs: ReportInputs) -> Report:
     findings = (served_no_worse(inputs.served, inputs.decision), *find(compared, inputs.domains, rounds))
     checks = (
         nothing_moved(_number(largest), by_domain, drift_rows),
+        logits_are_equal(inputs.proofs),
         frozen_beats_parent(rounds),
         claims_are_disjoint(overlap, claim_overlap),
     )

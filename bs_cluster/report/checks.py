@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from bs_cluster.certificate import Isolated, Verdict, compare_probes
 from bs_cluster.records import Spread
-from bs_cluster.report.record import Check, RoundReport
+from bs_cluster.report.record import Answer, Check, RoundReport
 
 # Squared cosine below which two subspaces count as orthogonal. bfloat16 storage alone leaves about 1e-5.
 OVERLAP_TOLERANCE = 1e-3
+
+
+# What a probe may come to but "holds", the worst first, and what the check then says.
+OPEN: dict[Verdict, Answer] = {"does not hold": "fails", "cannot be judged": "undecided"}
 
 
 def nothing_moved(largest: float | None, by_domain: Mapping[str, float | None], rows: int) -> Check:
@@ -23,6 +28,20 @@ def nothing_moved(largest: float | None, by_domain: Mapping[str, float | None], 
     return Check(
         statement, "fails", f"a row of {where} moved by {largest:.3g} nats per token, the largest of {rows} rows"
     )
+
+
+def logits_are_equal(proofs: Sequence[Isolated]) -> Check:
+    """By the certificate's digests: bits where they can be compared, losses within a tolerance where they cannot."""
+    statement = "Isolated logits are those of each domain's closing"
+    if not proofs:
+        return Check(statement, "not measured", "no domain was probed at its closing and now")
+    found = {one.domain: compare_probes(one.at_closing, one.now) for one in proofs}
+    for verdict, answer in OPEN.items():
+        told = [f"{domain}: {why}" for domain, (said, why) in found.items() if said == verdict]
+        if told:
+            return Check(statement, answer, "; ".join(told))
+    rows = sum(len(one.now.rows) for one in proofs)
+    return Check(statement, "holds", f"equal digests on {rows} probe rows of {len(proofs)} domains")
 
 
 def frozen_beats_parent(rounds: Sequence[RoundReport]) -> Check:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from bs_cluster.certificate import Isolated
 from bs_cluster.promotion import Decision, ServedChange
 from bs_cluster.records import BaseRef, DomainRecord, ModeLosses
 from bs_cluster.report.record import SweepReport
@@ -35,7 +36,8 @@ class ReportInputs:
     (``chat_r1``). ``losses`` are those of the sweep rows, row by row; ``rows_note`` says which rows they are.
 
     ``isolated_row_losses`` is every domain's loss per validation row now, with only its own stacks: the same rows
-    in the same order as ``DomainRecord.row_losses``, so that the difference is drift. ``overlap`` is the mean
+    in the same order as ``DomainRecord.row_losses``, so that the difference is drift. ``proofs`` hold
+    digests of isolated logits at closing and now. ``overlap`` is the mean
     squared cosine between two domains' claimed directions, averaged over sites; empty with the null space off.
     ``gates`` maps a row's owner to the mean gate weight served to each domain.
 
@@ -54,6 +56,7 @@ class ReportInputs:
     losses: ModeLosses
     rows_note: str
     isolated_row_losses: Mapping[str, tuple[float, ...]]
+    proofs: tuple[Isolated, ...] = ()
     histories: Mapping[str, History] = field(default_factory=dict)
     overlap: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     router: RouterFacts = field(default_factory=RouterFacts)

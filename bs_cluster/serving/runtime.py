@@ -13,6 +13,7 @@ import torch
 
 from bs_cluster.config import yaml12
 from bs_cluster.config.parse import parse_config
+from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.batch import pad
 from bs_cluster.data.encode import encode_prompt, encode_router_prompt
 from bs_cluster.errors import ConfigError, NotInStoreError
@@ -32,14 +33,19 @@ class Answer:
     gates: Mapping[str, float]
 
 
+def bundle_config(store: Store, bundle: BundleManifest) -> CampaignConfig:
+    """The settings that a bundle was made with, as it holds them."""
+    origin = f"campaign.yaml of bundle {bundle.number}"
+    text = yaml12.decode(store.get_bytes(bundle.file("campaign.yaml").sha256), origin)
+    return parse_config(text, origin=origin)
+
+
 class BundleRuntime:
     """A bundle in memory: base, its stacks and its meta-router. What was trained is what is served: the same
     prompt encoding, the same gates, the same layer."""
 
     def __init__(self, store: Store, bundle: BundleManifest, folder: Path, device: str | torch.device):
-        origin = f"campaign.yaml of bundle {bundle.number}"
-        text = yaml12.decode(store.get_bytes(bundle.file("campaign.yaml").sha256), origin)
-        self.config = parse_config(text, origin=origin)
+        self.config = bundle_config(store, bundle)
         self.domains = bundle.domains
         self.stacked = StackedBase.load(self.config.base, device)
         for ref in bundle.stacks:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from bs_cluster.estimates import token_mean
-from bs_cluster.records import SCHEMA_VERSION, CloseDomain, DomainRecord, RoundOutcome, RowLoss
+from bs_cluster.inference.probe import probe, probe_rows
+from bs_cluster.records import SCHEMA_VERSION, CloseDomain, DomainRecord, Probe, RoundOutcome, RowLoss
 from bs_cluster.stacks import StackLinear
 from bs_cluster.stacks.basis import Basis
 from bs_cluster.stacks.moments import Moments
@@ -22,6 +23,7 @@ from bs_cluster.stacks.nullspace import (
     sampled_directions,
 )
 from bs_cluster.training.interference import SAMPLE_ROWS, Interference, earlier_domains, measure_interference
+from bs_cluster.training.ranks import from_all_ranks
 from bs_cluster.training.round import round_seed
 from bs_cluster.training.session import Session
 from bs_cluster.training.streaming import spaced, stream_tokens
@@ -51,6 +53,7 @@ def close_domain(session: Session, step: CloseDomain, outcomes: Sequence[RoundOu
         isolated=token_mean(isolated),
         base_loss=matrix[step.domain]["base"],
         row_losses=tuple(loss.mean for loss in isolated),
+        probe=_probed(session, step),
         matrix=matrix,
         capacity=Basis.combine([claims, claimed]).claimed_share(),
         energy_held=found.energy_held,
@@ -73,6 +76,17 @@ def _stored(session: Session, name: str, data: bytes) -> str:
 def _isolated(session: Session, step: CloseDomain) -> list[RowLoss]:
     session.stacked.fire([stack.name for stack in step.stacks])
     return session.score(session.rows(step.domain).validation)
+
+
+def _probed(session: Session, step: CloseDomain) -> Probe:
+    """By rank 0 for all: other ranks may be other machines, and the record names one."""
+    found = None
+    if session.rank == 0:
+        names = [stack.name for stack in step.stacks]
+        found = probe(session.stacked, names, probe_rows(session.rows(step.domain).validation))
+    first = from_all_ranks(found)[0]
+    assert first is not None
+    return first
 
 
 def _matrix(session: Session, step: CloseDomain, own: list[RowLoss]) -> dict[str, dict[str, float]]:

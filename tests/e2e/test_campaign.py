@@ -1,16 +1,29 @@
 """A tiny campaign through ``jobs/outer_loop.py``: what it leaves behind, running it again, adding a domain to it."""
 
+import dataclasses
+import json
 import math
+import runpy
+import sys
+from pathlib import Path
 
 import job
 import mlflow
 import pytest
 import yaml
 from campaigns import outcome, refs
+from forgery import better_losses, copy_of, forge
 from mlflow import MlflowClient
+from tiny import save_tiny_base
 from tiny_campaign import TASKS
 
+from bs_cluster.campaign.promote import bundle_losses
+from bs_cluster.campaign.recompute import certificate_in
+from bs_cluster.certificate import Certificate, summary
+from bs_cluster.config.parse import to_yaml
+from bs_cluster.promotion import write_losses
 from bs_cluster.records import StackId
+from bs_cluster.serving.runtime import bundle_config
 from bs_cluster.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -244,3 +257,141 @@ class TestGrown:
         decided = grown.store.promotions()[-1]
         assert f"bundle         2 is {decided.alias}: {decided.reason}" in grown.job.out
         assert f"20 rows that both measured, of 30 and 20: {decided.alias}" in served["detail"]
+
+
+@pytest.fixture(scope="module")
+def copied(grown, tmp_path_factory):
+    """Its store, to be tampered with."""
+    return copy_of(grown.store, tmp_path_factory.mktemp("copied"))
+
+
+@pytest.fixture
+def certify(monkeypatch, capsys):
+    """Runs ``jobs/certify.py`` in this process: (exit code, its JSON, what it told)."""
+
+    def certify(store: Store, bundle: int | str, *more: str):
+        words = ["--campaign", "tiny", "--store", store.uri, "--bundle", str(bundle), "--json", *more]
+        monkeypatch.setattr(sys, "argv", ["certify.py", *words])
+        monkeypatch.setenv("BS_CLUSTER_STORE", "nowhere")  # or the job would set it for good
+        capsys.readouterr()  # what making a base says is not the job's
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(job.ROOT / "jobs/certify.py"), run_name="__main__")
+        told = capsys.readouterr()
+        return ended.value.code, json.loads(told.out) if told.out else {}, told.err
+
+    return certify
+
+
+def differing(found) -> set[str]:
+    return {line["what"] for line in found["lines"] if line["verdict"] == "differs"}
+
+
+class TestCertificate:
+    def test_a_worker_at_the_closing_and_an_evaluator_at_the_end_agree_to_the_bit(self, grown):
+        for _, _, bundle in grown.store.bundles():
+            said = certificate_in(grown.store, bundle)
+            assert [one.domain for one in said.isolated] == list(bundle.domains)
+            assert all(one.at_closing.rows == one.now.rows for one in said.isolated)
+            assert all(one.drift == 0 for one in said.isolated)
+            alone = [one for one in said.statements if one.statement.startswith("Isolated")]
+            assert {one.verdict for one in alone} == {"holds"}
+
+    def test_a_domain_that_was_added_leaves_the_digests_of_those_before_it(self, grown):
+        first, second = (certificate_in(grown.store, bundle) for _, _, bundle in grown.store.bundles())
+        assert second.isolated[: len(first.isolated)] == first.isolated
+        assert {name: second.closings[name] for name in first.closings} == first.closings
+
+    def test_the_report_and_mlflow_tell_of_it(self, grown, client):
+        (check,) = [check for check in grown.report["checks"] if "logits" in check["statement"]]
+        assert check["answer"] == "holds"
+        assert "12 probe rows of 3 domains" in check["detail"]
+        said = certificate_in(grown.store, grown.store.bundles()[-1][2])
+        version = client.get_model_version("tiny", "2")
+        assert version.tags["certificate"] == summary(said.statements)
+        source = client.get_model_version_download_uri("tiny", "2")
+        path = mlflow.artifacts.download_artifacts(
+            f"{source}/artifacts/certificate.json", tracking_uri=tracking_uri(grown.store)
+        )
+        assert Certificate.from_json(Path(path).read_bytes()) == said
+
+    def test_it_comes_out_the_same_from_the_store_alone(self, copied, certify):
+        for bundle in (1, 2):
+            code, found, _ = certify(copied, bundle)
+            assert (code, differing(found)) == (0, set())
+            assert {line["verdict"] for line in found["lines"]} == {"agrees"}
+        assert found["scored"] == 24 + 2 * 30
+        domains = copied.bundle(copied.standing().champion.manifest).domains
+        _, found, _ = certify(copied, "champion", "--rows", "2")
+        assert found["scored"] == (2 + 2 * 2) * len(domains)
+        alone = [line["why"] for line in found["lines"] if line["what"].startswith("isolated loss, 2 rows")]
+        assert alone == ["largest difference of a row 0"] * len(domains)
+
+    def test_a_bundle_made_again_from_the_same_files_passes(self, copied, certify):
+        """Else a forgery could be noticed for being one more bundle."""
+        code, found, _ = certify(copied, forge(copied, {}))
+        assert (code, differing(found)) == (0, set())
+
+    def test_losses_that_nobody_measured_are_noticed_though_every_table_agrees(self, copied, certify):
+        code, found, _ = certify(copied, forge(copied, better_losses(copied, "aa", 0.1)))
+        assert code == 1
+        scored = {what for what in differing(found) if not what.startswith("choices")}
+        assert scored == {"base loss, 10 rows, aa", "served loss, 10 rows, aa"}
+
+    def test_a_loss_table_that_the_sweep_did_not_measure_is_noticed(self, copied, certify):
+        losses = better_losses(copied, "bb", 0.001)["losses.parquet"]
+        code, found, _ = certify(copied, forge(copied, {"losses.parquet": losses}), "--rows", "1")
+        assert code == 1
+        assert differing(found) == {"losses are outcomes"}
+
+    def test_choices_that_the_meta_router_does_not_make_are_noticed(self, copied, certify):
+        """Every loss in the table was measured, but not under what is served."""
+        held = bundle_losses(copied, copied.bundles()[0][2])
+        claimed = dataclasses.replace(held, nll={**held.nll, "routed": held.nll["base"]})
+        number = forge(copied, {"losses.parquet": write_losses(claimed)})
+        code, found, _ = certify(copied, number)
+        assert code == 1
+        assert differing(found) == {"choices, 10 rows, aa", "choices, 10 rows, bb"}
+        assert certify(copied, number, "--rows", "1")[0] == 0
+
+    def test_an_edited_certificate_is_noticed(self, copied, certify):
+        def other_bits(said: Certificate) -> Certificate:
+            row = dataclasses.replace(said.isolated[1].now.rows[0], logits="0" * 64)
+            now = dataclasses.replace(said.isolated[1].now, rows=(row, *said.isolated[1].now.rows[1:]))
+            return dataclasses.replace(
+                said, isolated=(said.isolated[0], dataclasses.replace(said.isolated[1], now=now))
+            )
+
+        def better_news(said: Certificate) -> Certificate:
+            told = [dataclasses.replace(one, verdict="holds") for one in said.statements]
+            return dataclasses.replace(said, statements=tuple(told), seed=said.seed + 1)
+
+        code, found, _ = certify(copied, forge(copied, {}, other_bits), "--rows", "1")
+        assert code == 1
+        assert differing(found) == {"isolated logits, bb"}
+        code, found, _ = certify(copied, forge(copied, {}, better_news), "--rows", "1")
+        assert code == 1
+        assert differing(found) >= {"settings and seed", "Rows foreign to every domain are served as by the base"}
+
+    def test_another_base_is_noticed(self, copied, certify, tmp_path):
+        config = bundle_config(copied, copied.bundles()[0][2])
+        other = config.base.model_copy(update={"model": save_tiny_base(tmp_path / "base", "gemma3", seed=1)})
+        settings = to_yaml(config.model_copy(update={"base": other})).encode()
+        code, found, _ = certify(copied, forge(copied, {"campaign.yaml": settings}))
+        assert code == 1
+        assert differing(found) == {"base"}
+
+    def test_a_flipped_bit_of_a_stack_is_refused(self, copied, certify):
+        weights = copied.stacks()[0][1].file("adapter_model.safetensors").sha256
+        path = Path(copied.uri) / "tiny/blobs/sha256" / weights[:2] / weights
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.chmod(0o644)
+        path.write_bytes(data)
+        code, found, told = certify(copied, 1)
+        assert (code, found) == (1, {})
+        assert "IntegrityError" in told
+
+    def test_wrong_input_is_told_before_anything_is_loaded(self, grown, certify):
+        for words in (("9",), ("first",), ("1", "--rows", "0")):
+            code, _, told = certify(grown.store, *words)
+            assert (code, "UsageError" in told) == (2, True)

@@ -4,7 +4,7 @@ import random
 
 import pyarrow as pa
 
-from bs_cluster.records import BaseRef, DomainRecord, ModeLosses, RoundOutcome, Spread, StackId
+from bs_cluster.records import BaseRef, DomainRecord, ModeLosses, Probe, ProbedRow, RoundOutcome, Spread, StackId
 from bs_cluster.report.inputs import ReportInputs, RouterFacts
 from bs_cluster.report.record import SweepReport
 
@@ -36,6 +36,7 @@ def make_inputs(domains=DOMAINS, *, null_space=True, committed=True, seed=0, **c
                 isolated=isolated[domain],
                 base_loss=base[domain],
                 row_losses=rows[domain],
+                probe=Probe((ProbedRow(f"{domain}-0", "a" * 64, isolated[domain]),), {"torch": "2.13.0"}),
                 matrix={
                     d: {
                         "base": base[d],

@@ -1,0 +1,250 @@
+"""Computes a bundle's certificate again, from the store and the base alone, and holds the two against each other.
+
+No configuration, no source of rows, no MLflow and no Ray: what the certificate says it stands on is read by digest, the
+base is loaded and digested, every domain's logits and the losses of rows are computed anew in this process.
+
+Shapes: B rows, C combinations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from bs_cluster.campaign.agreement import (
+    Alone,
+    Recomputed,
+    Rescored,
+    choices,
+    dependencies,
+    domains_alone,
+    line,
+    scored_rows,
+    statements,
+    stored_numbers,
+)
+from bs_cluster.campaign.certify import OUTCOMES, UNOWNED, certificate_of, closings
+from bs_cluster.campaign.lessons import Encode, gather_lessons
+from bs_cluster.campaign.promote import bundle_losses, compare
+from bs_cluster.certificate import CERTIFICATE, Certificate, prove
+from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.data.batch import plan_batches
+from bs_cluster.data.encode import EncodedRow
+from bs_cluster.data.frozen import DomainRows
+from bs_cluster.errors import IntegrityError, NotInStoreError
+from bs_cluster.inference.evaluator import encode_states
+from bs_cluster.inference.probe import probe, probe_rows
+from bs_cluster.inference.scoring import score_batch, score_routed
+from bs_cluster.inference.stacked import StackedBase
+from bs_cluster.promotion import FOREIGN, SERVED, group_of, standing
+from bs_cluster.records import BundleManifest, DomainRecord, ModeLosses, RowLoss
+from bs_cluster.router.fit import cross_fit
+from bs_cluster.serving.runtime import bundle_config
+from bs_cluster.store import Store
+from bs_cluster.store.refs import PROMOTIONS, bundle_ref
+from bs_cluster.sweep.combinations import full_mask, mask_weights
+from bs_cluster.sweep.outcomes import OutcomeTable
+from bs_cluster.sweep.plan import plan_work
+
+RESCORED = ("base", SERVED, "ungated")
+
+
+def recompute(
+    store: Store, bundle: BundleManifest, device: str, rows_each: int | None, say: Callable[[str], None]
+) -> Recomputed:
+    """Every fact and statement of the bundle's certificate, again. ``rows_each`` limits how many rows of each owner are
+    scored, evenly spaced; None scores all, and makes the meta-router's choices again as well. Raises NotInStoreError
+    for a bundle without a certificate, IntegrityError for bytes that are not what they are named."""
+    certified = certificate_in(store, bundle)
+    config = bundle_config(store, bundle)
+    for entry in certified.files:
+        store.get_bytes(entry.sha256)
+    if config.sweep.threads_per_evaluator:  # as the evaluators that measured
+        torch.set_num_threads(config.sweep.threads_per_evaluator)
+    say(f"{config.base.model} is loaded and digested")
+    stacked = StackedBase.load(config.base, device)
+    lines = [line("base", certified.base.digest, stacked.base.ref.digest)]
+    if stacked.base.ref.digest != bundle.base.digest:
+        return Recomputed(store.campaign, bundle.number, False, 0, tuple(lines))
+    for ref in bundle.stacks:
+        stacked.attach(store.manifest(ref.manifest), store)
+
+    losses = bundle_losses(store, bundle)
+    alone = [_alone(store, record, stacked, config, rows_each, say) for record in closings(store, bundle)]
+    rows = {record.domain: _rows(store, record) for record in closings(store, bundle)}
+    unowned = DomainRows.from_parquet(store.get_bytes(bundle.file(UNOWNED).sha256), "", {})
+    table = _table(store, bundle, [*rows.values(), unowned])
+    masks, unmeasured = _masks(table, losses)
+    say("sweep rows are scored")
+    rescored = _rescore(stacked, config, [*rows.values(), unowned], losses, masks, table.domains, rows_each)
+    champion = _judged_against(store, bundle)
+    served = champion and compare(store, champion, bundle, config.promotion.tolerance)
+    now = certificate_of(store, bundle, config, losses, [domain.now for domain in alone], served)
+    lines += dependencies(certified, now)
+    lines += domains_alone(certified, alone)
+    own = [row for domain in alone for row in domain.rescored]
+    lines += scored_rows([*own, *rescored])
+    lines += stored_numbers(certified, now, unmeasured)
+    lines += statements(certified, now)
+    if rows_each is None:
+        say("the meta-router of each fold learns and chooses again")
+        lessons = gather_lessons(config, table, rows, unowned, _encoder(stacked, config))
+        lines += choices(table, cross_fit(lessons).routed_B, losses)
+    agrees = all(one.verdict != "differs" for one in lines)
+    return Recomputed(store.campaign, bundle.number, agrees, len(own) + len(rescored), tuple(lines))
+
+
+def certificate_in(store: Store, bundle: BundleManifest) -> Certificate:
+    """The certificate that a bundle holds. Raises NotInStoreError where it holds none."""
+    if not any(entry.name == CERTIFICATE for entry in bundle.files):
+        raise NotInStoreError(f"bundle {bundle.number} has no certificate; the next bundle of the campaign has one")
+    return Certificate.from_json(store.get_bytes(bundle.file(CERTIFICATE).sha256))
+
+
+def _judged_against(store: Store, bundle: BundleManifest) -> BundleManifest | None:
+    """The champion when the bundle was committed, by the store's history."""
+    refs = [entry.ref for entry in store.history()]
+    before = sum(ref.startswith(PROMOTIONS) for ref in refs[: refs.index(bundle_ref(bundle.number))])
+    champion = standing(store.promotions()[:before]).champion
+    return None if champion is None else store.bundle(champion.manifest)
+
+
+def _alone(
+    store: Store,
+    record: DomainRecord,
+    stacked: StackedBase,
+    config: CampaignConfig,
+    rows_each: int | None,
+    say: Callable[[str], None],
+) -> Alone:
+    name, names = record.domain, stacked.of(record.domain)
+    say(f"{name} alone")
+    validation = _rows(store, record).validation
+    if len(validation) != len(record.row_losses):
+        raise IntegrityError(
+            f"domain {name} closed with {len(record.row_losses)} losses and holds {len(validation)} validation rows; "
+            "repair the store"
+        )
+    tokens = [row.completion_length for row in validation]
+    (stored,) = prove([record], {name: record.row_losses}, {name: tokens}, {name: record.probe})
+    places = _spaced(range(len(validation)), rows_each)
+    again = _score_alone(stacked, names, validation, places, config.training.eval_batch_tokens)
+    then = [RowLoss(record.row_losses[i] * tokens[i], tokens[i]) for i in places]
+    scored = dataclasses.replace(record, row_losses=tuple(record.row_losses[i] for i in places))
+    means, counts = [loss.mean for loss in again], [loss.tokens for loss in again]
+    probed = probe(stacked, names, probe_rows(validation))
+    (now,) = prove([scored], {name: means}, {name: counts}, {name: probed})
+    return Alone(stored, now, tuple(Rescored("isolated", name, *pair) for pair in zip(then, again, strict=True)))
+
+
+def _score_alone(
+    stacked: StackedBase, names: Sequence[str], rows: Sequence[EncodedRow], places: Sequence[int], batch_tokens: int
+) -> list[RowLoss]:
+    """Losses of the rows at ``places``, each among the rows that it shared a batch with at the domain's closing."""
+    stacked.fire(names)
+    found: dict[int, RowLoss] = {}
+    for batch in plan_batches([len(row.input_ids) for row in rows], batch_tokens):
+        if not set(places).isdisjoint(batch):
+            found |= zip(batch, score_batch(stacked, [rows[place] for place in batch]), strict=True)
+    stacked.fire(stacked.names)
+    return [found[place] for place in places]
+
+
+def _table(store: Store, bundle: BundleManifest, parts: Sequence[DomainRows]) -> OutcomeTable:
+    """The bundle's outcomes, in the order in which the campaign had them."""
+    stored = OutcomeTable.from_arrow(pq.read_table(io.BytesIO(store.get_bytes(bundle.file(OUTCOMES).sha256))))
+    rows = [row for part in parts for row in part.sweep]
+    table = OutcomeTable([row.id for row in rows], [row.domain for row in rows], bundle.domains)
+    table.update(stored)
+    return table
+
+
+def _masks(table: OutcomeTable, losses: ModeLosses) -> tuple[list[dict[str, int]], list[str]]:
+    """By row and mode the combination under which the sweep measured just that loss, any of several; and each row and
+    mode of which it measured no such loss."""
+    place = {id: row for row, id in enumerate(table.row_ids)}
+    measured, fixed = table.masks(), {"base": 0, "ungated": full_mask(len(table.domains))}
+    nll_BC = table.nll_BC(measured)
+    found: list[dict[str, int]] = [{} for _ in losses.row_ids]
+    unmeasured = []
+    for mode in RESCORED:
+        stored = losses.nll.get(mode, (None,) * len(losses.row_ids))
+        for row, (id, nll) in enumerate(zip(losses.row_ids, stored, strict=True)):
+            allowed = [mask for mask in measured if mask == fixed.get(mode, mask)] if id in place else []
+            equal = [mask for mask in allowed if nll_BC[place[id], measured.index(mask)] == nll]
+            if equal:
+                found[row][mode] = equal[0]
+            else:
+                unmeasured.append(f"{mode} of {id}")
+    return found, unmeasured
+
+
+def _rescore(
+    stacked: StackedBase,
+    config: CampaignConfig,
+    parts: Sequence[DomainRows],
+    losses: ModeLosses,
+    masks: Sequence[Mapping[str, int]],
+    domains: Sequence[str],
+    rows_each: int | None,
+) -> list[Rescored]:
+    """Sweep rows under the combination that each mode's stored loss was measured under, ``masks`` by row and mode."""
+    known = {row.id: row for part in parts for row in part.sweep}
+    rows = [known.get(id) for id in losses.row_ids]
+    picked = [
+        place
+        for owner in dict.fromkeys(losses.owners)
+        for place in _spaced([i for i, held in enumerate(losses.owners) if held == owner], rows_each)
+    ]
+    wanted = [
+        (mode, place, mask)
+        for place in picked
+        for mode, mask in masks[place].items()
+        if mode != "ungated" or group_of(losses.owners[place]) == FOREIGN
+    ]
+    lengths = [len(row.input_ids) if row else 0 for row in rows]
+    again: dict[tuple[int, int], RowLoss] = {}
+    for batch in plan_work(((place, mask) for _, place, mask in wanted), lengths, config.sweep.batch_tokens):
+        asked = [row for place, _ in batch.requests if (row := rows[place])]
+        weights = [mask_weights(mask, len(domains)) for _, mask in batch.requests]
+        again |= zip(batch.requests, score_routed(stacked, asked, weights, domains), strict=True)
+    return [
+        Rescored(mode, group_of(losses.owners[place]), _stored(losses, mode, place), again[place, mask])
+        for mode, place, mask in wanted
+    ]
+
+
+def _encoder(stacked: StackedBase, config: CampaignConfig) -> Encode:
+    """In the batches of the campaign's evaluators."""
+
+    def encode(prompts: Sequence[Sequence[int]], pooled: bool) -> list[np.ndarray]:
+        found: dict[int, np.ndarray] = {}
+        lengths = [len(prompt) for prompt in prompts]
+        for batch in plan_work([(i, 0) for i in range(len(prompts))], lengths, config.sweep.batch_tokens):
+            places = [place for place, _ in batch.requests]
+            asked = [prompts[place] for place in places]
+            found |= zip(places, encode_states(stacked, asked, config.router.mid_weight, pooled), strict=True)
+        return [found[place] for place in range(len(prompts))]
+
+    return encode
+
+
+def _stored(losses: ModeLosses, mode: str, place: int) -> RowLoss:
+    nll = losses.nll[mode][place]
+    assert nll is not None
+    return RowLoss(nll, losses.tokens[place])
+
+
+def _rows(store: Store, record: DomainRecord) -> DomainRows:
+    return DomainRows.from_parquet(store.get_bytes(record.rows), record.data_fingerprint, record.data_counts)
+
+
+def _spaced(places: Sequence[int], count: int | None) -> list[int]:
+    """At most ``count`` of the places, evenly spaced."""
+    taken = len(places) if count is None else min(count, len(places))
+    return [places[i * len(places) // taken] for i in range(taken)]
