@@ -240,6 +240,20 @@ class ModeLosses(Record):
 
 
 @dataclass(frozen=True)
+class JudgedAnswer(Record):
+    """A row answered in words under one mode: with the domains of ``mask``, and whether ``text`` is right."""
+
+    row_id: str
+    owner: str
+    mode: str
+    mask: int
+    prompt: str
+    reference: str
+    text: str
+    right: bool
+
+
+@dataclass(frozen=True)
 class RoundOutcome(Record):
     """How one round of residual boosting ended, committed or not. Losses in nats per completion token.
 
@@ -359,7 +373,7 @@ class BundleManifest(Manifest):
     """What one serves: a base, an ordered set of committed stacks and a meta-router.
 
     ``files`` holds ``router.safetensors``, ``router.json``, ``campaign.yaml`` (the resolved config), the sweep's
-    ``outcomes.parquet`` and, by row and mode, ``losses.parquet``. How logits become gate weights is in
+    ``outcomes.parquet`` and, by row and mode, ``losses.parquet`` and ``answers.parquet``. How logits become gate weights is in
     ``router.json``.
     """
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import ray
 
 from bs_cluster import __version__
+from bs_cluster.campaign.answers import ANSWERS, Answers
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.measure import Routing
 from bs_cluster.campaign.promote import judge
@@ -40,6 +41,7 @@ def report_inputs(
     campaign: Campaign,
     rows: Mapping[str, DomainRows],
     routing: Routing,
+    answers: Answers,
     isolated: Mapping[str, tuple[float, ...]],
     timing: Mapping[str, float],
 ) -> ReportInputs:
@@ -63,6 +65,9 @@ def report_inputs(
         gates=routing.gates,
         served=served,
         decision=decision,
+        answers=answers.judged,
+        unasked=answers.unasked,
+        answer_tokens=answers.tokens,
         outcomes=routing.table.to_arrow(),
         sweep=routing.sweep,
         timing=timing,
@@ -113,8 +118,10 @@ def next_number(store: Store) -> int:
     return len(store.bundles()) + 1
 
 
-def commit_bundle(campaign: Campaign, routing: Routing, report: Report, directory: Path) -> tuple[int, BundleManifest]:
-    """Stores router, outcomes, losses, config and report as blobs and commits the bundle that names them.
+def commit_bundle(
+    campaign: Campaign, routing: Routing, answers: Answers, report: Report, directory: Path
+) -> tuple[int, BundleManifest]:
+    """Stores router, outcomes, losses, answers, config and report as blobs and commits the bundle that names them.
 
     ``directory`` holds the report already. Returns the bundle's number and manifest.
     """
@@ -131,10 +138,19 @@ def commit_bundle(campaign: Campaign, routing: Routing, report: Report, director
     save_router(directory, routing.served, reading)
     pq.write_table(routing.table.to_arrow(), directory / "outcomes.parquet")
     (directory / LOSSES).write_bytes(write_losses(routing.losses))
+    (directory / ANSWERS).write_bytes(answers.to_parquet())
     (directory / "unowned.parquet").write_bytes(routing.unowned.to_parquet())
     (directory / "routing.json").write_text(json.dumps(routing.report.to_dict(), indent=2))
     (directory / "campaign.yaml").write_text(to_yaml(config))
-    measured = ("router.safetensors", "router.json", "outcomes.parquet", LOSSES, "unowned.parquet", "routing.json")
+    measured = (
+        "router.safetensors",
+        "router.json",
+        "outcomes.parquet",
+        LOSSES,
+        ANSWERS,
+        "unowned.parquet",
+        "routing.json",
+    )
     names = (*measured, "campaign.yaml", "report.json", "report.md")
     number = next_number(store)
     manifest = BundleManifest(

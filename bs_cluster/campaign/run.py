@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
+from bs_cluster.campaign.answers import Answers, answer_and_check
 from bs_cluster.campaign.bundle import commit_bundle, report_inputs, stack_figures
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.console import Console
@@ -70,13 +71,13 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
 
         with nodes_for(evaluators, cluster, config.training.start_timeout_s, console.say):
             measured = measure(campaign, handles, console)
-        timing |= {**measured.routing.timing, "total": console.seconds}
+        timing |= {**measured.routing.timing, "answers": measured.answers.seconds, "total": console.seconds}
 
         console.begin("report, figures and bundle are written")
         directory = campaign.report_folder()
-        inputs = report_inputs(campaign, measured.rows, measured.routing, measured.isolated, timing)
+        inputs = report_inputs(campaign, measured.rows, measured.routing, measured.answers, measured.isolated, timing)
         report = write_report(inputs, directory)
-        number, bundle = commit_bundle(campaign, measured.routing, report, directory)
+        number, bundle = commit_bundle(campaign, measured.routing, measured.answers, report, directory)
         console.say(f"{'bundle':<14} {number} committed")
         announce(campaign, bundle, console)
         console.begin("MLflow is brought up to the store")
@@ -87,10 +88,12 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the evaluators found: on which rows, the routing, and each domain's losses with its own stacks alone."""
+    """What the evaluators found: on which rows, the routing, answers in words, and each domain's losses with its own
+    stacks alone."""
 
     rows: dict[str, DomainRows]
     routing: Routing
+    answers: Answers
     isolated: dict[str, tuple[float, ...]]
 
 
@@ -103,8 +106,10 @@ def measure(campaign: Campaign, handles: Mapping[str, ray.ObjectRef], console: C
         rows = fetch(handles, console.say)
         unowned = fetch_unowned(start_unowned(campaign), console.say)
         routing = sweep_and_route(campaign, evaluators, rows, unowned, _sweep_progress(console), console.say)
+        console.begin(f"{'answers':<14} rows are answered and checked")
+        answers = answer_and_check(campaign, evaluators, rows, routing, console.say)
         console.begin(f"{'measure':<14} each domain alone, to compare with its closing")
-        return Measured(rows, routing, isolated_rows(campaign, evaluators, rows))
+        return Measured(rows, routing, answers, isolated_rows(campaign, evaluators, rows))
     finally:
         stop_evaluators(evaluators)
 

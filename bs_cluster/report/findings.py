@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from bs_cluster.estimates import Estimate
+from bs_cluster.estimates import NORMAL_95, Estimate
 from bs_cluster.promotion import Decision, GroupChange, ServedChange
 from bs_cluster.report.compare import Compared, at_most, below_zero, measured, together
 from bs_cluster.report.record import ALL, FOREIGN, MIXED, Answer, Comparison, Finding, RoundReport
@@ -14,8 +14,6 @@ from bs_cluster.report.record import ALL, FOREIGN, MIXED, Answer, Comparison, Fi
 # have a label, and on rows foreign to every domain; for these, where the interval must end.
 LABEL_SLACK = 0.01
 FOREIGN_SLACK, FOREIGN_REACH = 0.01, 0.05
-
-NORMAL_95 = 1.96  # a round's gain comes with its standard error, not with its rows
 
 
 def find(compared: Compared, domains: Sequence[str], rounds: Sequence[RoundReport]) -> tuple[Finding, ...]:
