@@ -373,8 +373,8 @@ class BundleManifest(Manifest):
     """What one serves: a base, an ordered set of committed stacks and a meta-router.
 
     ``files`` holds ``router.safetensors``, ``router.json``, ``campaign.yaml`` (the resolved config), the sweep's
-    ``outcomes.parquet`` and, by row and mode, ``losses.parquet`` and ``answers.parquet``. How logits become gate weights is in
-    ``router.json``.
+    ``outcomes.parquet`` and, by row and mode, ``losses.parquet`` and ``answers.parquet``. How logits become gate
+    weights is in ``router.json``.
     """
 
     schema_version: int

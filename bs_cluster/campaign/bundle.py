@@ -142,16 +142,9 @@ def commit_bundle(
     (directory / "unowned.parquet").write_bytes(routing.unowned.to_parquet())
     (directory / "routing.json").write_text(json.dumps(routing.report.to_dict(), indent=2))
     (directory / "campaign.yaml").write_text(to_yaml(config))
-    measured = (
-        "router.safetensors",
-        "router.json",
-        "outcomes.parquet",
-        LOSSES,
-        ANSWERS,
-        "unowned.parquet",
-        "routing.json",
-    )
-    names = (*measured, "campaign.yaml", "report.json", "report.md")
+    routed = ("router.safetensors", "router.json", "routing.json")
+    measured = ("outcomes.parquet", LOSSES, ANSWERS, "unowned.parquet")
+    names = (*routed, *measured, "campaign.yaml", "report.json", "report.md")
     number = next_number(store)
     manifest = BundleManifest(
         schema_version=SCHEMA_VERSION,

@@ -80,8 +80,8 @@ def domain_digest(config: CampaignConfig, name: str) -> str:
 
     The batch counts as one number, ``global_batch``: losses are token-weighted means over it, so how it is dealt out
     to workers must not change a stack, and a run may resume on another number of them. Placement (workers, devices,
-    threads, micro-batch, ZeRO stage, memory savers, retries), evaluators,
-    meta-router, how answers are checked, store and registry do not count, nor do the other domains: adding one leaves the digest alone.
+    threads, micro-batch, ZeRO stage, memory savers, retries), evaluators, meta-router, how answers are checked, store
+    and registry do not count, nor do the other domains: adding one leaves the digest alone.
     """
     training, data = config.training, config.data
     left_out = _TRAINING_PLACEMENT | _PER_DOMAIN

@@ -29,12 +29,11 @@ MAX_COMPLETION = 170
 
 
 def embedded_rows(name: str, seed: int) -> list[Sample]:
-    """Every row of a domain or kind and how answers to it are checked, shuffled by ``seed``; the same for the same seed."""
+    """Every row of a domain or kind, shuffled by ``seed``; the same for the same seed."""
     if name not in EMBEDDED:
         raise DataError(f"no embedded rows {name!r}; there are {', '.join(sorted(EMBEDDED))}")
-    rows = [
-        row for row in EMBEDDED[name](seed) if len(row.prompt) <= MAX_PROMPT and len(row.completion) <= MAX_COMPLETION
-    ]
+    made = EMBEDDED[name](seed)
+    rows = [row for row in made if len(row.prompt) <= MAX_PROMPT and len(row.completion) <= MAX_COMPLETION]
     random.Random(f"{name}:{seed}").shuffle(rows)
     return rows
 

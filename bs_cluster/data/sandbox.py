@@ -1,14 +1,15 @@
 """Runs a program that nobody has read, and tells whether it came to its end.
 
 The child holds nothing of ours: the standard library alone (``-I -S``), an empty folder that is removed afterwards, no
-environment, no input, output that goes nowhere. It may use ``MEMORY_BYTES`` and ``timeout_s`` of processor and of clock;
-then it is killed. On Linux (x86-64 and arm64) the kernel also refuses it, by seccomp, everything that reaches out:
-networks, other processes and threads, signals, writing, renaming and deleting files. Elsewhere only the limits hold,
-which an ordinary user cannot raise again: judge answers of a model that you do not trust on Linux.
+environment, no input, output that goes nowhere. It has ``MEMORY_BYTES``, and ``timeout_s`` of processor and of clock;
+then it is killed. On Linux (x86-64 and arm64) the kernel also refuses it, by seccomp, what reaches out: networks, other
+processes and threads, signals, writing, renaming and deleting files. It may still read what this user may read.
+Elsewhere only the limits hold: judge the answers of a model that you do not trust on Linux.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -36,7 +37,7 @@ for name, limit in limits.items():
 # System calls by their numbers on x86-64 and on arm64, None where there is none; openat2 hides how it opens.
 REFUSED = (
     (41, 198), (53, 199), (42, 203), (49, 200), (50, 201),  # socket, socketpair, connect, bind, listen
-    (56, 220), (435, 435), (57, None), (58, None), (59, 221), (322, 281),  # clone, clone3, fork, vfork, execve, execveat
+    (56, 220), (435, 435), (57, None), (58, None), (59, 221), (322, 281),  # clone, fork, vfork, execve
     (62, 129), (200, 130), (234, 131), (129, 138), (297, 240), (424, 424),  # kill, tkill, tgkill, sigqueue, pidfd
     (101, 117), (310, 270), (311, 271), (438, 438), (112, 157), (109, 154),  # ptrace, process_vm, pidfd_getfd, setsid
     (160, 164), (302, 261), (105, 146), (117, 147), (157, 167),  # setrlimit, prlimit64, setuid, setresuid, prctl
@@ -89,13 +90,10 @@ def ends_well(program: str, timeout_s: float = TIMEOUT_S) -> bool:
             start_new_session=True,  # what it starts, where that is not refused, dies with it
         )
         try:
-            child.communicate(f"{passed}\n{program}".encode("utf-8", "replace"), timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            pass
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.communicate(f"{passed}\n{program}".encode("utf-8", "replace"), timeout=timeout_s)
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it and all that it started may be gone
                 os.killpg(child.pid, signal.SIGKILL)
-            except ProcessLookupError:  # it and all that it started are gone
-                pass
             child.wait()
         return child.returncode == passed

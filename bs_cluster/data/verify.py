@@ -3,7 +3,7 @@
 | verifier | right is |
 |---|---|
 | ``exact`` | the reference's words; case, spaces, quotes around them and a full stop at their end do not count |
-| ``number`` | the reference's last number: of the first line where the reference is one line, else of the whole answer |
+| ``number`` | the reference's last number: of the first line where the reference is one line, else of all lines |
 | ``tests`` | code, the first fenced block where there is one, under which the row's unit tests pass (``sandbox``) |
 | ``reasoning_gym`` | what the generator's own scorer gives the full mark |
 | ``package.module:function`` | what that function says is |

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -94,15 +95,15 @@ def accuracy_bars(inputs: ReportInputs, report: Report) -> Figure | None:
     if not kinds:
         return None
     subtitle = (
-        f"Share of greedy answers that a verifier finds right, of sweep rows that can be checked, {answers.tokens} tokens "
-        "at most; lines are 95 % intervals (Wilson). The oracle is best by loss, in hindsight, not by answer"
+        f"Share of greedy answers (at most {answers.tokens} tokens) that a verifier finds right, of sweep rows that "
+        "can be checked; lines are 95 % intervals (Wilson). The oracle is best by loss, in hindsight, not by answer"
     )
     inches = 2.2
     figure = new_figure(max(7.2, inches * len(kinds) + 1.2), 3.0, _title(answers.right), subtitle)
     axes = figure.subplots()
     width = 0.84 / len(ANSWER_MODES)
     for index, mode in enumerate(ANSWER_MODES):
-        look = (
+        look: dict[str, Any] = (
             {"facecolor": "white", "edgecolor": INK, "linewidth": 0.9, "linestyle": (0, (2, 1.5))}
             if mode == "oracle"
             else {"color": MODE_COLOURS[mode]}
@@ -112,15 +113,8 @@ def accuracy_bars(inputs: ReportInputs, report: Report) -> Figure | None:
         axes.bar(places, [100 * of.mean for _, of in found], width * 0.9, label=mode, **look)
         for x, (_, of) in zip(places, found, strict=True):
             axes.vlines(x, 100 * of.low, 100 * of.high, color=INK, linewidth=0.9, alpha=0.75)
-            axes.annotate(
-                f"{of.count}",
-                (x, 100 * of.high),
-                (0, 3),
-                textcoords="offset points",
-                ha="center",
-                fontsize=7,
-                color=INK,
-            )
+            above: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 7}
+            axes.annotate(f"{of.count}", (x, 100 * of.high), color=INK, **above)
     axes.set_ylim(0, 108)
     axes.set_xlim(-0.6, len(kinds) - 0.4)
     axes.set_yticks(range(0, 101, 25))
@@ -138,6 +132,7 @@ def accuracy_bars(inputs: ReportInputs, report: Report) -> Figure | None:
 
 
 def _title(right: Mapping[str, Mapping[str, Share | None]]) -> str:
-    base, routed = right["base"].get(EVERY), right["routed"].get(EVERY)
-    assert base is not None and routed is not None, "what was asked was asked under both"
+    base, routed = right["base"][EVERY], right["routed"][EVERY]
+    assert base, "a row that is asked is asked of the base"
+    assert routed, "and of what is served"
     return f"Right answers go from {percent(base.mean)} (base) to {percent(routed.mean)} (routed) of {base.rows}"

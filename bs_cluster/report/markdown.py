@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from bs_cluster.estimates import Estimate, Share
-from bs_cluster.report.record import ALL, ANSWER_MODES, POLICIES, Answer, Report
+from bs_cluster.report.record import ALL, ANSWER_MODES, POLICIES, Answer, Example, Report
 from bs_cluster.report.wording import (
     NOT_MEASURED,
     SERVABLE,
@@ -152,33 +152,26 @@ def _answers(report: Report) -> str:
         [name, *(_share(answers.right[mode][name]) for mode in ANSWER_MODES), n] for name, n in answers.rows.items()
     ]
     intro = (
-        f"Right answers among greedy ones of at most {answers.tokens} tokens to sweep rows that a verifier can check, with "
-        "95 % intervals (Wilson). *routed* is what a meta-router chose that never saw the row; *oracle* is each row's best "
-        "combination by loss, in hindsight: not by answer."
+        f"Right answers among greedy ones of at most {answers.tokens} tokens to sweep rows that a verifier can check, "
+        "with 95 % intervals (Wilson). *routed* is what a meta-router chose that never saw the row; *oracle* is each "
+        "row's best combination by loss, in hindsight: not by answer."
     )
-    examples = [
-        [
-            e.owner,
-            _quoted(e.prompt),
-            _quoted(e.reference),
-            _verdict(e.base, e.base_right),
-            _verdict(e.routed, e.routed_right),
-        ]
-        for e in answers.examples
-    ]
+    examples = [[of.owner, _quoted(of.prompt), _quoted(of.reference), *_verdicts(of)] for of in answers.examples]
     header = ["first row of", "prompt", "its source's answer", "base", "routed"]
     parts = ["## Answers", intro, table(["rows of", *ANSWER_MODES, "rows"], rows), *([unasked] if unasked else [])]
     return "\n\n".join([*parts, "The first row of each, whatever came of it:", table(header, examples)])
 
 
 def _share(value: Share | None) -> str:
-    return (
-        NOT_MEASURED if value is None else f"{value.count} ({percent(value.mean)}) [{value.low:.2f}, {value.high:.2f}]"
-    )
+    if value is None:
+        return NOT_MEASURED
+    return f"{value.count} ({percent(value.mean)}) [{value.low:.2f}, {value.high:.2f}]"
 
 
-def _verdict(text: str, right: bool) -> str:
-    return f"{MARKS['holds' if right else 'fails']} {_quoted(text)}"
+def _verdicts(of: Example) -> list[str]:
+    """The base's answer and the routed one, each with its mark."""
+    given = ((of.base, of.base_right), (of.routed, of.routed_right))
+    return [f"{MARKS['holds' if right else 'fails']} {_quoted(text)}" for text, right in given]
 
 
 def _quoted(text: str) -> str:
