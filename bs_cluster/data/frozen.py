@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.data.rows import Check, Question
+from bs_cluster.errors import IntegrityError
 
 SCHEMA = pa.schema(
     [
@@ -73,7 +74,14 @@ class DomainRows:
 
     @classmethod
     def from_parquet(cls, data: bytes, fingerprint: str, counts: dict[str, int]) -> DomainRows:
-        lines = pq.read_table(io.BytesIO(data)).to_pylist()
+        """Raises IntegrityError for rows that another version wrote."""
+        table = pq.read_table(io.BytesIO(data))
+        if table.column_names != SCHEMA.names:
+            raise IntegrityError(
+                f"a closed domain's rows have the columns {table.column_names}, {SCHEMA.names} are wanted; they were "
+                "written by another version of bs_cluster: use that version"
+            )
+        lines = table.to_pylist()
 
         def rows(split: str) -> tuple[EncodedRow, ...]:
             return tuple(

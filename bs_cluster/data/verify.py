@@ -52,7 +52,7 @@ def is_right(question: Question, answer: str) -> bool:
         case "none":
             return False
         case "exact":
-            return _words(answer) == _words(reference)
+            return _words(answer) == _words(reference) != ""
         case "number":
             return same_number(reference, answer)
         case "tests":
