@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -142,18 +143,18 @@ def gym_samples(tasks: tuple[Task, ...], seed: int) -> list[Sample]:
 
 
 # Where an answer stands in a text of one line or more. A model that goes on after its answer has answered all the same.
-def _first_line(text: str) -> str:
+def first_line(text: str) -> str:
     return text.strip().partition("\n")[0].strip()
 
 
 def last_number(text: str) -> str | None:
     """The last number of a text's first line, without the commas between thousands; None without one."""
-    numbers = NUMBER.findall(_first_line(text))
+    numbers = NUMBER.findall(first_line(text))
     return numbers[-1].replace(",", "") if numbers else None
 
 
 def _last_fraction(text: str) -> str | None:
-    found = re.findall(r"-?\d+/\d+", _first_line(text))
+    found = re.findall(r"-?\d+/\d+", first_line(text))
     return found[-1] if found else None
 
 
@@ -167,8 +168,8 @@ FINDERS: dict[str, Callable[[str], str | None]] = {
     "number": last_number,
     "fraction": _last_fraction,
     "yes_or_no": _yes_or_no,
-    "result": lambda text: _first_line(text).rpartition("=")[2].strip(),
-    "line": lambda text: _first_line(text).removesuffix("."),
+    "result": lambda text: first_line(text).rpartition("=")[2].strip(),
+    "line": first_line,
     "text": str.strip,
 }
 
@@ -181,13 +182,19 @@ def gym_check(task: str, item: Item, find: str) -> Check:
 
 def gym_accepts(key: str, text: str) -> bool:
     """Whether the scorer of the item behind a check's ``key`` gives this text the full mark."""
-    from reasoning_gym import get_score_answer_fn  # noqa: PLC0415 - an optional package, two seconds to import
-
     entry = json.loads(key)
     found = FINDERS[entry["find"]](text)
     if found is None:
         return False
     try:
-        return get_score_answer_fn(entry["task"])(found, entry) >= 1.0
+        # Not more either: one of them adds up the letters that match, and rounds.
+        return _scorer(entry["task"])(found, entry) == 1.0
     except Exception:  # some scorers fail on a text that is no answer of their kind
         return False
+
+
+@functools.cache
+def _scorer(task: str) -> Callable[[str, Item], float]:
+    from reasoning_gym import get_score_answer_fn  # noqa: PLC0415 - an optional package, two seconds to import
+
+    return get_score_answer_fn(task)

@@ -1,9 +1,12 @@
 """Is an answer right? Each row names the verifier that tells: a pure function of prompt, reference and answer.
 
+Of an answer to a row whose reference is one line, ``exact`` and ``number`` look at the first line: a model that goes on
+after its answer has answered all the same.
+
 | verifier | right is |
 |---|---|
 | ``exact`` | the reference's words; case, spaces, quotes around them and a full stop at their end do not count |
-| ``number`` | the reference's last number: of the first line where the reference is one line, else of all lines |
+| ``number`` | the reference's last number |
 | ``tests`` | code, the first fenced block where there is one, under which the row's unit tests pass (``sandbox``) |
 | ``reasoning_gym`` | what the generator's own scorer gives the full mark |
 | ``package.module:function`` | what that function says is |
@@ -18,7 +21,7 @@ from typing import Any
 
 from bs_cluster.config import plugins
 from bs_cluster.config.sources import SourceSection
-from bs_cluster.data.procedural import gym_accepts, last_number
+from bs_cluster.data.procedural import first_line, gym_accepts, last_number
 from bs_cluster.data.rows import UNCHECKED, Check, Question
 from bs_cluster.data.sandbox import ends_well
 from bs_cluster.errors import DataError
@@ -52,9 +55,9 @@ def is_right(question: Question, answer: str) -> bool:
         case "none":
             return False
         case "exact":
-            return _words(answer) == _words(reference) != ""
+            return _words(_part(reference, answer)) == _words(reference) != ""
         case "number":
-            return same_number(reference, answer)
+            return _same_number(reference, answer)
         case "tests":
             return ends_well(f"{code_of(answer)}\n\n{check.key}")
         case "reasoning_gym":
@@ -63,14 +66,18 @@ def is_right(question: Question, answer: str) -> bool:
             return bool(plugins.function_at(place)(question.prompt, reference, answer))
 
 
+def _part(reference: str, answer: str) -> str:
+    """What of an answer is compared: all of it where the reference has several lines, else its first line."""
+    return answer if "\n" in reference.strip() else first_line(answer)
+
+
 def _words(text: str) -> str:
     return " ".join(text.casefold().split()).strip("\"'“”‘’` ").rstrip(". ")
 
 
-def same_number(reference: str, answer: str) -> bool:
+def _same_number(reference: str, answer: str) -> bool:
     """Whether the answer's last number is the reference's; a reference of one line is compared with the first line."""
-    several = "\n" in reference.strip()
-    found, wanted = (last_number(" ".join(text.split()) if several else text) for text in (answer, reference))
+    found, wanted = (last_number(" ".join(text.split())) for text in (_part(reference, answer), reference))
     return found is not None and wanted is not None and float(found) == float(wanted)
 
 

@@ -110,7 +110,7 @@ def test_a_user_says_how_rows_are_checked(tmp_path):
     assert is_right(code.question, "f = lambda: 4")
     (own,) = read(source(tmp_path, line, verify=f"{__name__}:judge"))
     assert is_right(own.question, "Say")
-    assert not is_right(own.question, "four")
+    assert not is_right(own.question, "five")
     with pytest.raises(DataError, match="no unit tests in its column 'tset'"):
         read(source(tmp_path, line, verify="tests", tests="tset"))
 
