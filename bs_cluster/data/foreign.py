@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -101,18 +101,22 @@ def _continued(text: str) -> Iterator[Pair]:
 
 
 def foreign_samples(kind: str, corpus: Path, seed: int) -> list[Sample]:
-    """Every row of a foreign kind (a key of ``FOREIGN``); ``corpus`` is chatterbot-corpus' data folder. What goes on
-    somehow, as talk and sentences do, cannot be checked."""
-    return [Sample(*row) for row in FOREIGN[kind](corpus, seed)]
+    """Every row of a foreign kind (a key of ``FOREIGN``); ``corpus`` is chatterbot-corpus' data folder."""
+    return FOREIGN[kind](corpus, seed)
 
 
-FOREIGN: dict[str, Callable[[Any, int], Sequence[Pair | Sample]]] = {
-    "european": lambda corpus, seed: talk_pairs(corpus, EUROPEAN),
-    "licences": lambda corpus, seed: licence_pairs(),
+def _unchecked(pairs: list[Pair]) -> list[Sample]:
+    """Talk and sentences go on in many ways, and nothing can tell which is right."""
+    return [Sample(*pair) for pair in pairs]
+
+
+FOREIGN: dict[str, Callable[[Any, int], list[Sample]]] = {
+    "european": lambda corpus, seed: _unchecked(talk_pairs(corpus, EUROPEAN)),
+    "licences": lambda corpus, seed: _unchecked(licence_pairs()),
     "characters": lambda corpus, seed: character_samples(),
     "ciphers": lambda corpus, seed: puzzle_samples(("caesar_cipher", "spell_backward", "bitwise_arithmetic"), seed),
-    "scripts": lambda corpus, seed: talk_pairs(corpus, OTHER_SCRIPTS),
-    "readmes": lambda corpus, seed: readme_pairs(),
-    "manual": lambda corpus, seed: manual_pairs(),
+    "scripts": lambda corpus, seed: _unchecked(talk_pairs(corpus, OTHER_SCRIPTS)),
+    "readmes": lambda corpus, seed: _unchecked(readme_pairs()),
+    "manual": lambda corpus, seed: _unchecked(manual_pairs()),
     "games": lambda corpus, seed: puzzle_samples(("sentence_reordering", "word_ladder", "ransom_note"), seed),
 }
