@@ -5,11 +5,14 @@ Shapes: B prompts, D domains.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+from transformers import PreTrainedModel
 
 from bs_cluster.data.batch import pad
+from bs_cluster.decoder import decoder_and_head
 from bs_cluster.errors import StackError
 from bs_cluster.inference.stacked import StackedBase
 
@@ -34,7 +37,7 @@ def greedy_answers(
     model, tokenizer = stacked.base.model, stacked.base.tokenizer
     ids_BT = pad(prompts, tokenizer.pad_token_id, "left")  # type: ignore[arg-type]
     mask_BT = pad([[1] * len(prompt) for prompt in prompts], 0, "left")
-    with stacked.tuner.gates(weights_BD.to(model.device), domains):
+    with stacked.tuner.gates(weights_BD.to(model.device), domains), _last_positions_together(model):
         output = model.generate(  # type: ignore[operator]
             input_ids=ids_BT.to(model.device),
             attention_mask=mask_BT.to(model.device),
@@ -45,6 +48,19 @@ def greedy_answers(
         )
     texts = tokenizer.batch_decode(output[:, ids_BT.shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]
+
+
+@contextmanager
+def _last_positions_together(model: PreTrainedModel) -> Iterator[None]:
+    """The head gets the prompts' last positions as a view into all positions, of which torch makes a batch of products,
+    each with a copy of the head's weight. Copying the hidden states instead makes it one product: 32 prompts and their
+    first tokens take Gemma 3 270M 1.0 s of an AVX-512 core, not 43."""
+    _, head, _ = decoder_and_head(model)
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _end_tokens(stacked: StackedBase) -> list[int]:
