@@ -83,7 +83,7 @@ def routed_is_right_more_often(answers: AnswersReport) -> Finding:
         "Routed answers more prompts right than the base",
         answer,
         "share of wrong answers, routed − base below 0",
-        (Comparison("", difference, answer),),
+        (Comparison("share of wrong answers", difference, answer),),
         f"greedy answers right: {', '.join(told)}; the difference is of shares" if told else "no answer was checked",
     )
 
