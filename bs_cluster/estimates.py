@@ -19,6 +19,7 @@ from bs_cluster.records import Record, RowLoss
 
 RESAMPLES = 4000
 LEVEL = 0.95
+NORMAL_95 = 1.96  # standard deviations of a normal distribution that hold as much
 SEED = 20260401
 
 
@@ -34,6 +35,31 @@ class Estimate(Record):
 
     def __str__(self) -> str:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] on {self.rows} rows".replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Share(Record):
+    """So many of the rows, with the ends of the 95 % interval of their share (Wilson: within 0 and 1, also of few)."""
+
+    count: int
+    rows: int
+    low: float
+    high: float
+
+    @property
+    def mean(self) -> float:
+        return self.count / self.rows
+
+
+def share(hits: Sequence[bool]) -> Share | None:
+    """The share of rows that hit; None without a row."""
+    rows, count = len(hits), sum(hits)
+    if not rows:
+        return None
+    middle, squared = count / rows, NORMAL_95**2 / rows
+    centre = (middle + squared / 2) / (1 + squared)
+    reach = NORMAL_95 * math.sqrt(middle * (1 - middle) / rows + squared / rows / 4) / (1 + squared)
+    return Share(count, rows, max(0.0, centre - reach), min(1.0, centre + reach))
 
 
 def token_mean(losses: Sequence[RowLoss]) -> float:

@@ -240,6 +240,20 @@ class ModeLosses(Record):
 
 
 @dataclass(frozen=True)
+class JudgedAnswer(Record):
+    """A row answered in words under one mode: with the domains of ``mask``, and whether ``text`` is right."""
+
+    row_id: str
+    owner: str
+    mode: str
+    mask: int
+    prompt: str
+    reference: str
+    text: str
+    right: bool
+
+
+@dataclass(frozen=True)
 class RoundOutcome(Record):
     """How one round of residual boosting ended, committed or not. Losses in nats per completion token.
 
@@ -380,8 +394,8 @@ class BundleManifest(Manifest):
     """What one serves: a base, an ordered set of committed stacks and a meta-router.
 
     ``files`` holds ``router.safetensors``, ``router.json``, ``campaign.yaml`` (the resolved config), the sweep's
-    ``outcomes.parquet``, by row and mode ``losses.parquet``, and ``certificate.json``. How logits become gate weights
-    is in ``router.json``.
+    ``outcomes.parquet``, by row and mode ``losses.parquet`` and ``answers.parquet``, and ``certificate.json``. How
+    logits become gate weights is in ``router.json``.
     """
 
     schema_version: int

@@ -56,7 +56,14 @@ SETTINGS: dict[str, Any] = {
         "eval_batch_tokens": 256,
     },
     "null_space": {"space": "output", "max_rank": 4},
-    "sweep": {"evaluators": 2, "cpus_per_evaluator": 1, "gpus_per_evaluator": 0, "threads_per_evaluator": 1},
+    "sweep": {
+        "evaluators": 2,
+        "cpus_per_evaluator": 1,
+        "gpus_per_evaluator": 0,
+        "threads_per_evaluator": 1,
+        "answer_rows": 3,
+        "answer_tokens": 16,
+    },
 }
 
 
@@ -73,7 +80,8 @@ def write_inputs(folder: Path) -> Path:
 
 def settings(inputs: Path, store: Path, domains: Sequence[str], /, **changes: Mapping[str, Any]) -> dict[str, Any]:
     """What a config file would hold. ``changes`` are sections, merged into ``SETTINGS`` key by key."""
-    sources = {name: [{"kind": "jsonl", "path": str(inputs / f"{name}.jsonl")}] for name in domains}
+    files = {name: str(inputs / f"{name}.jsonl") for name in domains}
+    sources = {name: [{"kind": "jsonl", "path": path, "verify": "exact"}] for name, path in files.items()}
     given: dict[str, Any] = {
         "base": {"model": str(inputs / "base")},
         "domains": [{"name": name, "sources": sources[name]} for name in domains],

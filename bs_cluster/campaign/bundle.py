@@ -13,19 +13,18 @@ import pyarrow.parquet as pq
 import ray
 
 from bs_cluster import __version__
+from bs_cluster.campaign.answers import ANSWERS
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.certify import EVIDENCE, certificate_of
-from bs_cluster.campaign.measure import Routing
+from bs_cluster.campaign.measured import Measured
 from bs_cluster.campaign.promote import judge
 from bs_cluster.certificate import CERTIFICATE, prove
 from bs_cluster.config.identity import bundle_digest
 from bs_cluster.config.parse import to_yaml
-from bs_cluster.data.frozen import DomainRows
 from bs_cluster.promotion import LOSSES, write_losses
 from bs_cluster.records import (
     SCHEMA_VERSION,
     BundleManifest,
-    Probe,
     StackId,
     StackManifest,
 )
@@ -40,16 +39,10 @@ from bs_cluster.store.store import Store
 ROWS_NOTE = "sweep rows, which no stack was trained or selected on, each judged by a meta-router that never saw it"
 
 
-def report_inputs(
-    campaign: Campaign,
-    rows: Mapping[str, DomainRows],
-    routing: Routing,
-    isolated: Mapping[str, tuple[float, ...]],
-    probes: Mapping[str, Probe],
-    timing: Mapping[str, float],
-) -> ReportInputs:
+def report_inputs(campaign: Campaign, measured: Measured, timing: Mapping[str, float]) -> ReportInputs:
     """Everything measured, gathered for the report."""
     config, store, domains = campaign.config, campaign.store, campaign.domains
+    rows, routing, answers = measured.rows, measured.routing, measured.answers
     records = store.domains()
     manifests = [manifest for _, manifest in store.stacks()]
     tokens = {domain: [row.completion_length for row in rows[domain].validation] for domain in domains}
@@ -63,13 +56,16 @@ def report_inputs(
         histories={manifest.stack.name: _history(store, manifest) for manifest in manifests},
         losses=routing.losses,
         rows_note=ROWS_NOTE,
-        isolated_row_losses=isolated,
-        proofs=prove(records, isolated, tokens, probes),
+        isolated_row_losses=measured.isolated,
+        proofs=prove(records, measured.isolated, tokens, measured.probes),
         overlap=claimed_overlap(store),
         router=router_facts(routing.report),
         gates=routing.gates,
         served=served,
         decision=decision,
+        answers=answers.judged,
+        unasked=answers.unasked,
+        answer_tokens=answers.tokens,
         outcomes=routing.table.to_arrow(),
         sweep=routing.sweep,
         timing=timing,
@@ -121,14 +117,16 @@ def next_number(store: Store) -> int:
 
 
 def commit_bundle(
-    campaign: Campaign, routing: Routing, inputs: ReportInputs, report: Report, directory: Path
+    campaign: Campaign, measured: Measured, inputs: ReportInputs, report: Report, directory: Path
 ) -> tuple[int, BundleManifest]:
-    """Stores router, outcomes, losses, config, report and certificate as blobs and commits the bundle that names them.
+    """Stores router, outcomes, losses, answers, config, report and certificate as blobs and commits the bundle that
+    names them.
 
     ``inputs`` are what the certificate states as well as the report, which ``directory`` holds already. Returns the
     bundle's number and manifest.
     """
     config, store, domains = campaign.config, campaign.store, campaign.domains
+    routing = measured.routing
     refs = tuple(ref for ref, _ in store.stacks())
     base = store.stacks()[0][1].base
     reading = Reading(
@@ -141,10 +139,11 @@ def commit_bundle(
     save_router(directory, routing.served, reading)
     pq.write_table(routing.table.to_arrow(), directory / "outcomes.parquet")
     (directory / LOSSES).write_bytes(write_losses(routing.losses))
+    (directory / ANSWERS).write_bytes(measured.answers.to_parquet())
     (directory / "unowned.parquet").write_bytes(routing.unowned.to_parquet())
     (directory / "routing.json").write_text(json.dumps(routing.report.to_dict(), indent=2))
     (directory / "campaign.yaml").write_text(to_yaml(config))
-    names = (*EVIDENCE, "report.json", "report.md")
+    names = (*EVIDENCE, ANSWERS, "report.json", "report.md")
     number = next_number(store)
     manifest = BundleManifest(
         schema_version=SCHEMA_VERSION,

@@ -79,6 +79,7 @@ def encode_unowned(config: CampaignConfig) -> DomainRows:
         validation=(),
         sweep=tuple(encode_rows(rows, tokenizer, config.data)),
         router_prompts=tuple(tuple(encode_router_prompt(row.asked, tokenizer, config.data, limit)) for row in rows),
+        questions=tuple(row.question for row in rows),
         fingerprint=fingerprint(sweep=rows),
         counts={owner: owners.count(owner) for owner in dict.fromkeys(owners)},
     )
@@ -111,6 +112,7 @@ def encode_domains(campaign: Campaign) -> dict[str, DomainRows]:
             router_prompts=tuple(
                 tuple(encode_router_prompt(row.asked, tokenizer, config.data, limit)) for row in data.sweep
             ),
+            questions=tuple(row.question for row in data.sweep),
             fingerprint=data.fingerprint,
             counts=data.counts,
         ).without(taken)

@@ -35,6 +35,7 @@ class Routing:
     each owner's rows for which a domain fired. ``unowned`` are the rows that no domain owns."""
 
     table: OutcomeTable
+    fitted: CrossFit
     served: Served
     input_size: int
     unowned: DomainRows
@@ -113,6 +114,7 @@ def sweep_and_route(
     report = routing_report(config.router, table, fitted, served)
     return Routing(
         table=table,
+        fitted=fitted,
         served=served,
         input_size=lessons.anchor.centre_F.shape[0] // 2,
         unowned=unowned,

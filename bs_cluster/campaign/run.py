@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import ray
 
+from bs_cluster.campaign.answers import answer_and_check
 from bs_cluster.campaign.bundle import commit_bundle, report_inputs, stack_figures
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.console import Console
 from bs_cluster.campaign.encoding import fetch, fetch_unowned, start_encoding, start_unowned
 from bs_cluster.campaign.measure import (
-    Routing,
     isolated_rows,
     probe_domains,
     start_evaluators,
     stop_evaluators,
     sweep_and_route,
 )
+from bs_cluster.campaign.measured import Measured
 from bs_cluster.campaign.nodes import nodes_for, read_cluster
 from bs_cluster.campaign.promote import promote
 from bs_cluster.campaign.recorder import Recorder
@@ -29,10 +29,9 @@ from bs_cluster.config.identity import bundle_digest
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.coordinator import check_identity
 from bs_cluster.coordinator.room import refuse_without_room
-from bs_cluster.data.frozen import DomainRows
 from bs_cluster.errors import StoreError
 from bs_cluster.events import Event, StepDone
-from bs_cluster.records import BundleManifest, Probe
+from bs_cluster.records import BundleManifest
 from bs_cluster.report.record import Report
 from bs_cluster.report.terminal import render_terminal, terminal_console
 from bs_cluster.report.write import write_report
@@ -77,30 +76,19 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
 
         with nodes_for(evaluators, cluster, config.training.start_timeout_s, console.say):
             measured = measure(campaign, handles, console)
-        timing |= {**measured.routing.timing, "total": console.seconds}
+        timing |= {**measured.routing.timing, "answers": measured.answers.seconds, "total": console.seconds}
 
         console.begin("report, figures and bundle are written")
         directory = campaign.report_folder()
-        inputs = report_inputs(campaign, measured.rows, measured.routing, measured.isolated, measured.probes, timing)
+        inputs = report_inputs(campaign, measured, timing)
         report = write_report(inputs, directory)
-        number, bundle = commit_bundle(campaign, measured.routing, inputs, report, directory)
+        number, bundle = commit_bundle(campaign, measured, inputs, report, directory)
         console.say(f"{'bundle':<14} {number} committed")
         announce(campaign, bundle, console)
         console.begin("MLflow is brought up to the store")
         recorder.finish(directory, stack_figures(campaign.store, inputs.histories, directory / "stacks"))
         show_report(report, campaign, recorder)
         return 0
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What the evaluators found: on which rows, the routing, and each domain's losses and its probe with its own stacks
-    alone."""
-
-    rows: dict[str, DomainRows]
-    routing: Routing
-    isolated: dict[str, tuple[float, ...]]
-    probes: dict[str, Probe]
 
 
 def measure(campaign: Campaign, handles: Mapping[str, ray.ObjectRef], console: Console) -> Measured:
@@ -112,9 +100,11 @@ def measure(campaign: Campaign, handles: Mapping[str, ray.ObjectRef], console: C
         rows = fetch(handles, console.say)
         unowned = fetch_unowned(start_unowned(campaign), console.say)
         routing = sweep_and_route(campaign, evaluators, rows, unowned, _sweep_progress(console), console.say)
+        console.begin(f"{'answers':<14} rows are answered and checked")
+        answers = answer_and_check(campaign, evaluators, rows, routing, console.say)
         console.begin(f"{'measure':<14} each domain alone, to compare with its closing")
         isolated = isolated_rows(campaign, evaluators, rows)
-        return Measured(rows, routing, isolated, probe_domains(campaign, evaluators, rows))
+        return Measured(rows, routing, answers, isolated, probe_domains(campaign, evaluators, rows))
     finally:
         stop_evaluators(evaluators)
 

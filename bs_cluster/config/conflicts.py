@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 
 from bs_cluster.config import plugins
 from bs_cluster.config.schema import PROJECTIONS, VALIDATION_ROWS_NEEDED, CampaignConfig, RouterSection
-from bs_cluster.config.sources import EMBEDDED_ROWS, EmbeddedSource, format_names
+from bs_cluster.config.sources import (
+    BUILT_IN_VERIFIERS,
+    EMBEDDED_ROWS,
+    EmbeddedSource,
+    SourceSection,
+    format_names,
+)
+from bs_cluster.errors import ConfigError
 
 EMBEDDED_BASES = ("gemma3-270m", "smollm2-135m")  # after ``embedded:``; bs_cluster.base.prepare builds them
 BUILT_IN_OPTIMIZERS = ("adamw",)  # bs_cluster.training.optimizer builds them
@@ -192,6 +199,22 @@ def _sources(config: CampaignConfig) -> Iterator[Conflict]:
         if source.row_format not in format_names():
             way_out = did_you_mean(source.row_format, format_names()) or f"; there are {', '.join(format_names())}"
             yield _conflict(f"{key}.format", source.row_format, f"no such format{way_out}")
+        yield from _verifier(key, source)
+
+
+def _verifier(key: str, source: SourceSection) -> Iterator[Conflict]:
+    """A function is loaded right away: to miss it when the stacks are trained would be late."""
+    if source.verify is not None and ":" in source.verify:
+        try:
+            plugins.function_at(source.verify)
+        except ConfigError as error:
+            yield _conflict(f"{key}.verify", source.verify, error.problems[0])
+    elif source.verify is not None and source.verify not in BUILT_IN_VERIFIERS:
+        way_out = did_you_mean(source.verify, BUILT_IN_VERIFIERS) or f"; there are {', '.join(BUILT_IN_VERIFIERS)}"
+        yield _conflict(f"{key}.verify", source.verify, f"no such verifier{way_out} and package.module:function")
+    if (source.verify == "tests") != (source.tests is not None):
+        words = "verify: tests and the column that holds them go together; set both or neither"
+        yield _conflict(f"{key}.tests", source.tests, words, f"{key}.verify")
 
 
 def _sweep_rows(config: CampaignConfig) -> Iterator[Conflict]:

@@ -82,8 +82,8 @@ def domain_digest(config: CampaignConfig, name: str) -> str:
 
     The batch counts as one number, ``global_batch``: losses are token-weighted means over it, so how it is dealt out
     to workers must not change a stack, and a run may resume on another number of them. Placement (workers, devices,
-    threads, micro-batch, ZeRO stage, memory savers, retries), evaluators,
-    meta-router, store and registry do not count, nor do the other domains: adding one leaves the digest alone.
+    threads, micro-batch, ZeRO stage, memory savers, retries), evaluators, meta-router, how answers are checked, store
+    and registry do not count, nor do the other domains: adding one leaves the digest alone.
     """
     training, data = config.training, config.data
     left_out = _TRAINING_PLACEMENT | _PER_DOMAIN
@@ -92,7 +92,9 @@ def domain_digest(config: CampaignConfig, name: str) -> str:
         "data": data.model_dump(mode="json"),
         "training": training.model_dump(mode="json", exclude=left_out),
         "null_space": config.null_space.model_dump(mode="json"),
-        "domain": effective_domain(config, name).model_dump(mode="json"),
+        "domain": effective_domain(config, name).model_dump(
+            mode="json", exclude={"sources": {"__all__": {"verify", "tests"}}}
+        ),
         "seed": config.seed,
     }
     return sha256_hex(canonical_json(decides))

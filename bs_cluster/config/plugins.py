@@ -1,4 +1,4 @@
-"""What other packages add: row formats, kinds of source and optimizers, by entry points.
+"""What other packages add: row formats, kinds of source and optimizers, by entry points; verifiers, by their place.
 
     [project.entry-points."bs_cluster.formats"]
     court = "my_package.formats:court"          # a function: raw row (a mapping) -> (prompt, completion)
@@ -9,12 +9,16 @@
     [project.entry-points."bs_cluster.optimizers"]
     lion = "my_package.lion:build"              # bs_cluster.training.optimizer says what it is
 
+A source's ``verify: my_package.verdicts:judge`` needs no entry point: a function of prompt, reference and answer.
+
 A source's module also registers its reader with ``bs_cluster.data.readers.raw_rows``. It is imported while
 ``bs_cluster.config`` is, so of this package it imports those two modules only. Every node must have the package.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
 from bs_cluster.errors import ConfigError
@@ -41,3 +45,16 @@ def load(group: str, name: str) -> object:
         raise ConfigError(
             [f"{group}: {name} of {package} cannot be loaded from {point.value} ({error}); mend or uninstall {package}"]
         ) from error
+
+
+def function_at(place: str) -> Callable[..., object]:
+    """The function at ``package.module:function``. Raises ConfigError where there is none on this machine."""
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", place):
+        raise ConfigError([f"{place!r} names no function; write package.module:function"])
+    try:
+        found = EntryPoint(place, place, "").load()
+    except Exception as error:  # anything at all may go wrong in another's module
+        raise ConfigError([f"{place} cannot be loaded ({error}); install its package on every node"]) from error
+    if not callable(found):
+        raise ConfigError([f"{place} is {found!r}; a function of prompt, reference and answer is wanted"])
+    return found

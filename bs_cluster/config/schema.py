@@ -306,6 +306,16 @@ class SweepSection(Section):
     max_retries: Annotated[int, Field(ge=0, le=1000)] = Field(
         default=3, description="Times a lost batch is sent again."
     )
+    answer_rows: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        default=50,
+        description="Sweep rows of each domain and kind that are answered in words, to be checked; 0 answers none.",
+    )
+    answer_tokens: Positive = Field(
+        default=128,
+        le=MAX_TOKENS,
+        description="Tokens of an answer at most. Rows whose own completion is longer are not asked.",
+    )
+    answer_batch: Positive = Field(default=32, le=65536, description="Answers that an evaluator generates together.")
     mixed: tuple[SweepRows, ...] = Field(
         default=(),
         description="Kinds of rows that ask for several domains at once: no domain owns them or trains on them.",

@@ -27,6 +27,10 @@ BUILT_IN_FORMATS = (
 )  # fmt: skip
 
 
+# How an answer can be judged (``bs_cluster.data.verify``), beside ``package.module:function``.
+BUILT_IN_VERIFIERS = ("exact", "none", "number", "tests")
+
+
 def format_names() -> tuple[str, ...]:
     """Every row format there is, installed packages' own included."""
     return (*BUILT_IN_FORMATS, *plugins.found(plugins.FORMATS))
@@ -38,6 +42,16 @@ class SourceSection(Section):
     take: Rows | None = Field(default=None, description="Rows to read at most; null reads all.")
     where: dict[str, str] = Field(
         default={}, description="Keep rows whose columns equal these texts, as in {language: en}."
+    )
+    verify: str | None = Field(
+        default=None,
+        description="What makes a generated answer right: exact (the completion's words), number (its last number), "
+        "tests (unit tests, run in a sandbox), none, or a function of prompt, completion and answer as "
+        "package.module:function. null: as built-in and generated rows say themselves, else none.",
+    )
+    tests: str | None = Field(
+        default=None,
+        description="The column with a row's unit tests for verify: tests, a program or a list of its lines.",
     )
 
     @classmethod

@@ -15,27 +15,27 @@ from pathlib import Path
 
 import yaml
 
-from bs_cluster.data.foreign import FOREIGN, foreign_pairs
-from bs_cluster.data.icd import icd_pairs
-from bs_cluster.data.mixed import MIXED, mixed_pairs
-from bs_cluster.data.procedural import MATH_TASKS, REASONING_TASKS, gym_pairs
+from bs_cluster.data.foreign import FOREIGN, foreign_samples
+from bs_cluster.data.icd import icd_samples
+from bs_cluster.data.mixed import MIXED, mixed_samples
+from bs_cluster.data.procedural import MATH_TASKS, REASONING_TASKS, gym_samples
 from bs_cluster.data.pycode import stdlib_pairs
+from bs_cluster.data.rows import Sample
 from bs_cluster.errors import DataError
-
-Pair = tuple[str, str]
 
 # In characters; about four to a token in prose, three in code.
 MAX_PROMPT = 240
 MAX_COMPLETION = 170
 
 
-def embedded_rows(name: str, seed: int) -> list[Pair]:
-    """Prompt and completion of every row of a domain or kind, shuffled by ``seed``; the same for the same seed."""
+def embedded_rows(name: str, seed: int) -> list[Sample]:
+    """Every row of a domain or kind, shuffled by ``seed``; the same for the same seed."""
     if name not in EMBEDDED:
         raise DataError(f"no embedded rows {name!r}; there are {', '.join(sorted(EMBEDDED))}")
-    pairs = [pair for pair in EMBEDDED[name](seed) if len(pair[0]) <= MAX_PROMPT and len(pair[1]) <= MAX_COMPLETION]
-    random.Random(f"{name}:{seed}").shuffle(pairs)
-    return pairs
+    made = EMBEDDED[name](seed)
+    rows = [row for row in made if len(row.prompt) <= MAX_PROMPT and len(row.completion) <= MAX_COMPLETION]
+    random.Random(f"{name}:{seed}").shuffle(rows)
+    return rows
 
 
 def package_file(package: str, pattern: str, distribution: str) -> Path:
@@ -49,13 +49,13 @@ def package_file(package: str, pattern: str, distribution: str) -> Path:
     return found[-1]
 
 
-def _chat(seed: int) -> list[Pair]:
+def _chat(seed: int) -> list[Sample]:
     """chatterbot-corpus, English: each line of a conversation and the reply to it."""
     folder = package_file("chatterbot_corpus", "data/english", "chatterbot-corpus")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     files = [yaml.load(path.read_text(encoding="utf-8"), Loader=loader) for path in sorted(folder.glob("*.yml"))]
     return [
-        (str(said), str(reply))
+        Sample(str(said), str(reply))
         for file in files
         for conversation in file["conversations"]
         if isinstance(conversation, list)  # the corpus has a stray line or two that is no conversation
@@ -63,34 +63,34 @@ def _chat(seed: int) -> list[Pair]:
     ]
 
 
-def _code(seed: int) -> list[Pair]:
-    return stdlib_pairs()
+def _code(seed: int) -> list[Sample]:
+    return [Sample(*pair) for pair in stdlib_pairs()]  # nothing runs them: they stand alone, without their modules
 
 
-def _math(seed: int) -> list[Pair]:
-    return gym_pairs(MATH_TASKS, seed)
+def _math(seed: int) -> list[Sample]:
+    return gym_samples(MATH_TASKS, seed)
 
 
-def _medical(seed: int) -> list[Pair]:
-    return icd_pairs(package_file("simple_icd_10_cm", "data/icd10c-tabular*.xml", "simple-icd-10-cm"), seed)
+def _medical(seed: int) -> list[Sample]:
+    return icd_samples(package_file("simple_icd_10_cm", "data/icd10c-tabular*.xml", "simple-icd-10-cm"), seed)
 
 
-def _reasoning(seed: int) -> list[Pair]:
+def _reasoning(seed: int) -> list[Sample]:
     # Another stream than math's, so that the same seed does not give both the same numbers.
-    return gym_pairs(REASONING_TASKS, seed + 1_000_000)
+    return gym_samples(REASONING_TASKS, seed + 1_000_000)
 
 
-def _foreign(kind: str) -> Callable[[int], list[Pair]]:
-    return lambda seed: foreign_pairs(kind, package_file("chatterbot_corpus", "data", "chatterbot-corpus"), seed)
+def _foreign(kind: str) -> Callable[[int], list[Sample]]:
+    return lambda seed: foreign_samples(kind, package_file("chatterbot_corpus", "data", "chatterbot-corpus"), seed)
 
 
 # The domains, then the kinds of rows that none of them owns, for ``sweep.mixed`` and ``sweep.foreign``.
-EMBEDDED: dict[str, Callable[[int], list[Pair]]] = {
+EMBEDDED: dict[str, Callable[[int], list[Sample]]] = {
     "chat": _chat,
     "code": _code,
     "math": _math,
     "medical": _medical,
     "reasoning": _reasoning,
-    **{kind: partial(mixed_pairs, kind) for kind in MIXED},
+    **{kind: partial(mixed_samples, kind) for kind in MIXED},
     **{kind: _foreign(kind) for kind in FOREIGN},
 }

@@ -18,6 +18,7 @@ from bs_cluster.data.near_duplicates import Splits, drop_near_duplicates
 from bs_cluster.data.readers import read_source
 from bs_cluster.data.rows import DomainData, Prompt, Row, Turn, make_row, plain_text
 from bs_cluster.data.split import fingerprint, split_rows
+from bs_cluster.data.verify import row_check
 from bs_cluster.errors import DataError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def read_rows(source: SourceSection, owner: str, config: CampaignConfig, counts:
         counts["stripped"] += strip and any(map(holds_chat_tokens, (plain_text(prompt), completion)))
         prompt, completion = _cleaned(prompt, strip), clean_text(completion, strip=strip)
         if prompt and completion:
-            rows.append(make_row(prompt, completion, owner))
+            rows.append(make_row(prompt, completion, owner, row_check(raw, source)))
         else:
             counts["empty"] += 1
     counts["read"] += read

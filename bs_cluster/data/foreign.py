@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from bs_cluster.data.procedural import gym_items
+from bs_cluster.data.procedural import gym_check, gym_items
+from bs_cluster.data.rows import Check, Sample
 from bs_cluster.errors import DataError
 
 Pair = tuple[str, str]
@@ -61,18 +62,20 @@ def manual_pairs() -> list[Pair]:
     return list(_continued(" ".join(topics[name] for name in sorted(topics))))
 
 
-def character_pairs() -> list[Pair]:
-    """What a character is called in Unicode."""
+def character_samples() -> list[Sample]:
+    """What a character is called in Unicode: one name each."""
     found = ((chr(point), unicodedata.name(chr(point), "")) for low, high in CHARACTERS for point in range(low, high))
     return [
-        (f"What is the Unicode name of the character {char}", name.capitalize() + ".") for char, name in found if name
+        Sample(f"What is the Unicode name of the character {char}", name.capitalize() + ".", Check("exact"))
+        for char, name in found
+        if name
     ]
 
 
-def puzzle_pairs(tasks: tuple[str, ...], seed: int) -> list[Pair]:
+def puzzle_samples(tasks: tuple[str, ...], seed: int) -> list[Sample]:
     """reasoning-gym puzzles of kinds that no built-in domain holds."""
     return [
-        (item["question"].rpartition("\n\n")[2].strip(), str(item["answer"]))
+        Sample(item["question"].rpartition("\n\n")[2].strip(), str(item["answer"]), gym_check(task, item, "line"))
         for task in tasks
         for item in gym_items(task, ITEMS_PER_TASK, seed)
     ]
@@ -97,18 +100,23 @@ def _continued(text: str) -> Iterator[Pair]:
             yield f"Continue: {' '.join(words[:middle])}", " ".join(words[middle:])
 
 
-def foreign_pairs(kind: str, corpus: Path, seed: int) -> list[Pair]:
+def foreign_samples(kind: str, corpus: Path, seed: int) -> list[Sample]:
     """Every row of a foreign kind (a key of ``FOREIGN``); ``corpus`` is chatterbot-corpus' data folder."""
     return FOREIGN[kind](corpus, seed)
 
 
-FOREIGN: dict[str, Callable[[Any, int], list[Pair]]] = {
-    "european": lambda corpus, seed: talk_pairs(corpus, EUROPEAN),
-    "licences": lambda corpus, seed: licence_pairs(),
-    "characters": lambda corpus, seed: character_pairs(),
-    "ciphers": lambda corpus, seed: puzzle_pairs(("caesar_cipher", "spell_backward", "bitwise_arithmetic"), seed),
-    "scripts": lambda corpus, seed: talk_pairs(corpus, OTHER_SCRIPTS),
-    "readmes": lambda corpus, seed: readme_pairs(),
-    "manual": lambda corpus, seed: manual_pairs(),
-    "games": lambda corpus, seed: puzzle_pairs(("sentence_reordering", "word_ladder", "ransom_note"), seed),
+def _unchecked(pairs: list[Pair]) -> list[Sample]:
+    """Talk and sentences go on in many ways, and nothing can tell which is right."""
+    return [Sample(*pair) for pair in pairs]
+
+
+FOREIGN: dict[str, Callable[[Any, int], list[Sample]]] = {
+    "european": lambda corpus, seed: _unchecked(talk_pairs(corpus, EUROPEAN)),
+    "licences": lambda corpus, seed: _unchecked(licence_pairs()),
+    "characters": lambda corpus, seed: character_samples(),
+    "ciphers": lambda corpus, seed: puzzle_samples(("caesar_cipher", "spell_backward", "bitwise_arithmetic"), seed),
+    "scripts": lambda corpus, seed: _unchecked(talk_pairs(corpus, OTHER_SCRIPTS)),
+    "readmes": lambda corpus, seed: _unchecked(readme_pairs()),
+    "manual": lambda corpus, seed: _unchecked(manual_pairs()),
+    "games": lambda corpus, seed: puzzle_samples(("sentence_reordering", "word_ladder", "ransom_note"), seed),
 }

@@ -9,11 +9,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bs_cluster.data.encode import EncodedRow
+from bs_cluster.data.rows import Check, Question
+from bs_cluster.errors import IntegrityError
 
 SCHEMA = pa.schema(
     [
@@ -23,18 +26,24 @@ SCHEMA = pa.schema(
         ("prompt_length", pa.int32()),
         ("input_ids", pa.list_(pa.int32())),
         ("router_ids", pa.list_(pa.int32())),
+        ("prompt", pa.string()),
+        ("reference", pa.string()),
+        ("verifier", pa.string()),
+        ("key", pa.string()),
     ]
 )
 
 
 @dataclass(frozen=True)
 class DomainRows:
-    """A domain's encoded rows. ``router_prompts`` are the sweep rows' prompts as the meta-router will see them."""
+    """A domain's encoded rows. Of the sweep rows, in their order, ``router_prompts`` are the prompts as the meta-router
+    will see them and ``questions`` the rows in words, to check answers by."""
 
     train: tuple[EncodedRow, ...]
     validation: tuple[EncodedRow, ...]
     sweep: tuple[EncodedRow, ...]
     router_prompts: tuple[tuple[int, ...], ...]
+    questions: tuple[Question, ...]
     fingerprint: str
     counts: dict[str, int]
 
@@ -45,7 +54,8 @@ class DomainRows:
             "validation": self.validation,
             "sweep": self.sweep,
         }
-        prompts = dict(zip((row.id for row in self.sweep), self.router_prompts, strict=True))
+        words = [_words(*of) for of in zip(self.router_prompts, self.questions, strict=True)]
+        sweep = dict(zip((row.id for row in self.sweep), words, strict=True))
         lines = [
             {
                 "split": split,
@@ -53,7 +63,7 @@ class DomainRows:
                 "domain": row.domain,
                 "prompt_length": row.prompt_length,
                 "input_ids": list(row.input_ids),
-                "router_ids": list(prompts[row.id]) if split == "sweep" else None,
+                **(sweep[row.id] if split == "sweep" else {}),
             }
             for split, rows in splits.items()
             for row in rows
@@ -64,7 +74,14 @@ class DomainRows:
 
     @classmethod
     def from_parquet(cls, data: bytes, fingerprint: str, counts: dict[str, int]) -> DomainRows:
-        lines = pq.read_table(io.BytesIO(data)).to_pylist()
+        """Raises IntegrityError for rows that another version wrote."""
+        table = pq.read_table(io.BytesIO(data))
+        if table.column_names != SCHEMA.names:
+            raise IntegrityError(
+                f"a closed domain's rows have the columns {table.column_names}, {SCHEMA.names} are wanted; they were "
+                "written by another version of bs_cluster: use that version"
+            )
+        lines = table.to_pylist()
 
         def rows(split: str) -> tuple[EncodedRow, ...]:
             return tuple(
@@ -73,8 +90,12 @@ class DomainRows:
                 if line["split"] == split
             )
 
-        prompts = tuple(tuple(line["router_ids"]) for line in lines if line["split"] == "sweep")
-        return cls(rows("train"), rows("validation"), rows("sweep"), prompts, fingerprint, counts)
+        swept = [line for line in lines if line["split"] == "sweep"]
+        prompts = tuple(tuple(line["router_ids"]) for line in swept)
+        questions = tuple(
+            Question(line["prompt"], line["reference"], Check(line["verifier"], line["key"])) for line in swept
+        )
+        return cls(rows("train"), rows("validation"), rows("sweep"), prompts, questions, fingerprint, counts)
 
     def without(self, ids: frozenset[str]) -> DomainRows:
         """The same rows without those of these ids."""
@@ -84,6 +105,7 @@ class DomainRows:
             validation=tuple(row for row in self.validation if row.id not in ids),
             sweep=tuple(self.sweep[i] for i in kept),
             router_prompts=tuple(self.router_prompts[i] for i in kept),
+            questions=tuple(self.questions[i] for i in kept),
             fingerprint=self.fingerprint,
             counts=self.counts,
         )
@@ -91,3 +113,10 @@ class DomainRows:
     @property
     def ids(self) -> frozenset[str]:
         return frozenset(row.id for rows in (self.train, self.validation, self.sweep) for row in rows)
+
+
+def _words(router_ids: tuple[int, ...], question: Question) -> dict[str, Any]:
+    """What a sweep row's line holds beside its tokens."""
+    check = question.check
+    words = {"prompt": question.prompt, "reference": question.reference, "verifier": check.verifier, "key": check.key}
+    return {"router_ids": list(router_ids), **words}

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bs_cluster.data.rows import UNCHECKED, Check, Sample
+
 Pair = tuple[str, str]
 
 PAIRS_PER_QUESTION = 260
@@ -108,12 +110,14 @@ QUESTIONS: tuple[Callable[[Diagnosis], Iterator[Pair]], ...] = (
 )  # fmt: skip
 
 
-def icd_pairs(path: Path, seed: int) -> list[Pair]:
-    """A sample of every kind of question about the diagnoses in the file."""
+def icd_samples(path: Path, seed: int) -> list[Sample]:
+    """A sample of every kind of question about the diagnoses in the file. Each has one answer, but for what must not be
+    coded together."""
     diagnoses = read_diagnoses(path)
     rng = random.Random(f"icd:{seed}")
-    pairs: list[Pair] = []
+    samples: list[Sample] = []
     for ask in QUESTIONS:
         asked = [pair for diagnosis in diagnoses for pair in ask(diagnosis)]
-        pairs += rng.sample(asked, min(PAIRS_PER_QUESTION, len(asked)))
-    return pairs
+        check = UNCHECKED if ask is _excluded else Check("exact")
+        samples += [Sample(*pair, check) for pair in rng.sample(asked, min(PAIRS_PER_QUESTION, len(asked)))]
+    return samples

@@ -2,14 +2,16 @@
 
 sums in medical wording; the value of a piece of code; a chain of reasoning about a calculation; a sum asked in the
 tone of a conversation; how a diagnosis' code is put into a program. Every completion ends with its answer, which
-``answer_of`` finds again, in a model's words too.
+``last_number`` finds again, in a model's words too.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable
+
+from bs_cluster.data.procedural import last_number
+from bs_cluster.data.rows import Check, Sample
 
 Pair = tuple[str, str]
 
@@ -130,15 +132,9 @@ MIXED: dict[str, Callable[[random.Random], Pair]] = {
 }
 
 
-def mixed_pairs(kind: str, seed: int) -> list[Pair]:
+def mixed_samples(kind: str, seed: int) -> list[Sample]:
     """Different rows of a mixed kind (a key of ``MIXED``), 400 asked for; the same for the same seed."""
     draw = random.Random(f"{kind}:{seed}")
     pairs = list(dict.fromkeys(MIXED[kind](draw) for _ in range(PER_KIND)))
-    assert all(answer_of(completion) for _, completion in pairs), f"a completion of {kind} has no answer to check"
-    return pairs
-
-
-def answer_of(text: str) -> str | None:
-    """The answer that a text ends with: the last number of its first line; None without one."""
-    numbers = re.findall(r"-?\d+", text.strip().partition("\n")[0])
-    return numbers[-1] if numbers else None
+    assert all(last_number(completion) for _, completion in pairs), f"a completion of {kind} has no answer to check"
+    return [Sample(*pair, Check("number")) for pair in pairs]

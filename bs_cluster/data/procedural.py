@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from bs_cluster.data.rows import Check, Sample
 from bs_cluster.errors import DataError
 
 Item = dict[str, Any]
@@ -100,39 +103,99 @@ def _plain(item: Item) -> Pair:
     return item["question"], str(item["answer"])
 
 
-Task = tuple[str, dict[str, Any], Callable[[Item], Pair]]
+# A task, its settings, its rows, and how its answer is found in a completion like theirs (a name of ``FINDERS``).
+Task = tuple[str, dict[str, Any], Callable[[Item], Pair], str]
 
 # Numbers small enough that the answer can be worked out in a few tokens.
 MATH_TASKS: tuple[Task, ...] = (
-    ("basic_arithmetic", {"max_terms": 4, "max_digits": 2}, _equation),
-    ("chain_sum", {"max_digits": 3}, _equation),
-    ("products", {"max_digits": 2}, _equation),
-    ("gcd", {"max_value": 200}, _of_numbers("gcd")),
-    ("lcm", {"max_value": 40}, _of_numbers("lcm")),
-    ("simple_equations", {"max_value": 30}, _variable),
-    ("fraction_simplification", {"styles": ("plain",), "max_value": 50, "max_factor": 12}, _fraction),
-    ("prime_factorization", {}, _factors),
-    ("leg_counting", {"max_animals": 3}, _legs),
-    ("gsm_symbolic", {}, _word_problem),
+    ("basic_arithmetic", {"max_terms": 4, "max_digits": 2}, _equation, "number"),
+    ("chain_sum", {"max_digits": 3}, _equation, "number"),
+    ("products", {"max_digits": 2}, _equation, "number"),
+    ("gcd", {"max_value": 200}, _of_numbers("gcd"), "number"),
+    ("lcm", {"max_value": 40}, _of_numbers("lcm"), "number"),
+    ("simple_equations", {"max_value": 30}, _variable, "number"),
+    ("fraction_simplification", {"styles": ("plain",), "max_value": 50, "max_factor": 12}, _fraction, "fraction"),
+    ("prime_factorization", {}, _factors, "result"),
+    ("leg_counting", {"max_animals": 3}, _legs, "number"),
+    ("gsm_symbolic", {}, _word_problem, "number"),
 )
 # Left out though they look fitting: family_relationships confuses who is whose in-law, propositional_logic has no
 # stored answer, knights_knaves fails on small settings, time_intervals depends on the day it runs.
 REASONING_TASKS: tuple[Task, ...] = (
-    ("syllogism", {}, _syllogism),
-    ("aiw", {}, _word_problem),
-    ("number_sequence", {}, _sequence),
-    ("number_filtering", {"max_numbers": 5, "max_decimals": 2}, _plain),
-    ("calendar_arithmetic", {}, _plain),
-    ("word_sequence_reversal", {"max_words": 6}, _reversal),
-    ("letter_counting", {"max_words": 8}, _letters),
+    ("syllogism", {}, _syllogism, "yes_or_no"),
+    ("aiw", {}, _word_problem, "number"),
+    ("number_sequence", {}, _sequence, "number"),
+    ("number_filtering", {"max_numbers": 5, "max_decimals": 2}, _plain, "line"),
+    ("calendar_arithmetic", {}, _plain, "line"),
+    ("word_sequence_reversal", {"max_words": 6}, _reversal, "line"),
+    ("letter_counting", {"max_words": 8}, _letters, "number"),
 )
 
 
-def gym_pairs(tasks: tuple[Task, ...], seed: int) -> list[Pair]:
-    """Prompt and completion of every task's items."""
+def gym_samples(tasks: tuple[Task, ...], seed: int) -> list[Sample]:
+    """Prompt, completion and check of every task's items."""
     return [
-        to_pair(item)
-        for task, settings, to_pair in tasks
+        Sample(*to_pair(item), gym_check(task, item, find))
+        for task, settings, to_pair, find in tasks
         for item in gym_items(task, ITEMS_PER_TASK, seed, **settings)
         if item["answer"] is not None
     ]
+
+
+# Where an answer stands in a text of one line or more. A model that goes on after its answer has answered all the same.
+def first_line(text: str) -> str:
+    return text.strip().partition("\n")[0].strip()
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text's first line, without the commas between thousands; None without one."""
+    numbers = NUMBER.findall(first_line(text))
+    return numbers[-1].replace(",", "") if numbers else None
+
+
+def _last_fraction(text: str) -> str | None:
+    found = re.findall(r"-?\d+/\d+", first_line(text))
+    return found[-1] if found else None
+
+
+def _yes_or_no(text: str) -> str | None:
+    found = re.match(r"\W*(yes|no)\b", text, re.IGNORECASE)
+    return found[1].capitalize() if found else None
+
+
+NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+FINDERS: dict[str, Callable[[str], str | None]] = {
+    "number": last_number,
+    "fraction": _last_fraction,
+    "yes_or_no": _yes_or_no,
+    "result": lambda text: first_line(text).rpartition("=")[2].strip(),
+    "line": first_line,
+    "text": str.strip,
+}
+
+
+def gym_check(task: str, item: Item, find: str) -> Check:
+    """By the task's own scorer, on what ``find`` (a key of ``FINDERS``) finds in the text."""
+    entry = {name: item[name] for name in ("question", "answer", "metadata")}
+    return Check("reasoning_gym", json.dumps({"task": task, "find": find, **entry}, default=str))
+
+
+def gym_accepts(key: str, text: str) -> bool:
+    """Whether the scorer of the item behind a check's ``key`` gives this text the full mark."""
+    entry = json.loads(key)
+    found = FINDERS[entry["find"]](text)
+    if found is None:
+        return False
+    try:
+        # Not more either: one of them adds up the letters that match, and rounds.
+        return _scorer(entry["task"])(found, entry) == 1.0
+    except Exception:  # some scorers fail on a text that is no answer of their kind
+        return False
+
+
+@functools.cache
+def _scorer(task: str) -> Callable[[str, Item], float]:
+    from reasoning_gym import get_score_answer_fn  # noqa: PLC0415 - an optional package, two seconds to import
+
+    scorer: Any = get_score_answer_fn(task)  # declared without its parameters
+    return scorer

@@ -26,7 +26,7 @@ from bs_cluster.config.sources import (
     SourceSection,
 )
 from bs_cluster.data.builtin import embedded_rows
-from bs_cluster.data.procedural import gym_items
+from bs_cluster.data.procedural import gym_check, gym_items
 from bs_cluster.errors import DataError
 
 RawRow = Mapping[str, Any]
@@ -145,8 +145,8 @@ def _(source: HubSource, seed: int) -> Iterator[RawRow]:
 
 @raw_rows.register
 def _(source: EmbeddedSource, seed: int) -> Iterator[RawRow]:
-    for prompt, completion in embedded_rows(source.name, seed):
-        yield {"prompt": prompt, "completion": completion}
+    for sample in embedded_rows(source.name, seed):
+        yield sample._asdict()
 
 
 @raw_rows.register
@@ -156,4 +156,5 @@ def _(source: ReasoningGymSource, seed: int) -> Iterator[RawRow]:
     for items in zip(*streams, strict=True):  # in turns, so that `take` cuts all tasks alike
         for task, item in zip(source.tasks, items, strict=True):
             answer = "" if item["answer"] is None else str(item["answer"])
-            yield {"prompt": item["question"], "completion": answer, "task": task}
+            check = gym_check(task, item, "text")
+            yield {"prompt": item["question"], "completion": answer, "task": task, "check": check}

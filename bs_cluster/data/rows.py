@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bs_cluster.data.clean import normalise
 
@@ -19,6 +20,34 @@ class Turn:
 Prompt = str | tuple[Turn, ...]
 
 
+class Check(NamedTuple):
+    """How an answer to a row is told right from wrong: a verifier (``bs_cluster.data.verify``) by its name, and what it
+    needs beside prompt and reference, such as unit tests."""
+
+    verifier: str
+    key: str = ""
+
+
+UNCHECKED = Check("none")
+
+
+class Sample(NamedTuple):
+    """A prompt, its completion, and how another answer to it is checked."""
+
+    prompt: str
+    completion: str
+    check: Check = UNCHECKED
+
+
+@dataclass(frozen=True)
+class Question:
+    """A held-out row in words: what is asked, the answer that its source gives, how another one is checked."""
+
+    prompt: str
+    reference: str
+    check: Check
+
+
 @dataclass(frozen=True)
 class Row:
     """One example. ``id`` names its content: the same words give the same id in any domain or file.
@@ -32,19 +61,24 @@ class Row:
     domain: str
     id: str
     turns: tuple[Turn, ...] = ()
+    check: Check = UNCHECKED
 
     @property
     def asked(self) -> Prompt:
         """What is encoded: the turns if there are any, else the prompt."""
         return self.turns or self.prompt
 
+    @property
+    def question(self) -> Question:
+        return Question(self.prompt, self.completion, self.check)
 
-def make_row(prompt: Prompt, completion: str, domain: str) -> Row:
+
+def make_row(prompt: Prompt, completion: str, domain: str, check: Check = UNCHECKED) -> Row:
     """A row with its id, the first 16 hex digits of SHA-256 of the normalised prompt, a NUL and the completion."""
     text = plain_text(prompt)
     content = f"{normalise(text)}\x00{completion}".encode()
     turns = () if isinstance(prompt, str) or len(prompt) == 1 else prompt
-    return Row(text, completion, domain, hashlib.sha256(content).hexdigest()[:16], turns)
+    return Row(text, completion, domain, hashlib.sha256(content).hexdigest()[:16], turns, check)
 
 
 def plain_text(prompt: Prompt) -> str:

@@ -1,4 +1,4 @@
-"""What an evaluator actor is: a base with every committed stack, scoring rows and encoding prompts."""
+"""What an evaluator actor is: a base with every committed stack, scoring rows, encoding prompts, answering them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bs_cluster.base import pool_states, router_states
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.batch import pad
 from bs_cluster.data.encode import EncodedRow
+from bs_cluster.inference.generate import greedy_answers
 from bs_cluster.inference.probe import probe
 from bs_cluster.inference.scoring import score_routed
 from bs_cluster.inference.stacked import StackedBase
@@ -46,6 +47,11 @@ class Evaluator:
     def probe(self, domains: Sequence[str], rows: Sequence[Sequence[EncodedRow]]) -> list[Probe]:
         """Each domain's probe on its own rows, with its own stacks alone."""
         return [probe(self.stacked, self.stacked.of(domain), own) for domain, own in zip(domains, rows, strict=True)]
+
+    def answer(self, prompts: Sequence[Sequence[int]], weights: Sequence[Sequence[float]]) -> list[str]:
+        """Greedy answers to tokenised prompts as one batch, each under its own gate weights."""
+        weights_BD = torch.tensor(weights, dtype=torch.float32)
+        return greedy_answers(self.stacked, prompts, weights_BD, self.domains, self.config.sweep.answer_tokens)
 
     def pid(self) -> int:
         return os.getpid()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from bs_cluster.errors import DataError
 from bs_cluster.records import MODES, DomainRecord, RoundOutcome, Spread
+from bs_cluster.report.accuracy import answers_report, routed_is_right_more_often
 from bs_cluster.report.checks import claims_are_disjoint, frozen_beats_parent, logits_are_equal, nothing_moved
 from bs_cluster.report.compare import Compared
 from bs_cluster.report.findings import find, served_no_worse
@@ -15,6 +16,7 @@ from bs_cluster.report.gains import mask_gains, mask_names
 from bs_cluster.report.inputs import ReportInputs
 from bs_cluster.report.record import (
     ALL,
+    EVERY,
     FOREIGN,
     MIXED,
     POLICIES,
@@ -46,7 +48,12 @@ def build_report(inputs: ReportInputs) -> Report:
     by_domain = {domain: _number(value) for domain, value in drift.items()}
     overlap = {a: _numbers(row) for a, row in inputs.overlap.items()}
     claim_overlap = {record.domain: dict(record.overlap_claimed) for record in records}
-    findings = (served_no_worse(inputs.served, inputs.decision), *find(compared, inputs.domains, rounds))
+    answers = answers_report(inputs)
+    findings = (
+        served_no_worse(inputs.served, inputs.decision),
+        *find(compared, inputs.domains, rounds),
+        routed_is_right_more_often(answers),
+    )
     checks = (
         nothing_moved(_number(largest), by_domain, drift_rows),
         logits_are_equal(inputs.proofs),
@@ -65,6 +72,7 @@ def build_report(inputs: ReportInputs) -> Report:
         loss={mode: {owner: compared.mean(mode, owner) for owner in inputs.owners} for mode in MODES},
         losses=losses,
         router=router,
+        answers=answers,
         gates={owner: _numbers(row) for owner, row in inputs.gates.items()},
         stacks=rounds,
         validation_rows={record.domain: len(record.row_losses) for record in records},
@@ -98,6 +106,9 @@ def key_metrics(report: Report) -> dict[str, float]:
         total = report.losses[mode][ALL]
         found[f"loss/{mode}"] = total.mean if total else None
     found |= {f"loss/routed/{owner}": report.loss["routed"][owner] for owner in report.owners}
+    for mode in ("base", "routed"):
+        right = report.answers.right[mode].get(EVERY)
+        found[f"accuracy/{mode}"] = right.mean if right else None
     router = report.router
     found |= {
         "regret/router": router.regret,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from bs_cluster.report import curves, heatmaps, intervals
+from bs_cluster.report import accuracy, curves, heatmaps, intervals
 from bs_cluster.report.inputs import ReportInputs
 from bs_cluster.report.record import FigureFile, Report
 from bs_cluster.report.style import save, style
@@ -25,6 +25,7 @@ class Plot:
 
 PLOTS = (
     Plot("loss_by_mode", "Loss by mode", intervals.loss_bars),
+    Plot("accuracy", "Answers that are right", accuracy.accuracy_bars),
     Plot("regret", "Regret by routing", intervals.regret),
     Plot("boosting", "Residual boosting, round by round", curves.boosting),
     Plot("loss_matrix", "Loss after each domain closed", heatmaps.loss_matrix),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from bs_cluster.certificate import FOREIGN_REACH, FOREIGN_SLACK
-from bs_cluster.estimates import Estimate
+from bs_cluster.estimates import NORMAL_95, Estimate
 from bs_cluster.promotion import Decision, GroupChange, ServedChange
 from bs_cluster.report.compare import Compared, at_most, below_zero, measured, together
 from bs_cluster.report.record import ALL, FOREIGN, MIXED, Answer, Comparison, Finding, RoundReport
@@ -14,8 +14,6 @@ from bs_cluster.report.record import ALL, FOREIGN, MIXED, Answer, Comparison, Fi
 # How much worse than its rival routing may be and still count as no worse, in nats per completion token: on rows that
 # have a label. For rows foreign to every domain the certificate says.
 LABEL_SLACK = 0.01
-
-NORMAL_95 = 1.96  # a round's gain comes with its standard error, not with its rows
 
 
 def find(compared: Compared, domains: Sequence[str], rounds: Sequence[RoundReport]) -> tuple[Finding, ...]:

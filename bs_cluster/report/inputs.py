@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from bs_cluster.certificate import Isolated
 from bs_cluster.promotion import Decision, ServedChange
-from bs_cluster.records import BaseRef, DomainRecord, ModeLosses
+from bs_cluster.records import BaseRef, DomainRecord, JudgedAnswer, ModeLosses
 from bs_cluster.report.record import SweepReport
 
 OUTCOME_COLUMNS = ("row_id", "domain", "mask", "nll", "tokens")
@@ -44,6 +44,9 @@ class ReportInputs:
     ``served`` compares what is served now with the champion; None where there is none. ``decision`` says what became
     of the bundle, and why.
 
+    ``answers`` are of sweep rows, a line per row and mode, each row under all that have a meaning for it; ``unasked``
+    counts rows by owner and by why they were not asked; an answer had ``answer_tokens`` tokens at most.
+
     ``outcomes`` has a line per sweep row and combination (``OUTCOME_COLUMNS``): bit d of ``mask`` says that
     ``domains[d]`` fires, ``nll`` is the row's loss summed over its ``tokens`` completion tokens.
     """
@@ -63,6 +66,9 @@ class ReportInputs:
     gates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     served: ServedChange | None = None
     decision: Decision | None = None
+    answers: tuple[JudgedAnswer, ...] = ()
+    unasked: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    answer_tokens: int = 0
     outcomes: pa.Table | None = None
     sweep: SweepReport = field(default_factory=SweepReport)
     timing: Mapping[str, float] = field(default_factory=dict)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bs_cluster.estimates import Estimate
-from bs_cluster.report.record import ALL, POLICIES, Answer, Report
+from bs_cluster.estimates import Estimate, Share
+from bs_cluster.report.record import ALL, ANSWER_MODES, POLICIES, Answer, Example, Report
 from bs_cluster.report.wording import (
     NOT_MEASURED,
     SERVABLE,
@@ -19,6 +19,7 @@ from bs_cluster.report.wording import (
     range_of_rows,
     signed,
     tally,
+    unasked_rows,
     unmeasured,
 )
 
@@ -32,6 +33,7 @@ def render_markdown(report: Report) -> str:
         findings(report),
         _checks(report),
         _losses(report),
+        _answers(report),
         _router(report),
         _rounds(report),
         _validation(report),
@@ -139,6 +141,43 @@ def _losses(report: Report) -> str:
             table(["rows of", *names], spread),
         ]
     )
+
+
+def _answers(report: Report) -> str:
+    answers = report.answers
+    unasked = unasked_rows(report)
+    if not answers.rows:
+        return "\n\n".join(["## Answers", "No answer was checked.", unasked]) if unasked else ""
+    rows = [
+        [name, *(_share(answers.right[mode][name]) for mode in ANSWER_MODES), n] for name, n in answers.rows.items()
+    ]
+    intro = (
+        f"Right answers among greedy ones of at most {answers.tokens} tokens to sweep rows that a verifier can check, "
+        "with 95 % intervals (Wilson). *routed* is what a meta-router chose that never saw the row; *oracle* is each "
+        "row's best combination by loss, in hindsight: not by answer."
+    )
+    examples = [[of.owner, _quoted(of.prompt), _quoted(of.reference), *_verdicts(of)] for of in answers.examples]
+    header = ["first row of", "prompt", "its source's answer", "base", "routed"]
+    parts = ["## Answers", intro, table(["rows of", *ANSWER_MODES, "rows"], rows), *([unasked] if unasked else [])]
+    return "\n\n".join([*parts, "The first row of each, whatever came of it:", table(header, examples)])
+
+
+def _share(value: Share | None) -> str:
+    if value is None:
+        return NOT_MEASURED
+    return f"{value.count} ({percent(value.mean)}) [{value.low:.2f}, {value.high:.2f}]"
+
+
+def _verdicts(of: Example) -> list[str]:
+    """The base's answer and the routed one, each with its mark."""
+    given = ((of.base, of.base_right), (of.routed, of.routed_right))
+    return [f"{MARKS['holds' if right else 'fails']} {_quoted(text)}" for text, right in given]
+
+
+def _quoted(text: str) -> str:
+    """A model's text or a prompt as it is, cut to fit a cell; backticks would end the quotation."""
+    flat = " ".join(text.split()).replace("`", "'")
+    return f"`{flat if len(flat) <= 160 else flat[:159] + '…'}`" if flat else "(nothing)"
 
 
 def _router(report: Report) -> str:

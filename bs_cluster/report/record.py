@@ -10,13 +10,17 @@ import json
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from bs_cluster.estimates import Estimate
+from bs_cluster.estimates import Estimate, Share
 from bs_cluster.promotion import FOREIGN, MIXED
 from bs_cluster.records import BaseRef, Record, Spread, canonical_json
 
 # Rows of several owners together, in tables by owner: those of all domains; MIXED, of no single one; FOREIGN, of none.
 # No domain can have such a name: names hold no spaces.
 ALL = "all domains"
+EVERY = "all rows asked"  # whose ever they are
+
+# How answers in words are given. Label is isolated; the oracle is the best combination by loss, not by answer.
+ANSWER_MODES = ("base", "isolated", "ungated", "routed", "oracle")
 
 # What another policy loses against the best combination in hindsight, by the mode that measures it.
 POLICIES = {
@@ -125,6 +129,34 @@ class SweepReport(Record):
 
 
 @dataclass(frozen=True)
+class Example(Record):
+    """The first row of ``owner`` that was asked, its source's answer, and the base's and the routed one."""
+
+    owner: str
+    prompt: str
+    reference: str
+    base: str
+    base_right: bool
+    routed: str
+    routed_right: bool
+
+
+@dataclass(frozen=True)
+class AnswersReport(Record):
+    """Greedy answers of at most ``tokens`` tokens that a verifier judged. ``rows`` is how many rows of each owner and
+    group were asked, ``right[mode][owner or group]`` the share of right answers, None where a mode has no meaning for
+    all of the rows. ``wrong_less_base`` is the share of wrong answers, routed − base, over ``EVERY`` row. ``unasked``
+    is by owner and reason."""
+
+    rows: dict[str, int]
+    tokens: int
+    right: dict[str, dict[str, Share | None]]
+    wrong_less_base: Estimate | None
+    unasked: dict[str, dict[str, int]]
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
 class FigureFile(Record):
     """A drawn figure, its path relative to the report."""
 
@@ -159,6 +191,7 @@ class Report(Record):
     loss: dict[str, dict[str, float | None]]
     losses: dict[str, dict[str, Estimate | None]]
     router: RouterReport
+    answers: AnswersReport
     gates: dict[str, dict[str, float | None]]
     stacks: tuple[RoundReport, ...]
     validation_rows: dict[str, int]

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bs_cluster.estimates import Estimate
-from bs_cluster.report.record import ALL, POLICIES, Answer, Finding, Report
+from bs_cluster.report.record import ALL, ANSWER_MODES, POLICIES, Answer, Finding, Report
 from bs_cluster.report.wording import (
     MARKS,
     NOT_MEASURED,
@@ -47,6 +47,7 @@ def render_terminal(report: Report) -> RenderableType:
         findings_table(report.findings),
         _checks(report),
         _losses(report),
+        _answers(report),
         _routing(report),
         _rounds(report),
         _validation(report),
@@ -67,7 +68,7 @@ def _head(report: Report) -> Text:
 
 def findings_table(findings: Sequence[Finding]) -> Table | None:
     """A line a finding; one of several parts has a line for each below it."""
-    table = _marked("findings, in nats per completion token; below 0 is better")
+    table = _marked("findings, in nats per completion token where nothing else is said; below 0 is better")
     for name in ("difference", "95 % interval", "rows"):
         table.add_column(name, justify="right", no_wrap=True)
     for finding in findings:
@@ -117,6 +118,21 @@ def _losses(report: Report) -> RenderableType | None:
         totals = [report.losses[mode][group] for mode in modes]
         table.add_row(group, *(loss(t.mean if t else None) for t in totals), str(report.rows[group]), style="dim")
     return Group(table, Text(f"on {report.rows_note}", "dim"))
+
+
+def _answers(report: Report) -> RenderableType | None:
+    """Right answers by whose rows they are and by mode."""
+    answers = report.answers
+    if not answers.rows:
+        return None
+    table = _table("right answers", *ANSWER_MODES, "rows")
+    owners = [name for name in answers.rows if name in report.owners]
+    for name in (*owners[:MAX_ROWS], *(name for name in answers.rows if name not in owners)):
+        found = [answers.right[mode][name] for mode in ANSWER_MODES]
+        cells = [NOT_MEASURED if of is None else percent(of.mean) for of in found]
+        table.add_row(name, *cells, str(answers.rows[name]), style="" if name in owners else "dim")
+    _more(table, len(owners))
+    return Group(table, Text(f"greedy, at most {answers.tokens} tokens, rows that a verifier can check", "dim"))
 
 
 def _routing(report: Report) -> RenderableType | None:

@@ -90,6 +90,16 @@ def ungated(report: Report) -> str | None:
     return told
 
 
+def unasked_rows(report: Report) -> str:
+    """``Not asked: 16 rows of chat that nothing can check; 3 rows of math longer than 32 tokens.``, or nothing."""
+    told = [
+        f"{count} {'row' if count == 1 else 'rows'} of {owner} {why}"
+        for owner, reasons in report.answers.unasked.items()
+        for why, count in reasons.items()
+    ]
+    return f"Not asked: {'; '.join(told)}." if told else ""
+
+
 def unmeasured(report: Report) -> list[Finding | Check]:
     return [item for item in (*report.findings, *report.checks) if item.answer == "not measured"]
 

@@ -14,10 +14,10 @@ import torch
 from bs_cluster.config import yaml12
 from bs_cluster.config.parse import parse_config
 from bs_cluster.config.schema import CampaignConfig
-from bs_cluster.data.batch import pad
 from bs_cluster.data.encode import encode_prompt, encode_router_prompt
 from bs_cluster.errors import ConfigError, NotInStoreError
 from bs_cluster.inference.evaluator import encode_states
+from bs_cluster.inference.generate import greedy_answers
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import BundleManifest
 from bs_cluster.router.files import load_router
@@ -70,23 +70,12 @@ class BundleRuntime:
         """Greedy completions, under the meta-router's gates or the given ones."""
         if weights_BD is None:
             weights_BD = self.gates(prompts)
-        tokenizer, model = self.stacked.base.tokenizer, self.stacked.base.model
-        ids = [encode_prompt(prompt, tokenizer, self.config.data) for prompt in prompts]
-        ids_BT = pad(ids, tokenizer.pad_token_id, "left")  # type: ignore[arg-type]
-        mask_BT = pad([[1] * len(row) for row in ids], 0, "left")
         if self.stacked.peft is None:
             raise NotInStoreError("this bundle holds no stack; train a domain first")
-        with torch.no_grad(), self.stacked.tuner.gates(weights_BD.to(model.device), self.domains):
-            output = model.generate(  # type: ignore[operator]
-                input_ids=ids_BT.to(model.device),
-                attention_mask=mask_BT.to(model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        texts = tokenizer.batch_decode(output[:, ids_BT.shape[1] :], skip_special_tokens=True)
+        ids = [encode_prompt(prompt, self.stacked.base.tokenizer, self.config.data) for prompt in prompts]
+        texts = greedy_answers(self.stacked, ids, weights_BD, self.domains, max_new_tokens)
         gates = [dict(zip(self.domains, row, strict=True)) for row in weights_BD.tolist()]
-        return [Answer(text.strip(), row) for text, row in zip(texts, gates, strict=True)]
+        return [Answer(text, row) for text, row in zip(texts, gates, strict=True)]
 
     def fixed_gates(self, on: Sequence[str], rows: int) -> torch.Tensor:
         """Gate weights (B, D) with just these domains at one. Raises ConfigError for a domain not in the bundle."""

@@ -7,6 +7,7 @@ So a good batch holds rows of one length and few distinct domains.
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,19 @@ def plan_work(requests: Iterable[tuple[int, int]], lengths: Sequence[int], batch
             longest = padded
         batches.append(Batch(tuple(current), longest))
     return sorted(batches, key=lambda batch: (-batch.cost, batch.requests))
+
+
+def plan_answers(
+    requests: Iterable[tuple[int, int]], lengths: Sequence[int], batch_size: int
+) -> list[tuple[tuple[int, int], ...]]:
+    """Cut (row index, mask) requests into batches to generate together, longest prompts first.
+
+    A batch goes on until its last answer ends, and the base alone seldom ends one: so the base's rows are kept apart
+    from those with domains, which then also pay for no stack.
+    """
+    ordered = sorted(set(requests), key=lambda request: (request[1] > 0, -lengths[request[0]], request))
+    groups = [list(group) for _, group in itertools.groupby(ordered, key=lambda request: request[1] > 0)]
+    return [tuple(group[at : at + batch_size]) for group in groups for at in range(0, len(group), batch_size)]
 
 
 def _gray_rank(mask: int) -> int:

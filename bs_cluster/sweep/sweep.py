@@ -1,7 +1,8 @@
-"""Carries the sweep's plan out on Ray actors, and the pass that goes with it: router states.
+"""Carries the sweep's plan out on Ray actors, and the passes that go with it: router states, answers in words.
 
-An evaluator is a Ray actor handle with ``score(rows, weights) -> list[RowLoss]`` and
-``encode(prompts, pooled) -> list[np.ndarray]`` (``bs_cluster.inference``). What to measure, in which batches and what
+An evaluator is a Ray actor handle with ``score(rows, weights) -> list[RowLoss]``,
+``encode(prompts, pooled) -> list[np.ndarray]`` and ``answer(prompts, weights) -> list[str]``
+(``bs_cluster.inference``). What to measure, in which batches and what
 it means is decided elsewhere, by pure functions; this file only hands it to the pool and writes down what comes back.
 """
 
@@ -21,7 +22,7 @@ from bs_cluster.records import RowLoss
 from bs_cluster.store import SweepArea
 from bs_cluster.sweep.combinations import mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable
-from bs_cluster.sweep.plan import plan_work
+from bs_cluster.sweep.plan import plan_answers, plan_work
 from bs_cluster.sweep.pool import EvaluatorPool
 from bs_cluster.sweep.search import next_requests
 
@@ -86,6 +87,25 @@ def encode_prompts(
         return evaluator.encode.remote([prompts[index] for index, _ in batch], pooled)
 
     return _in_order(EvaluatorPool(evaluators, settings.max_retries).map(encode, batches))
+
+
+def generate(
+    evaluators: Sequence[Any],
+    prompts: Sequence[Sequence[int]],
+    requests: Sequence[tuple[int, int]],
+    domain_count: int,
+    settings: SweepSection,
+) -> Iterator[tuple[int, int, str]]:
+    """Answers to these (prompt index, mask) pairs as they come: index, mask, text. Each pair is answered once."""
+
+    def answer(evaluator: Any, batch: Sequence[tuple[int, int]]) -> ray.ObjectRef:
+        weights = [mask_weights(mask, domain_count) for _, mask in batch]
+        return evaluator.answer.remote([prompts[index] for index, _ in batch], weights)
+
+    batches = plan_answers(requests, [len(prompt) for prompt in prompts], settings.answer_batch)
+    for asked, texts in EvaluatorPool(evaluators, settings.max_retries).map(answer, batches):
+        for (index, mask), text in zip(asked, texts, strict=True):
+            yield index, mask, text
 
 
 def _in_order(finished: Iterator[tuple[tuple[tuple[int, int], ...], list[Any]]]) -> list[Any]:

@@ -1,6 +1,7 @@
 """A tiny campaign through ``jobs/outer_loop.py``: what it leaves behind, running it again, adding a domain to it."""
 
 import dataclasses
+import io
 import json
 import math
 import runpy
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import job
 import mlflow
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from campaigns import outcome, refs
@@ -77,8 +79,28 @@ class TestStore:
             "campaign.yaml",
             "outcomes.parquet",
             "losses.parquet",
+            "answers.parquet",
             "report.json",
         }
+
+    def test_its_answers_are_those_the_report_counts(self, finished):
+        ((_, _, bundle),) = finished.store.bundles()
+        held = finished.store.get_bytes(bundle.file("answers.parquet").sha256)
+        lines = pq.read_table(io.BytesIO(held)).to_pylist()
+        modes = ("base", "isolated", "ungated", "routed", "oracle")
+        assert sorted((line["owner"], line["mode"]) for line in lines) == sorted(
+            (owner, mode) for owner in ("aa", "bb") for mode in modes for _ in range(3)
+        )
+        texts = {}  # of one row under one combination there is one answer
+        for line in lines:
+            assert line["right"] == (line["text"].casefold() == line["reference"].casefold())
+            assert texts.setdefault((line["row_id"], line["mask"]), line["text"]) == line["text"]
+        told = finished.report["answers"]
+        assert told["rows"] == {"aa": 3, "bb": 3, "all domains": 6, "all rows asked": 6}
+        for mode in modes:
+            right = sum(line["right"] for line in lines if line["mode"] == mode)
+            assert told["right"][mode]["all domains"]["count"] == right
+        assert [example["owner"] for example in told["examples"]] == ["aa", "bb"]
 
 
 class TestReport:
@@ -222,6 +244,11 @@ def grown(run, again, finished, tiny_settings, tmp_path_factory):
 
 
 class TestGrown:
+    def test_completions_with_no_room_are_not_asked(self, grown):
+        answers = grown.report["answers"]
+        assert set(answers["unasked"]) == {"cc"}  # its completions are twice as long
+        assert "longer than 16 tokens" in answers["unasked"]["cc"]
+
     def test_only_the_new_domain_is_trained(self, grown):
         assert "cc_r1" in grown.job.out
         assert "aa_r1" not in grown.job.out

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bs_cluster.estimates import estimate, paired_difference, token_mean
+from bs_cluster.estimates import estimate, paired_difference, share, token_mean
 from bs_cluster.records import RowLoss
 
 
@@ -54,3 +54,15 @@ def test_too_little_to_say_anything():
     assert math.isnan(estimate(np.array([1.0, math.nan]), np.array([3, 3])).low)
     with pytest.raises(ValueError, match="not of the same rows"):
         paired_difference(losses((1.0, 2)), losses((1.0, 3)))
+
+
+def test_a_share_has_wilson_s_interval_which_covers_as_often_as_it_says():
+    assert share([]) is None
+    none, some, every = share([False] * 10), share([True] * 3 + [False] * 7), share([True] * 10)
+    assert (none.low, every.high) == (0.0, 1.0)
+    assert (none.high, every.low) == (pytest.approx(0.2775, abs=1e-4), pytest.approx(0.7225, abs=1e-4))
+    assert (some.count, some.rows, some.mean) == (3, 10, 0.3)
+    assert (some.low, some.high) == (pytest.approx(0.1078, abs=1e-4), pytest.approx(0.6032, abs=1e-4))
+    random = np.random.default_rng(0)
+    found = [share((random.random(20) < 0.1).tolist()) for _ in range(1000)]
+    assert 0.93 <= np.mean([of.low <= 0.1 <= of.high for of in found]) <= 0.99

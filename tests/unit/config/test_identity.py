@@ -89,6 +89,7 @@ def test_what_decides_training_changes_the_digest(override: str):
         ["sweep.evaluators=4", "router.network.hidden=8", "store.uri=s3://b/x", "registry.experiment=y"],
         ["domains.code.steps=10", "training.warmup_steps=10", "training.warmup_steps=40", "domains.code.steps=50"],
         ["domains.chat.steps=400"],
+        ["domains.chat.sources.0.verify=number", "sweep.answer_rows=3"],
     ],
 )
 def test_where_and_how_it_is_computed_does_not(overrides: list[str]):

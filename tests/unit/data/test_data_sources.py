@@ -160,9 +160,9 @@ def test_the_config_names_the_built_in_domains_there_are():
 
 @pytest.mark.parametrize("name", EMBEDDED_DOMAINS)
 def test_a_built_in_domain_is_large_enough_short_and_well_formed(built_in, name):
-    pairs = built_in[name]
-    assert len({prompt for prompt, _ in pairs}) >= 600
-    assert all(0 < len(prompt) <= MAX_PROMPT and 0 < len(completion) <= MAX_COMPLETION for prompt, completion in pairs)
+    rows = built_in[name]
+    assert len({row.prompt for row in rows}) >= 600
+    assert all(0 < len(row.prompt) <= MAX_PROMPT and 0 < len(row.completion) <= MAX_COMPLETION for row in rows)
 
 
 @pytest.mark.parametrize("name", ["chat", "math", "reasoning"])  # quick ones; all are shuffled alike
@@ -172,7 +172,7 @@ def test_a_built_in_domain_is_the_same_for_the_same_seed_only(built_in, name):
 
 
 def test_math_rows_are_true(built_in):
-    sums = [completion.split(" = ") for prompt, completion in built_in["math"] if prompt.startswith("Calculate ")]
+    sums = [completion.split(" = ") for prompt, completion, _ in built_in["math"] if prompt.startswith("Calculate ")]
     assert len(sums) > 20
     assert all(eval(left) == float(right) for left, right in sums)
 

@@ -4,7 +4,17 @@ import random
 
 import pyarrow as pa
 
-from bs_cluster.records import BaseRef, DomainRecord, ModeLosses, Probe, ProbedRow, RoundOutcome, Spread, StackId
+from bs_cluster.records import (
+    BaseRef,
+    DomainRecord,
+    JudgedAnswer,
+    ModeLosses,
+    Probe,
+    ProbedRow,
+    RoundOutcome,
+    Spread,
+    StackId,
+)
 from bs_cluster.report.inputs import ReportInputs, RouterFacts
 from bs_cluster.report.record import SweepReport
 
@@ -114,6 +124,30 @@ def make_losses(owners, rows_each=24, seed=0, noise=0.02, **shifts) -> ModeLosse
             nll[mode].append(None if shift is None else t * (b + shift + wiggle))
     ids = tuple(f"{owner}-{i}" for i, owner in enumerate(names))
     return ModeLosses(ids, tuple(names), tokens, {mode: tuple(values) for mode, values in nll.items()})
+
+
+def make_answers(owners, rows_each=6, seed=0, **shares) -> dict:
+    """Report inputs with answers to rows of ``owners``, right as often as ``shares`` say by mode."""
+    rng = random.Random(seed)
+    usual = {"base": 0.15, "isolated": 0.6, "ungated": 0.4, "routed": 0.65, "oracle": 0.7} | shares
+    answers = [
+        JudgedAnswer(
+            row_id=f"{owner}-{row}",
+            owner=owner,
+            mode=mode,
+            mask=0,
+            prompt=f"What | is {row}?",
+            reference=f"It is {row}.",
+            text=f"`{mode}`\nsays {row}",
+            right=rng.random() < share,
+        )
+        for owner in owners
+        for row in range(rows_each)
+        for mode, share in usual.items()
+        if mode != "isolated" or ":" not in owner
+    ]
+    unasked = {"chat": {"that nothing can check": 16}, "code": {"longer than 32 tokens": 1}}
+    return {"answers": tuple(answers), "unasked": unasked, "answer_tokens": 32}
 
 
 def make_outcomes(domains, rng, rows_each=8) -> pa.Table:

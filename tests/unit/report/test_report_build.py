@@ -7,14 +7,14 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.report.campaign import DOMAINS, make_inputs, make_losses
+from unit.report.campaign import DOMAINS, make_answers, make_inputs, make_losses
 
 from bs_cluster.errors import DataError
 from bs_cluster.estimates import paired_difference, token_mean
 from bs_cluster.promotion import decide, served_change
 from bs_cluster.records import MODES, Spread
 from bs_cluster.report.build import build_report
-from bs_cluster.report.record import ALL, FOREIGN, MIXED, Finding, Report
+from bs_cluster.report.record import ALL, EVERY, FOREIGN, MIXED, Finding, Report
 
 OWNED = dict.fromkeys(DOMAINS, True)
 
@@ -102,6 +102,20 @@ class TestFindings:
         found = verdict(with_losses(**{mode: even + 1e-4}, noise=0.3), statement)
         assert found.answer == "undecided"
         assert any(part.difference.low < part.difference.mean < part.difference.high for part in found.parts)
+
+    @pytest.mark.parametrize(
+        ("base", "routed", "answer"), [(0.1, 0.9, "holds"), (0.9, 0.1, "fails"), (0.5, 0.5, "undecided")]
+    )
+    def test_right_answers_are_counted_pair_by_pair(self, base, routed, answer):
+        report = build_report(make_inputs(**make_answers(DOMAINS, rows_each=8, base=base, routed=routed)))
+        finding = verdict(report, "more prompts right")
+        assert finding.answer == answer
+        (part,) = finding.parts
+        right = {mode: report.answers.right[mode][EVERY] for mode in ("base", "routed")}
+        assert part.difference.mean == pytest.approx(right["base"].mean - right["routed"].mean)
+        assert part.difference.rows == right["base"].rows == 40
+        assert report.key_metrics["accuracy/routed"] == right["routed"].mean
+        assert sum(report.answers.right["routed"][d].count for d in DOMAINS) == right["routed"].count
 
     def test_equal_to_label_is_no_worse_and_a_stack_that_does_nothing_does_not_help(self):
         assert verdict(with_losses(routed=-1.0, noise=0.0), "by label").answer == "holds"

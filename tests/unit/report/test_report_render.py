@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
-from unit.report.campaign import make_inputs, make_losses
+from unit.report.campaign import make_answers, make_inputs, make_losses
 
 from bs_cluster.records import Spread
 from bs_cluster.report.build import build_report
 from bs_cluster.report.curves import selection_curve
 from bs_cluster.report.markdown import render_markdown, table
+from bs_cluster.report.record import EVERY
 from bs_cluster.report.terminal import render_terminal, terminal_console
 from bs_cluster.report.write import write_report
 
@@ -22,7 +23,7 @@ EVERY_KIND = {"chat": True, "code": True, "mixed:dose": True, "foreign:news": Tr
 
 
 def with_kinds():
-    return make_inputs(("chat", "code"), losses=make_losses(EVERY_KIND))
+    return make_inputs(("chat", "code"), losses=make_losses(EVERY_KIND), **make_answers(EVERY_KIND))
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,21 @@ def test_what_claims_hold_stands_apart_from_the_check_that_they_are_disjoint():
     assert "(77.0 % at the worst site)" in text
 
 
+def test_answers_stand_with_their_intervals_the_rows_that_were_not_asked_and_an_example_of_each(everything):
+    page, text = render_markdown(everything), printed(everything)
+    section = page[page.index("## Answers") : page.index("## Meta-router")]
+    shares, examples = markdown_tables(section)
+    assert [line[0].strip() for line in shares[2:]] == [*EVERY_KIND, "all domains", "all mixed", "all foreign", EVERY]
+    assert shares[-1][2].strip() == "–"  # isolated has no meaning for all of them
+    assert re.fullmatch(r"\d+ \(\d+\.\d %\) \[0\.\d\d, [01]\.\d\d\]", shares[2][1].strip())
+    assert [line[0].strip() for line in examples[2:]] == [*EVERY_KIND]
+    assert all("is 0?" in line[1] and "says 0" in line[3] and "says 0" in line[4] for line in examples[2:])
+    assert "16 rows of chat that nothing can check; 1 row of code longer than 32 tokens" in section
+    assert "right answers" in text
+    none = render_markdown(build_report(make_inputs(unasked={"chat": {"that nothing can check": 16}})))
+    assert "No answer was checked.\n\nNot asked: 16 rows of chat that nothing can check." in none
+
+
 def test_without_two_domains_nothing_crosses():
     page = render_markdown(build_report(make_inputs(("chat",))))
     assert "Energy held" in page
@@ -138,7 +154,7 @@ def test_writes_the_report_and_every_figure_it_names(tmp_path):
     report = write_report(with_kinds(), tmp_path / "report")
     assert (tmp_path / "report/report.json").read_bytes() == report.to_json()
     assert json.loads((tmp_path / "report/report.json").read_text())["campaign"] == "demo"
-    assert len(report.figures) == 7
+    assert len(report.figures) == 8
     page = (tmp_path / "report/report.md").read_text()
     for figure in report.figures:
         image = (tmp_path / "report" / figure.file).read_bytes()

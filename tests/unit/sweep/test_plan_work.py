@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bs_cluster.sweep.combinations import all_masks
-from bs_cluster.sweep.plan import LENGTH_BAND, Batch, plan_work
+from bs_cluster.sweep.plan import LENGTH_BAND, Batch, plan_answers, plan_work
 
 lengths_and_requests = st.lists(st.integers(1, 400), min_size=1, max_size=12).flatmap(
     lambda lengths: st.tuples(
@@ -25,6 +25,15 @@ def test_each_request_is_planned_once_within_the_budget(case, batch_tokens):
         assert batch.padded_tokens <= batch_tokens or len(batch.requests) == 1
         assert max(row_lengths) <= LENGTH_BAND * min(row_lengths)
     assert [batch.cost for batch in batches] == sorted((batch.cost for batch in batches), reverse=True)
+
+
+@given(lengths_and_requests, st.integers(1, 20))
+def test_each_answer_is_planned_once_and_the_base_s_stand_apart(case, size):
+    lengths, requests = case
+    batches = plan_answers(requests, lengths, size)
+    assert sorted(request for batch in batches for request in batch) == sorted(requests)
+    assert all(len(batch) <= size and len({mask == 0 for _, mask in batch}) == 1 for batch in batches)
+    assert plan_answers(sorted(requests)[::-1], lengths, size) == batches
 
 
 @given(lengths_and_requests)

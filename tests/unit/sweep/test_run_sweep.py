@@ -22,7 +22,7 @@ from bs_cluster.store.filesystem import LocalFiles
 from bs_cluster.sweep.combinations import all_masks
 from bs_cluster.sweep.outcomes import OutcomeTable, RowLoss
 from bs_cluster.sweep.pool import EvaluatorPool
-from bs_cluster.sweep.sweep import encode_prompts, measure, run_sweep
+from bs_cluster.sweep.sweep import encode_prompts, generate, measure, run_sweep
 
 pytestmark = pytest.mark.ray
 
@@ -56,6 +56,13 @@ class FormulaEvaluator:
 
     def encode(self, prompts, pooled):
         return [np.full(2 if pooled else (len(prompt), 2), prompt[0], dtype=np.float32) for prompt in prompts]
+
+    def answer(self, prompts, weights):
+        if not (self.folder / "died").exists():
+            (self.folder / "died").touch()
+            os._exit(1)
+        (self.folder / f"answered_{len(prompts)}_{time.monotonic_ns()}").touch()
+        return [f"{prompt[0]} under {weight}" for prompt, weight in zip(prompts, weights, strict=True)]
 
     def stall(self, items):
         time.sleep(60)
@@ -207,3 +214,13 @@ def test_states_come_back_in_order(rows, start):
     states = encode_prompts(evaluators, prompts, SETTINGS, pooled=False)
     assert [s.shape for s in states] == [(len(prompt), 2) for prompt in prompts]
     assert [float(s[0, 0]) for s in states] == [float(prompt[0]) for prompt in prompts]
+
+
+def test_answers_come_once_each_under_their_own_domains_though_an_evaluator_dies(start, tmp_path):
+    prompts, requests = [[7, 1], [8, 1, 1], [9]], [(0, 0), (0, 5), (1, 0), (2, 0), (2, 1)]
+    settings = SETTINGS.model_copy(update={"answer_batch": 2})
+    found = list(generate([start(max_restarts=1)], prompts, requests, 3, settings))
+    assert sorted((index, mask) for index, mask, _ in found) == requests
+    for index, mask, text in found:
+        assert text == f"{prompts[index][0]} under {[float(mask >> d & 1) for d in range(3)]}"
+    assert len(list(tmp_path.glob("answered_*"))) == 3

@@ -33,7 +33,7 @@ def domain_rows(domain: str) -> DomainRows:
         return EncodedRow(tuple(ids.tolist()), 2, f"{domain}-{split}-{number}", domain)
 
     train = tuple(row(number, "train") for number in range(ROWS))
-    return DomainRows(train, (row(0, "validation"), row(1, "validation")), (), (), domain, {"train": ROWS})
+    return DomainRows(train, (row(0, "validation"), row(1, "validation")), (), (), (), domain, {"train": ROWS})
 
 
 class Closed:
