@@ -175,8 +175,8 @@ def _verdicts(of: Example) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """A model's text or a prompt as it is, cut to fit a cell; backticks would end the quotation."""
-    flat = " ".join(text.split()).replace("`", "'")
+    """A model's text or a prompt, cut to fit a cell; backticks would end the quotation, and no byte can be trusted."""
+    flat = "".join(char if char.isprintable() else "�" for char in " ".join(text.split())).replace("`", "'")
     return f"`{flat if len(flat) <= 160 else flat[:159] + '…'}`" if flat else "(nothing)"
 
 

@@ -138,7 +138,7 @@ def make_answers(owners, rows_each=6, seed=0, **shares) -> dict:
             mask=0,
             prompt=f"What | is {row}?",
             reference=f"It is {row}.",
-            text=f"`{mode}`\nsays {row}",
+            text=f"`{mode}`\nsays {row}\x1b",
             right=rng.random() < share,
         )
         for owner in owners

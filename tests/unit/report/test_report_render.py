@@ -113,6 +113,7 @@ def test_answers_stand_with_their_intervals_the_rows_that_were_not_asked_and_an_
     assert re.fullmatch(r"\d+ \(\d+\.\d %\) \[0\.\d\d, [01]\.\d\d\]", shares[2][1].strip())
     assert [line[0].strip() for line in examples[2:]] == [*EVERY_KIND]
     assert all("is 0?" in line[1] and "says 0" in line[3] and "says 0" in line[4] for line in examples[2:])
+    assert "\x1b" not in page
     assert "16 rows of chat that nothing can check; 1 row of code longer than 32 tokens" in section
     assert "right answers" in text
     none = render_markdown(build_report(make_inputs(unasked={"chat": {"that nothing can check": 16}})))
