@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
@@ -63,7 +64,7 @@ def report_inputs(
         gates=routing.gates,
         served=served,
         decision=decision,
-        outcomes=routing.table.to_arrow(),
+        outcomes=routing.outcomes,
         sweep=routing.sweep,
         timing=timing,
         data_counts={domain: rows[domain].counts for domain in domains},
@@ -113,6 +114,16 @@ def next_number(store: Store) -> int:
     return len(store.bundles()) + 1
 
 
+def write_outcomes(tables: Iterable[pa.Table], path: Path) -> None:
+    """One Parquet file of them all, a table in memory at a time."""
+    writer = None
+    for table in tables:
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    if writer:
+        writer.close()
+
+
 def commit_bundle(campaign: Campaign, routing: Routing, report: Report, directory: Path) -> tuple[int, BundleManifest]:
     """Stores router, outcomes, losses, config and report as blobs and commits the bundle that names them.
 
@@ -129,7 +140,7 @@ def commit_bundle(campaign: Campaign, routing: Routing, report: Report, director
         base=base.digest,
     )
     save_router(directory, routing.served, reading)
-    pq.write_table(routing.table.to_arrow(), directory / "outcomes.parquet")
+    write_outcomes(routing.outcomes, directory / "outcomes.parquet")
     (directory / LOSSES).write_bytes(write_losses(routing.losses))
     (directory / "unowned.parquet").write_bytes(routing.unowned.to_parquet())
     (directory / "routing.json").write_text(json.dumps(routing.report.to_dict(), indent=2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -42,8 +42,9 @@ class ReportInputs:
     ``served`` compares what is served now with the champion; None where there is none. ``decision`` says what became
     of the bundle, and why.
 
-    ``outcomes`` has a line per sweep row and combination (``OUTCOME_COLUMNS``): bit d of ``mask`` says that
-    ``domains[d]`` fires, ``nll`` is the row's loss summed over its ``tokens`` completion tokens.
+    ``outcomes`` are tables, to be read more than once, with a line per sweep row and combination (``OUTCOME_COLUMNS``),
+    whole rows in each: bit d of ``mask`` says that ``domains[d]`` fires, ``nll`` is the row's loss summed over its
+    ``tokens`` completion tokens.
     """
 
     campaign: str
@@ -60,7 +61,7 @@ class ReportInputs:
     gates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     served: ServedChange | None = None
     decision: Decision | None = None
-    outcomes: pa.Table | None = None
+    outcomes: Iterable[pa.Table] = ()
     sweep: SweepReport = field(default_factory=SweepReport)
     timing: Mapping[str, float] = field(default_factory=dict)
     data_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

@@ -277,7 +277,7 @@ def test_the_sweep_names_the_best_combination_on_shared_rows():
         make_inputs(("chat",)),
         make_inputs(committed=False),
         make_inputs(null_space=False),
-        make_inputs(records=(), isolated_row_losses={}, losses=make_losses({}), histories={}, outcomes=None, gates={}),
+        make_inputs(records=(), isolated_row_losses={}, losses=make_losses({}), histories={}, outcomes=(), gates={}),
     ],
     ids=["one domain", "no stack committed", "null space off", "nothing closed"],
 )

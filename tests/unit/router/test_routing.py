@@ -15,7 +15,7 @@ from bs_cluster.router.folds import deal_folds
 from bs_cluster.router.learned import Gates, gate_inputs
 from bs_cluster.router.learned_choice import HARM
 from bs_cluster.router.multilinear import choose
-from bs_cluster.router.regret import RoutingReport, policy_nll, routed_nll, routing_report
+from bs_cluster.router.regret import Judged, RoutingReport, policy_nll, routed_nll, routing_report
 from bs_cluster.router.routers import AnchoredRouter
 from bs_cluster.sweep.combinations import all_masks
 from bs_cluster.sweep.outcomes import OutcomeTable
@@ -29,9 +29,8 @@ def served_masks(taught, owner: str) -> np.ndarray:
 
 
 def report_of(taught) -> RoutingReport:
-    return routing_report(
-        taught.settings, taught.table, cross_fit(taught), fit_router(taught, range(len(taught.states)))
-    )
+    judged = Judged.of(taught.table, cross_fit(taught))
+    return routing_report(taught.settings, judged, fit_router(taught, range(len(taught.states))))
 
 
 def test_where_a_label_suffices_the_label_is_served():

@@ -52,7 +52,7 @@ def test_losses_are_per_token_and_nan_where_unmeasured():
     table = OutcomeTable(["q1", "q2"], ["chat", "math"], DOMAINS)
     table.record(0, 0b101, RowLoss(nll=6.0, tokens=3))
     np.testing.assert_array_equal(table.loss_BC([0b101, 0]), [[2.0, np.nan], [np.nan, np.nan]])
-    assert table.missing([0b101, 0]) == [(0, 0), (1, 0b101), (1, 0)]
+    assert table.missing([0b101, 0]).tolist() == [[0, 0], [1, 0b101], [1, 0]]
     assert table.tokens_B.tolist() == [3, 0]
 
 
