@@ -1,6 +1,7 @@
 """The metric, its error and its interval, against what they are meant to be."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -54,3 +55,18 @@ def test_too_little_to_say_anything():
     assert math.isnan(estimate(np.array([1.0, math.nan]), np.array([3, 3])).low)
     with pytest.raises(ValueError, match="not of the same rows"):
         paired_difference(losses((1.0, 2)), losses((1.0, 3)))
+
+
+def test_the_interval_of_very_many_rows_is_as_wide_as_their_error_says():
+    """Over blocks of rows: it costs no more than that of a thousand rows, in memory either."""
+    random = np.random.default_rng(0)
+    tokens_B = random.integers(5, 40, 200_000)
+    nats_B = tokens_B * 0.1 + random.normal(0, 1, 200_000) * np.sqrt(tokens_B)
+    tracemalloc.start()
+    found = estimate(nats_B, tokens_B)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.rows == 200_000
+    assert (found.high - found.low) / (2 * 1.96 * found.error) == pytest.approx(1, abs=0.1)
+    assert (found.high + found.low) / 2 == pytest.approx(found.mean, abs=0.5 * found.error)
+    assert peak < 150e6
