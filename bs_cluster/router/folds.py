@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,8 +20,12 @@ def deal_folds(
 
     The rows of a domain or a mixed kind are dealt in turns, in an order that hashes of their ids and ``seed`` decide.
     A foreign kind goes into one fold as a whole: staying out is judged on kinds that were never met. The choice hangs
-    on the set of rows, not on their order. Raises DataError for a domain with fewer than two rows.
+    on the set of rows, not on their order. Raises DataError for a domain with fewer than two rows, and for a row that
+    occurs twice: it would judge what it taught.
     """
+    if len(set(row_ids)) < len(row_ids):
+        repeated = next(row_id for row_id, times in Counter(row_ids).items() if times > 1)
+        raise DataError(f"row {repeated!r} occurs twice among the sweep rows; row ids must be unique")
     fold_B = np.empty(len(owners), dtype=np.int64)
     rows_of = _shuffled(row_ids, owners, seed)
     kinds: list[str] = []

@@ -208,6 +208,11 @@ def test_a_domain_of_one_row_is_refused():
         deal_folds(["q1", "q2", "q3"], ["chat", "chat", "math"], DOMAINS, 2)
 
 
+def test_a_row_that_occurs_twice_is_refused():
+    with pytest.raises(DataError, match="'q1' occurs twice"):
+        deal_folds(["q1", "q2", "q1"], ["chat", "chat", "chat"], DOMAINS, 2)
+
+
 def test_every_row_is_judged_by_a_router_that_never_saw_it():
     """Rows whose outcomes contradict all others of their owner: a router that saw them would serve them rightly."""
     taught = lessons(OWN, rows=20)
