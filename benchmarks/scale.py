@@ -86,7 +86,7 @@ class FormulaEvaluator:
     def __init__(self):
         self.calls = 0
 
-    def score(self, rows: Sequence[EncodedRow], weights: Sequence[Sequence[float]]) -> list[RowLoss]:
+    def score(self, rows: Sequence[EncodedRow], weights: Sequence[Sequence[float]]) -> tuple[RowLoss, ...]:
         self.calls += 1
         weight_ND = np.array(weights)
         domain_count = weight_ND.shape[1]
@@ -98,7 +98,7 @@ class FormulaEvaluator:
         share_N = np.sin(row_N + weight_ND @ np.arange(1.0, domain_count + 1))
         loss_N = 3.0 - gain_N + 0.4 * weight_ND.mean(axis=1) + 0.05 * share_N
         tokens = [row.completion_length for row in rows]
-        return [RowLoss(loss * count, count) for loss, count in zip(loss_N.tolist(), tokens, strict=True)]
+        return tuple(RowLoss(loss * count, count) for loss, count in zip(loss_N.tolist(), tokens, strict=True))
 
     def encode(self, prompts: Sequence[Sequence[int]], pooled: bool) -> list[np.ndarray]:
         assert pooled

@@ -127,7 +127,7 @@ def sweep_and_route(
         reused, swept = reused + shard.held, swept + len(shard.table)
     seconds = time.monotonic() - started
 
-    def encode(some: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    def encode(some: Sequence[Sequence[int]]) -> list[np.ndarray]:
         return encode_prompts(evaluators, some, config.sweep, pooled=config.router.kind == "anchored")
 
     say(f"{'meta-router':<14} {len(sweep_rows)} rows, each judged by a router that never saw it")

@@ -38,8 +38,11 @@ class SweepArea:
 
     def parts(self) -> list[Part]:
         """What was written so far, by name."""
-        stems = {file: file.removeprefix(f"{self.folder}/part-") for file in self._files.stamps(self.folder)}
-        return [Part(*map(int, stem.split("-")[:2]), file) for file, stem in stems.items()]
+        found = []
+        for file in self._files.stamps(self.folder):
+            first, last, _ = file.removeprefix(f"{self.folder}/part-").split("-")
+            found.append(Part(int(first), int(last), file))
+        return found
 
     def read(self, parts: Iterable[Part]) -> pa.Table | None:
         """These parts as one table, in the order given; None for none."""

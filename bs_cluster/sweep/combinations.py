@@ -21,9 +21,9 @@ def mask_weights(mask: int, domain_count: int) -> list[float]:
     return [float(mask >> d & 1) for d in range(domain_count)]
 
 
-def weights_of_each(masks: Sequence[int], domain_count: int) -> list[list[float]]:
-    """``mask_weights`` of many."""
-    return (np.array(masks, dtype=np.int64)[:, None] >> np.arange(domain_count) & 1).astype(float).tolist()
+def weights_of_each(masks: Sequence[int], domain_count: int) -> np.ndarray:
+    """``mask_weights`` of many, float32 (N, D)."""
+    return (np.array(masks, dtype=np.int64)[:, None] >> np.arange(domain_count) & 1).astype(np.float32)
 
 
 def active_mask(weights: Sequence[float]) -> int:

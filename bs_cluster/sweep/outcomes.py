@@ -178,9 +178,9 @@ class OutcomeTable:
 
     def missing(self, masks: Iterable[int]) -> np.ndarray:
         """(row, mask) pairs (N, 2) int64 among ``masks`` that are not measured, row by row."""
-        masks = np.array(list(masks), dtype=np.int64)
-        row_N, column_N = np.nonzero(np.isnan(self.nll_BC(masks)))
-        return np.stack([row_N, masks[column_N]], axis=1)
+        mask_C = list(masks)
+        row_N, column_N = np.nonzero(np.isnan(self.nll_BC(mask_C)))
+        return np.stack([row_N, np.array(mask_C, dtype=np.int64)[column_N]], axis=1)
 
     def subset(self, rows: Sequence[int]) -> Self:
         """The same table over these row indices, in this order."""

@@ -1,6 +1,6 @@
 """Carries the sweep's plan out on Ray actors, and the pass that goes with it: router states.
 
-An evaluator is a Ray actor handle with ``score(rows, weights) -> list[RowLoss]`` and
+An evaluator is a Ray actor handle with ``score(rows, weights) -> Sequence[RowLoss]`` and
 ``encode(prompts, pooled) -> list[np.ndarray]`` (``bs_cluster.inference``). What to measure, in which batches and what
 it means is decided elsewhere, by pure functions; this file only hands it to the pool and writes down what comes back.
 """
@@ -68,7 +68,7 @@ def measure(
 
     def score(evaluator: Any, batch: Sequence[tuple[int, int]]) -> ray.ObjectRef:
         weights = weights_of_each([mask for _, mask in batch], len(table.domains))
-        return evaluator.score.remote([rows[row] for row, _ in batch], weights)
+        return evaluator.score.remote(tuple(rows[row] for row, _ in batch), weights)  # Ray takes a list apart
 
     done, total = len(table), len(table) + len(requests)
     on_progress(done, total)
