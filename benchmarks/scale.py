@@ -48,6 +48,8 @@ FEATURES = 64
 PROMPT_TOKENS = 16
 TRAINING_PROMPTS = 100
 MEGABYTE = 1 << 20
+# A quarter of the default: what learning costs does not hang on the rows swept.
+LEARNED = {"learn_rows": 1000, "learn_combinations": 128}
 
 
 class Rows(Sequence[EncodedRow]):
@@ -137,7 +139,7 @@ def resident(what: str) -> float:
 def case(count: int, domain_count: int, folder: Path) -> dict:
     """One sweep with all that follows it."""
     domains = [f"domain{d:02}" for d in range(domain_count)]
-    rows, sweep, router = Rows(count, domain_count), SweepSection(), RouterSection()
+    rows, sweep, router = Rows(count, domain_count), SweepSection(), RouterSection(**LEARNED)
     prompts, area, costs = Prompts(rows), SweepArea(LocalFiles(folder), "sweep"), Costs()
     evaluators = [ray.remote(FormulaEvaluator).options(num_cpus=0).remote()]
     ray.get(evaluators[0].called.remote())
@@ -210,7 +212,8 @@ def table_of(cases: Sequence[dict]) -> Table:
             *(f"{phase}, peak MB" for phase in PHASES),
             "on disk, MB",
         ),
-        note="One evaluator on Ray, rows of 24 to 40 tokens in batches of 4,096.",
+        note="One evaluator on Ray, rows of 24 to 40 tokens in batches of 4,096; "
+        f"learned from {LEARNED['learn_rows']} rows, {LEARNED['learn_combinations']} combinations.",
     )
     for found in cases:
         table.rows.append(

@@ -112,15 +112,20 @@ class Judges:
         self, states: Sequence[np.ndarray], owners: Sequence[str], domains: Sequence[str], fold_B: np.ndarray
     ) -> CrossFit:
         """What is chosen for rows of these owners and folds."""
+        pooled = np.stack([state if state.ndim == 1 else pool_states(state) for state in states])
+        prompts = gate_inputs(self.anchor, pooled)  # once for all: it is what judging costs
         routed_B, single_B = np.zeros(len(fold_B), dtype=np.int64), np.zeros(len(fold_B), dtype=np.int64)
         for fold in np.unique(fold_B).tolist():
             held = np.flatnonzero(fold_B == fold)
-            routed_B[held] = self.served[fold].choose([states[row] for row in held.tolist()])
+            router, masks = self.served[fold].router, self.served[fold].masks
+            if isinstance(router, AnchoredRouter):
+                routed_B[held] = choose(router.gated(prompts.select(held)), masks)
+            else:
+                routed_B[held] = choose(router.logits([states[row] for row in held.tolist()]), masks)
             single_B[held] = [self.best_single[fold][kind_of(owners[row], domains)] for row in held.tolist()]
-        features = [state if state.ndim == 1 else pool_states(state) for state in states]
-        # It opens one gate at most, and every router has none and each alone among its combinations.
+        # The anchor opens one gate at most, and every router has none and each alone among its combinations.
         masks = next(iter(self.served.values())).masks
-        return CrossFit(routed_B, choose(AnchoredRouter(self.anchor, None).logits(features), masks), single_B)
+        return CrossFit(routed_B, choose(prompts.anchor_BD, masks), single_B)
 
 
 def fit_judges(lessons: Lessons, fold_B: np.ndarray, folds: Sequence[int]) -> Judges:

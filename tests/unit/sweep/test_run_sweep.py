@@ -206,7 +206,7 @@ def test_a_sweep_killed_between_shards_measures_only_the_others(rows, area, star
 
 
 def test_memory_does_not_grow_with_the_rows(start, tmp_path):
-    """Eight times the rows: beside their ids, nothing more is held at a time."""
+    """Six times the rows: beside their ids, nothing more is held at a time."""
 
     class Made(list):
         def __init__(self, count):
@@ -221,13 +221,13 @@ def test_memory_does_not_grow_with_the_rows(start, tmp_path):
     evaluator = start(marks=False)
     section = SETTINGS.model_copy(update={"batch_tokens": 1000})
     peaks = []
-    for count in (250, 500, 4000):  # the first is for what is allocated once
+    for count in (150, 300, 1800):  # the first is for what is allocated once
         area = SweepArea(LocalFiles(tmp_path / "store"), f"sweep/{count}")
         gc.collect()
         tracemalloc.start()
         outcomes = sum(
             len(shard.table)
-            for shard in run_sweep([evaluator], Made(count), DOMAINS, section, area, lambda *_: None, 2000)
+            for shard in run_sweep([evaluator], Made(count), DOMAINS, section, area, lambda *_: None, 1000)
         )
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
