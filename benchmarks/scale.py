@@ -63,6 +63,8 @@ class Rows(Sequence[EncodedRow]):
         return self.count
 
     def __getitem__(self, row):  # type: ignore[override]
+        if row >= self.count:
+            raise IndexError(row)
         own = row % self.domain_count
         owner = f"foreign:{row % 8}" if row % 50 == 1 else f"mixed:{row % 8}" if row % 10 == 0 else f"domain{own:02}"
         need = {"f": 0, "m": 2, "d": 1}[owner[0]]

@@ -57,7 +57,6 @@ class Routing:
     each owner's rows for which a domain fired. ``unowned`` are the rows that no domain owns."""
 
     outcomes: Outcomes
-    judged: Judged
     served: Served
     input_size: int
     unowned: DomainRows
@@ -152,7 +151,6 @@ def sweep_and_route(
     ended = time.monotonic()
     return Routing(
         outcomes=outcomes,
-        judged=judged,
         served=served,
         input_size=anchor.centre_F.shape[0] // 2,
         unowned=unowned,
