@@ -1,7 +1,7 @@
 """All rows of a sweep judged, a shard of them in memory at a time.
 
 States of prompts are never kept: a row that taught has its own in memory, of any other one it is encoded here, used and
-dropped. What stays of a row is what it chose and lost, some eighty bytes.
+dropped. What stays of a row is its id, what was chosen for it and what that lost.
 """
 
 from __future__ import annotations
