@@ -44,7 +44,8 @@ def measure(settings: Settings) -> list[Table]:
             with tempfile.TemporaryDirectory() as folder:
                 started = time.perf_counter()
                 area = SweepArea(LocalFiles(Path(folder)), "sweep")
-                run_sweep(evaluators, rows, domains, SweepSection(batch_tokens=BATCH_TOKENS), area, lambda *_: None)
+                sweep = SweepSection(batch_tokens=BATCH_TOKENS)
+                list(run_sweep(evaluators, rows, domains, sweep, area, lambda *_: None))
                 speeds[count] = len(rows) / (time.perf_counter() - started)
             for evaluator in evaluators:
                 ray.kill(evaluator)
