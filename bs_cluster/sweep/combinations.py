@@ -22,8 +22,8 @@ def mask_weights(mask: int, domain_count: int) -> list[float]:
 
 
 def weights_of_each(masks: Sequence[int], domain_count: int) -> np.ndarray:
-    """``mask_weights`` of many, float32 (N, D)."""
-    return (np.array(masks, dtype=np.int64)[:, None] >> np.arange(domain_count) & 1).astype(np.float32)
+    """``mask_weights`` of many, float64 (N, D)."""
+    return (np.array(masks, dtype=np.int64)[:, None] >> np.arange(domain_count) & 1).astype(np.float64)
 
 
 def active_mask(weights: Sequence[float]) -> int:
