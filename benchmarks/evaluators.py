@@ -31,7 +31,7 @@ def measure(settings: Settings) -> list[Table]:
         note="One thread each; loading not counted." if settings.device == "cpu" else "One GPU each.",
     )
     speeds: dict[int, float] = {}
-    with _ray():
+    with local_ray():
         actor = ray.remote(RandomEvaluator)
         options = {"num_cpus": 1} if settings.device == "cpu" else {"num_gpus": 1}
         for count in (1, 2):
@@ -44,7 +44,8 @@ def measure(settings: Settings) -> list[Table]:
             with tempfile.TemporaryDirectory() as folder:
                 started = time.perf_counter()
                 area = SweepArea(LocalFiles(Path(folder)), "sweep")
-                run_sweep(evaluators, rows, domains, SweepSection(batch_tokens=BATCH_TOKENS), area, lambda *_: None)
+                sweep = SweepSection(batch_tokens=BATCH_TOKENS)
+                list(run_sweep(evaluators, rows, domains, sweep, area, lambda *_: None))
                 speeds[count] = len(rows) / (time.perf_counter() - started)
             for evaluator in evaluators:
                 ray.kill(evaluator)
@@ -55,7 +56,7 @@ def measure(settings: Settings) -> list[Table]:
 
 
 @contextlib.contextmanager
-def _ray() -> Iterator[None]:
+def local_ray() -> Iterator[None]:
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         yield

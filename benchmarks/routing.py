@@ -27,7 +27,7 @@ from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.router.anchor import fit_anchor
 from bs_cluster.router.fit import CrossFit, Lessons, cross_fit
-from bs_cluster.router.regret import RowsRouting, routing_groups
+from bs_cluster.router.regret import Judged, RowsRouting, routing_groups
 from bs_cluster.store import Store
 from bs_cluster.sweep.combinations import mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable
@@ -81,7 +81,9 @@ class Finished:
 
     def measure(self, asked: Set[tuple[int, int]]) -> None:
         """Measures these rows under these combinations."""
-        for batch in plan_work(asked, [len(row.input_ids) for row in self.rows], self.config.sweep.batch_tokens):
+        for batch in plan_work(
+            sorted(asked), [len(row.input_ids) for row in self.rows], self.config.sweep.batch_tokens
+        ):
             weights = [mask_weights(mask, len(self.domains)) for _, mask in batch.requests]
             losses = score_routed(self.stacked, [self.rows[row] for row, _ in batch.requests], weights, self.domains)
             for (row, mask), loss in zip(batch.requests, losses, strict=True):
@@ -107,7 +109,7 @@ def main() -> None:
         for seed in range(arguments.seeds):
             fitted = cross_fit(Lessons(finished.table, states, anchor, settings, seed))
             finished.measure(finished.unmeasured(fitted))
-            kinds, owners = routing_groups(finished.table, fitted)
+            kinds, owners = routing_groups(Judged.of(finished.table, fitted))
             for name, routing in (kinds | owners if seed == 0 else kinds).items():
                 print(line(f"{kind} seed {seed}", name, routing), flush=True)
 

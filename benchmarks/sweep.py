@@ -88,7 +88,7 @@ def _search(
     table = OutcomeTable([row.id for row in rows], [row.domain for row in rows], domains)
     lengths = [len(row.input_ids) for row in rows]
     started = time.perf_counter()
-    while requests := next_requests(table, settings):
+    while len(requests := next_requests(table, settings)):
         for batch in plan_work(requests, lengths, settings.batch_tokens):
             weights = [mask_weights(mask, len(domains)) for _, mask in batch.requests]
             losses = score([rows[row] for row, _ in batch.requests], weights)

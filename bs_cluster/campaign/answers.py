@@ -23,7 +23,6 @@ from bs_cluster.data.frozen import DomainRows
 from bs_cluster.data.rows import Question
 from bs_cluster.data.verify import is_right
 from bs_cluster.records import JudgedAnswer
-from bs_cluster.router.fit import CrossFit
 from bs_cluster.sweep.combinations import full_mask
 from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.sweep import generate
@@ -67,12 +66,13 @@ def answer_and_check(
     say: Callable[[str], None],
 ) -> Answers:
     """Generates and checks. ``routed`` is what a meta-router chose that never saw the row."""
-    started, settings, table = time.monotonic(), campaign.config.sweep, routing.table
+    started, settings, judged = time.monotonic(), campaign.config.sweep, routing.judged
     parts = [*(rows[domain] for domain in campaign.domains), routing.unowned]
     swept = [pair for part in parts for pair in zip(part.sweep, part.questions, strict=True)]
-    assert tuple(row.id for row, _ in swept) == table.row_ids, "outcomes and rows are in one order"
+    assert tuple(row.id for row, _ in swept) == judged.row_ids, "outcomes and rows are in one order"
     asked, unasked = choose_rows(swept, settings)
-    masks = {row: masks_of(table, routing.fitted, row) for row in asked}
+    table = routing.outcomes.of(asked)
+    masks = {row: masks_of(table, place, int(judged.fitted.routed_B[row])) for place, row in enumerate(asked)}
     requests = sorted({(row, mask) for row in asked for mask in masks[row].values()})
     say(f"{'answers':<14} {len(asked)} rows can be checked, {len(requests)} answers to generate")
 
@@ -90,14 +90,14 @@ def answer_and_check(
         right(row, text)  # while the evaluators go on
     sound = [row for row in asked if right(row, swept[row][1].reference)]
     for row in set(asked) - set(sound):
-        unasked[table.owners[row]]["whose own reference does not pass"] += 1
-    judged = [
-        _judged(table, row, swept[row][1], mode, mask, texts[row, mask], right(row, texts[row, mask]))
+        unasked[judged.owners[row]]["whose own reference does not pass"] += 1
+    answered = [
+        _judged(*swept[row], mode, mask, texts[row, mask], right(row, texts[row, mask]))
         for row in sound
         for mode, mask in masks[row].items()
     ]
     reasons = {owner: dict(counts) for owner, counts in unasked.items()}
-    return Answers(tuple(judged), reasons, settings.answer_tokens, time.monotonic() - started)
+    return Answers(tuple(answered), reasons, settings.answer_tokens, time.monotonic() - started)
 
 
 def choose_rows(
@@ -120,7 +120,7 @@ def choose_rows(
     return asked, left
 
 
-def masks_of(table: OutcomeTable, fitted: CrossFit, row: int) -> dict[str, int]:
+def masks_of(table: OutcomeTable, row: int, routed: int) -> dict[str, int]:
     """The combination behind each mode of one row; a row that no domain owns has no own stacks to be ``isolated``."""
     losses = table.losses(row)
     owner = table.owners[row]
@@ -129,17 +129,15 @@ def masks_of(table: OutcomeTable, fitted: CrossFit, row: int) -> dict[str, int]:
         "base": 0,
         **own,
         "ungated": full_mask(len(table.domains)),
-        "routed": int(fitted.routed_B[row]),
+        "routed": routed,
         "oracle": min(losses, key=losses.__getitem__),
     }
 
 
-def _judged(
-    table: OutcomeTable, row: int, question: Question, mode: str, mask: int, text: str, right: bool
-) -> JudgedAnswer:
+def _judged(row: EncodedRow, question: Question, mode: str, mask: int, text: str, right: bool) -> JudgedAnswer:
     return JudgedAnswer(
-        row_id=table.row_ids[row],
-        owner=table.owners[row],
+        row_id=row.id,
+        owner=row.domain,
         mode=mode,
         mask=mask,
         prompt=question.prompt,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
@@ -66,7 +67,7 @@ def report_inputs(campaign: Campaign, measured: Measured, timing: Mapping[str, f
         answers=answers.judged,
         unasked=answers.unasked,
         answer_tokens=answers.tokens,
-        outcomes=routing.table.to_arrow(),
+        outcomes=routing.outcomes,
         sweep=routing.sweep,
         timing=timing,
         data_counts={domain: rows[domain].counts for domain in domains},
@@ -116,6 +117,16 @@ def next_number(store: Store) -> int:
     return len(store.bundles()) + 1
 
 
+def write_outcomes(tables: Iterable[pa.Table], path: Path) -> None:
+    """One Parquet file of them all, a table in memory at a time."""
+    writer = None
+    for table in tables:
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    if writer:
+        writer.close()
+
+
 def commit_bundle(
     campaign: Campaign, measured: Measured, inputs: ReportInputs, report: Report, directory: Path
 ) -> tuple[int, BundleManifest]:
@@ -137,7 +148,7 @@ def commit_bundle(
         base=base.digest,
     )
     save_router(directory, routing.served, reading)
-    pq.write_table(routing.table.to_arrow(), directory / "outcomes.parquet")
+    write_outcomes(routing.outcomes, directory / "outcomes.parquet")
     (directory / LOSSES).write_bytes(write_losses(routing.losses))
     (directory / ANSWERS).write_bytes(measured.answers.to_parquet())
     (directory / "unowned.parquet").write_bytes(routing.unowned.to_parquet())

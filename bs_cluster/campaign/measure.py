@@ -5,28 +5,59 @@ Shapes: B rows, D domains.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 
 from bs_cluster.campaign.campaign import Campaign
-from bs_cluster.campaign.lessons import gather_lessons
+from bs_cluster.campaign.lessons import teach_anchor
 from bs_cluster.data.batch import plan_batches
+from bs_cluster.data.encode import EncodedRow
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.inference.evaluator import Evaluator
 from bs_cluster.inference.probe import probe_rows
 from bs_cluster.records import ModeLosses, Probe, StackManifest, canonical_json, sha256_hex
 from bs_cluster.report.record import SweepReport
-from bs_cluster.router.fit import CrossFit, Served, cross_fit, fit_router
-from bs_cluster.router.regret import RoutingReport, policy_nll, routing_report
+from bs_cluster.router.fit import Lessons, Served, fit_judges, fit_router
+from bs_cluster.router.folds import deal_folds, sample_rows
+from bs_cluster.router.judging import judge_shard
+from bs_cluster.router.regret import Judged, RoutingReport, routing_report, rows_of
+from bs_cluster.store import SweepArea
 from bs_cluster.sweep.outcomes import OutcomeTable
+from bs_cluster.sweep.parts import PartWriter
 from bs_cluster.sweep.pool import EvaluatorPool
+from bs_cluster.sweep.shards import Shard, read_shards
 from bs_cluster.sweep.sweep import encode_prompts, measure, run_sweep
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """All outcomes of a sweep's rows, read anew for each pass: shards, or their tables in long format."""
+
+    rows: Sequence[EncodedRow]
+    campaign: Campaign
+    area: SweepArea
+
+    def shards(self) -> Iterator[Shard]:
+        return read_shards(self.rows, self.campaign.domains, self.campaign.config.sweep, self.area)
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        return (shard.table.to_arrow() for shard in self.shards())
+
+    def of(self, places: Sequence[int]) -> OutcomeTable:
+        """The outcomes of the rows at these places alone, in this order."""
+        own = [self.rows[place] for place in places]
+        table = OutcomeTable([row.id for row in own], [row.domain for row in own], self.campaign.domains)
+        for shard in self.shards():
+            table.update(shard.table)
+        return table
 
 
 @dataclass(frozen=True)
@@ -34,8 +65,8 @@ class Routing:
     """What the second half found. ``losses`` are those of the sweep rows, under every mode; ``gates`` is the share of
     each owner's rows for which a domain fired. ``unowned`` are the rows that no domain owns."""
 
-    table: OutcomeTable
-    fitted: CrossFit
+    outcomes: Outcomes
+    judged: Judged
     served: Served
     input_size: int
     unowned: DomainRows
@@ -92,69 +123,89 @@ def sweep_and_route(
     unowned = unowned.without(frozenset().union(*(rows[domain].ids for domain in domains)))
     parts = [*(rows[domain] for domain in domains), unowned]
     sweep_rows = [row for part in parts for row in part.sweep]
+    prompts = [prompt for part in parts for prompt in part.router_prompts]
+    ids, owners = [row.id for row in sweep_rows], [row.domain for row in sweep_rows]
+    fold_B = deal_folds(ids, owners, domains, config.router.folds, config.seed)
+    taught = sample_rows(ids, owners, config.router.learn_rows, config.seed)
+    table = OutcomeTable([ids[row] for row in taught], [owners[row] for row in taught], domains)
     area = store.sweep_area(sweep_digest(manifests, rows, unowned, domains))
     started = time.monotonic()
-    held_before = area.read()
-    table = run_sweep(evaluators, sweep_rows, domains, config.sweep, area, on_progress)
-    swept = time.monotonic()
-    measured = len(table) - (0 if held_before is None else held_before.num_rows)
+    reused, swept = 0, 0
+    for shard in run_sweep(evaluators, sweep_rows, domains, config.sweep, area, on_progress):
+        table.update(shard.table)
+        reused, swept = reused + shard.held, swept + len(shard.table)
+    seconds = time.monotonic() - started
 
-    def encode(prompts: Sequence[Sequence[int]], pooled: bool) -> list[np.ndarray]:
-        return encode_prompts(evaluators, prompts, config.sweep, pooled)
+    def encode(some: Sequence[Sequence[int]], pooled: bool = config.router.kind == "anchored") -> list[np.ndarray]:
+        return encode_prompts(evaluators, some, config.sweep, pooled)
 
-    lessons = gather_lessons(config, table, rows, unowned, encode)
     say(f"{'meta-router':<14} {len(sweep_rows)} rows, each judged by a router that never saw it")
-    fitted, served = cross_fit(lessons), fit_router(lessons, range(len(sweep_rows)))
+    states = dict(zip(taught.tolist(), encode([prompts[row] for row in taught]), strict=True))
+    anchor = teach_anchor(config, domains, rows, encode)
+    lessons = Lessons(table, list(states.values()), anchor, config.router, config.seed)
+    judges = fit_judges(lessons, fold_B[taught], np.unique(fold_B).tolist())
+    served = fit_router(lessons, range(len(taught)))
     # An adaptive search may not have measured what was chosen: what judges is measured, never estimated.
-    chosen = zip(fitted.routed_B.tolist(), fitted.anchor_B.tolist(), strict=True)
-    asked = {(row, mask) for row, masks in enumerate(chosen) for mask in masks if mask not in table.losses(row)}
-    if asked:
-        measure(evaluators, sweep_rows, table, sorted(asked), config.sweep, area, on_progress)
+    outcomes = Outcomes(sweep_rows, campaign, area)
+    found, parents, masks = [], [], set()
+    with PartWriter(area) as writer:
+        for shard in outcomes.shards():
+
+            def more(asked: np.ndarray, shard: Shard = shard) -> None:
+                measure(evaluators, shard, asked, config.sweep, writer, on_progress)
+
+            found.append(judge_shard(judges, shard, prompts, fold_B, states, encode, more))
+            parents.append(_parents_nll(shard.table, manifests))
+            masks.update(shard.table.masks())
+    judged = Judged.together(found)
     ended = time.monotonic()
-    report = routing_report(config.router, table, fitted, served)
     return Routing(
-        table=table,
-        fitted=fitted,
+        outcomes=outcomes,
+        judged=judged,
         served=served,
-        input_size=lessons.anchor.centre_F.shape[0] // 2,
+        input_size=anchor.centre_F.shape[0] // 2,
         unowned=unowned,
-        losses=mode_losses(table, fitted, manifests),
-        report=report,
-        gates=_mean_gates(table, fitted.routed_B),
+        losses=mode_losses(judged, np.concatenate(parents)),
+        report=routing_report(config.router, judged, served),
+        gates=_mean_gates(judged),
         sweep=SweepReport(
             rows=len(sweep_rows),
-            combinations=len(table.masks()),
-            rows_per_s=measured / (swept - started) if measured else None,
-            seconds=swept - started,
-            reused=len(table) - measured,
+            combinations=len(masks),
+            rows_per_s=(swept - reused) / seconds if swept > reused else None,
+            seconds=seconds,
+            reused=reused,
         ),
-        timing={"sweep": swept - started, "router": ended - swept},
+        timing={"sweep": seconds, "router": ended - started - seconds},
     )
 
 
-def mode_losses(table: OutcomeTable, fitted: CrossFit, manifests: Sequence[StackManifest]) -> ModeLosses:
-    """Every mode on the rows of ``table``, all of it measured; None where a mode has no meaning for a row."""
-    policies = policy_nll(table, fitted)
-    policies["ungated"] = policies.pop("all_on")
+def _parents_nll(table: OutcomeTable, manifests: Sequence[StackManifest]) -> np.ndarray:
+    """Summed loss (B,) of each row under what fired while its domain trained, NaN where it has none."""
     parents = {domain: parent_mask(manifests, domain, table.domains) for domain in table.domains}
-    masks = [parents.get(owner) for owner in table.owners]
+    mask_B = np.array([parents.get(owner, -1) for owner in table.owners], dtype=np.int64)
+    return np.where(mask_B >= 0, table.nll(np.arange(len(mask_B)), mask_B), np.nan)
+
+
+def mode_losses(judged: Judged, parents_B: np.ndarray) -> ModeLosses:
+    """Every mode on the rows of ``judged``, all of it measured; None where a mode has no meaning for a row."""
+    policies = dict(judged.nll)
+    policies["ungated"] = policies.pop("all_on")
     policies["isolated"] = policies["label"]
-    nll: dict[str, tuple[float | None, ...]] = {
-        mode: tuple(float(value) if np.isfinite(value) else None for value in nll_B) for mode, nll_B in policies.items()
+    policies["parents"] = parents_B
+    nll = {
+        mode: tuple(value if math.isfinite(value) else None for value in nll_B.tolist())
+        for mode, nll_B in policies.items()
     }
-    tokens = table.tokens_B.tolist()
-    beside = [None if mask is None else table.losses(row).get(mask) for row, mask in enumerate(masks)]
-    nll["parents"] = tuple(None if mean is None else mean * count for mean, count in zip(beside, tokens, strict=True))
-    return ModeLosses(table.row_ids, table.owners, tuple(tokens), nll)
+    return ModeLosses(judged.row_ids, judged.owners, tuple(judged.tokens_B.tolist()), nll)
 
 
-def _mean_gates(table: OutcomeTable, masks_B: np.ndarray) -> dict[str, dict[str, float]]:
+def _mean_gates(judged: Judged) -> dict[str, dict[str, float]]:
     """Share of each owner's rows for which each domain fired."""
-    fires_BD = (masks_B[:, None] >> np.arange(len(table.domains))) & 1
-    owners = np.array(table.owners)
     return {
-        owner: dict(zip(table.domains, fires_BD[owners == owner].mean(axis=0).tolist(), strict=True))
-        for owner in dict.fromkeys(table.owners)
+        owner: {
+            domain: float((judged.fitted.routed_B[rows] >> d & 1).mean()) for d, domain in enumerate(judged.domains)
+        }
+        for owner, rows in rows_of(judged.owners).items()
     }
 
 

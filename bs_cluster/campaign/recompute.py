@@ -29,7 +29,7 @@ from bs_cluster.campaign.agreement import (
     stored_numbers,
 )
 from bs_cluster.campaign.certify import OUTCOMES, UNOWNED, certificate_of, closings
-from bs_cluster.campaign.lessons import Encode, gather_lessons
+from bs_cluster.campaign.lessons import Encode, teach_anchor
 from bs_cluster.campaign.promote import bundle_losses, compare
 from bs_cluster.certificate import CERTIFICATE, Certificate, prove
 from bs_cluster.config.schema import CampaignConfig
@@ -43,7 +43,8 @@ from bs_cluster.inference.scoring import score_batch, score_routed
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.promotion import FOREIGN, SERVED, group_of, standing
 from bs_cluster.records import BundleManifest, DomainRecord, ModeLosses, RowLoss
-from bs_cluster.router.fit import cross_fit
+from bs_cluster.router.fit import Lessons, fit_judges
+from bs_cluster.router.folds import deal_folds, sample_rows
 from bs_cluster.serving.runtime import bundle_config
 from bs_cluster.store import Store
 from bs_cluster.store.refs import PROMOTIONS, bundle_ref
@@ -93,10 +94,32 @@ def recompute(
     lines += statements(certified, now)
     if rows_each is None:
         say("the meta-router of each fold learns and chooses again")
-        lessons = gather_lessons(config, table, rows, unowned, _encoder(stacked, config))
-        lines += choices(table, cross_fit(lessons).routed_B, losses)
+        lines += choices(table, _choices(config, table, rows, unowned, _encoder(stacked, config)), losses)
     agrees = all(one.verdict != "differs" for one in lines)
     return Recomputed(store.campaign, bundle.number, agrees, len(own) + len(rescored), tuple(lines))
+
+
+def _choices(
+    config: CampaignConfig,
+    table: OutcomeTable,
+    rows: Mapping[str, DomainRows],
+    unowned: DomainRows,
+    encode: Encode,
+) -> np.ndarray:
+    """The combination (B,) that a meta-router which never saw it chooses for each row of ``table``: the sweep rows of
+    ``rows``, in the order of its domains, then the ``unowned``."""
+    prompts = [
+        prompt for part in (*(rows[domain] for domain in table.domains), unowned) for prompt in part.router_prompts
+    ]
+    states = encode(prompts, config.router.kind == "anchored")
+    fold_B = deal_folds(table.row_ids, table.owners, table.domains, config.router.folds, config.seed)
+    taught = sample_rows(table.row_ids, table.owners, config.router.learn_rows, config.seed)
+    anchor = teach_anchor(config, table.domains, rows, encode)
+    lessons = Lessons(
+        table.subset(taught.tolist()), [states[row] for row in taught], anchor, config.router, config.seed
+    )
+    judges = fit_judges(lessons, fold_B[taught], np.unique(fold_B).tolist())
+    return judges.choose(states, table.owners, table.domains, fold_B).routed_B
 
 
 def certificate_in(store: Store, bundle: BundleManifest) -> Certificate:
@@ -209,7 +232,7 @@ def _rescore(
     ]
     lengths = [len(row.input_ids) if row else 0 for row in rows]
     again: dict[tuple[int, int], RowLoss] = {}
-    for batch in plan_work(((place, mask) for _, place, mask in wanted), lengths, config.sweep.batch_tokens):
+    for batch in plan_work([(place, mask) for _, place, mask in wanted], lengths, config.sweep.batch_tokens):
         asked = [row for place, _ in batch.requests if (row := rows[place])]
         weights = [mask_weights(mask, len(domains)) for _, mask in batch.requests]
         again |= zip(batch.requests, score_routed(stacked, asked, weights, domains), strict=True)

@@ -357,6 +357,15 @@ class RouterSection(Section):
     folds: Annotated[int, Field(ge=2, le=100)] = Field(
         default=5, description="Parts of the sweep rows, each judged by a meta-router that learned from the others."
     )
+    # The paper sweeps thousands of rows of five domains: neither bound is met there.
+    learn_rows: Annotated[int, Field(ge=100, le=1_000_000)] = Field(
+        default=4000, description="Sweep rows that it learns from at most, of every owner alike; all of them judge it."
+    )
+    learn_combinations: Annotated[int, Field(ge=2, le=65_536)] = Field(
+        default=256,
+        description="Combinations that it chooses from at most: none, each alone, all, and of the others those that "
+        "are best for the most rows.",
+    )
     targets: TargetsSection = Field(default=TargetsSection(), description="What the network is taught.")
     network: NetworkSection = Field(default=NetworkSection(), description="The paper's network.")
 

@@ -36,9 +36,9 @@ class Evaluator:
             self.stacked.attach(manifest, store)
         self.stacked.fire(self.stacked.names)
 
-    def score(self, rows: Sequence[EncodedRow], weights: Sequence[Sequence[float]]) -> list[RowLoss]:
+    def score(self, rows: Sequence[EncodedRow], weights: Sequence[Sequence[float]]) -> tuple[RowLoss, ...]:
         """One batch: each row under its own gate weights, one per domain in the campaign's order."""
-        return score_routed(self.stacked, rows, weights, self.domains)
+        return tuple(score_routed(self.stacked, rows, weights, self.domains))
 
     def encode(self, prompts: Sequence[Sequence[int]], pooled: bool) -> list[np.ndarray]:
         """Router states of each prompt, from the base alone: see ``encode_states``."""

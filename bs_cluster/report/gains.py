@@ -5,8 +5,7 @@ Shapes: W owners of rows, M masks.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,36 +30,41 @@ class MaskGains:
         return mask, gain
 
 
-def mask_gains(outcomes: pa.Table | None, owners: Sequence[str]) -> MaskGains:
-    """Token-weighted mean gain of every scored mask over mask 0, on the rows that have both.
+def mask_gains(outcomes: Iterable[pa.Table], owners: Sequence[str]) -> MaskGains:
+    """Token-weighted mean gain of every scored mask over mask 0, on the rows that have both; whole rows in each table.
 
     An adaptive search scores different masks on different rows; comparing each mask with the base on its own rows
     keeps a mask from looking good because its rows were easy.
     """
-    scores: dict[str, dict[int, tuple[float, int]]] = defaultdict(dict)
-    owner_of: dict[str, str] = {}
-    if outcomes is not None:
-        columns = (outcomes.column(name).to_pylist() for name in ("row_id", "domain", "mask", "nll", "tokens"))
-        for row_id, owner, mask, nll, tokens in zip(*columns, strict=True):
-            scores[row_id][int(mask)] = (float(nll), int(tokens))
-            owner_of[row_id] = owner
-
-    saved: dict[tuple[str, int], float] = defaultdict(float)
-    counted: dict[tuple[str, int], int] = defaultdict(int)
-    for row_id, by_mask in scores.items():
-        if 0 not in by_mask:
-            continue
-        base_nll, _ = by_mask[0]
-        for mask, (nll, tokens) in by_mask.items():
-            saved[owner_of[row_id], mask] += base_nll - nll
-            counted[owner_of[row_id], mask] += tokens
-
-    masks = tuple(sorted({mask for _, mask in saved}, key=lambda mask: (mask.bit_count(), mask)))
+    sums: dict[tuple[str, int], tuple[float, int]] = {}
+    for table in outcomes:
+        _add_gains(sums, table)
+    masks = tuple(sorted({mask for _, mask in sums}, key=lambda mask: (mask.bit_count(), mask)))
+    row_of, column_of = ({value: place for place, value in enumerate(values)} for values in (owners, masks))
     gain_WM = np.full((len(owners), len(masks)), np.nan)
-    for (owner, mask), total in saved.items():
-        if owner in owners and counted[owner, mask]:
-            gain_WM[list(owners).index(owner), masks.index(mask)] = total / counted[owner, mask]
+    for (owner, mask), (saved, tokens) in sums.items():
+        if owner in row_of and tokens:
+            gain_WM[row_of[owner], column_of[mask]] = saved / tokens
     return MaskGains(tuple(owners), masks, gain_WM)
+
+
+def _add_gains(sums: dict[tuple[str, int], tuple[float, int]], table: pa.Table) -> None:
+    """Adds to each owner's and mask's nats saved, and the tokens that they were saved on."""
+    rows, names = (table[name].combine_chunks().dictionary_encode() for name in ("row_id", "domain"))
+    row_N, owner_N = rows.indices.to_numpy(), names.indices.to_numpy()
+    mask_N, nll_N, tokens_N = (table[name].to_numpy() for name in ("mask", "nll", "tokens"))
+    base_B = np.full(len(rows.dictionary), np.nan)
+    base_B[row_N[mask_N == 0]] = nll_N[mask_N == 0]
+    saved_N = base_B[row_N] - nll_N
+    known_N = np.isfinite(saved_N)
+    mask_K, number_N = np.unique(mask_N, return_inverse=True)
+    cell_N = owner_N[known_N].astype(np.int64) * len(mask_K) + number_N[known_N]
+    saved_K, tokens_K = np.bincount(cell_N, saved_N[known_N]), np.bincount(cell_N, tokens_N[known_N])
+    owners = names.dictionary.to_pylist()
+    for cell in np.unique(cell_N).tolist():
+        key = owners[cell // len(mask_K)], int(mask_K[cell % len(mask_K)])
+        saved, tokens = sums.get(key, (0.0, 0))
+        sums[key] = saved + float(saved_K[cell]), tokens + int(tokens_K[cell])
 
 
 def mask_names(mask: int, domains: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -47,8 +47,9 @@ class ReportInputs:
     ``answers`` are of sweep rows, a line per row and mode, each row under all that have a meaning for it; ``unasked``
     counts rows by owner and by why they were not asked; an answer had ``answer_tokens`` tokens at most.
 
-    ``outcomes`` has a line per sweep row and combination (``OUTCOME_COLUMNS``): bit d of ``mask`` says that
-    ``domains[d]`` fires, ``nll`` is the row's loss summed over its ``tokens`` completion tokens.
+    ``outcomes`` are tables, to be read more than once, with a line per sweep row and combination (``OUTCOME_COLUMNS``),
+    whole rows in each: bit d of ``mask`` says that ``domains[d]`` fires, ``nll`` is the row's loss summed over its
+    ``tokens`` completion tokens.
     """
 
     campaign: str
@@ -69,7 +70,7 @@ class ReportInputs:
     answers: tuple[JudgedAnswer, ...] = ()
     unasked: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     answer_tokens: int = 0
-    outcomes: pa.Table | None = None
+    outcomes: Iterable[pa.Table] = ()
     sweep: SweepReport = field(default_factory=SweepReport)
     timing: Mapping[str, float] = field(default_factory=dict)
     data_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

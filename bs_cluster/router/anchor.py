@@ -26,6 +26,8 @@ NEIGHBOURS = 3
 # Past this many standard deviations only that a feature is an outlier is kept.
 CLIP = 5.0
 FOLDS = 5
+# Cosines in memory at a time, float32: fifty domains have 25,000 training prompts.
+COSINES = 1 << 26
 # The share of a domain's own prompts that may be taken for foreign ones.
 FOREIGN_QUANTILE = 0.02
 
@@ -60,10 +62,16 @@ class Anchor:
     def similarity(self, directions_BK: np.ndarray, banked_B: np.ndarray | None = None) -> np.ndarray:
         """Mean cosine (B, D) with the nearest training prompts of each domain. ``banked_B`` says of prompts that are
         themselves in the bank which they are, so that none counts as its own neighbour."""
-        cosine_BN = directions_BK @ self.bank_NK.T
-        if banked_B is not None:
-            cosine_BN[np.arange(len(banked_B)), banked_B] = -1.0
-        return np.stack([_nearest(cosine_BN[:, self.owner_N == d]) for d in range(self.domain_count)], axis=1)
+        size = max(1, COSINES // len(self.bank_NK))
+        found = []
+        for at in range(0, len(directions_BK), size):
+            cosine_BN = directions_BK[at : at + size] @ self.bank_NK.T
+            if banked_B is not None:
+                own_B = banked_B[at : at + size]
+                cosine_BN[np.arange(len(own_B)), own_B] = -1.0
+            nearest = [_nearest(cosine_BN[:, self.owner_N == d]) for d in range(self.domain_count)]
+            found.append(np.stack(nearest, axis=1))
+        return np.concatenate(found)
 
     def logits(self, similarity_BD: np.ndarray) -> np.ndarray:
         """Gate logits (B, D): above zero for the nearest domain alone, and only within its limit."""

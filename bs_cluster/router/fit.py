@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,14 +22,15 @@ from bs_cluster.router.multilinear import choose, members
 from bs_cluster.router.network_fit import train_router
 from bs_cluster.router.routers import AnchoredRouter, NetworkRouter, Router
 from bs_cluster.sweep.outcomes import OutcomeTable
-from bs_cluster.sweep.owners import kind_of
+from bs_cluster.sweep.owners import KINDS, kind_of
+from bs_cluster.sweep.search import opening
 from bs_cluster.sweep.targets import targets_BD
 
 
 @dataclass(frozen=True)
 class Lessons:
     """All that a meta-router learns from: outcomes, the states of their rows' prompts in the same order, and the
-    anchor, which knows training prompts alone."""
+    anchor, which knows training prompts alone. All of a small sweep's rows, else a sample (``folds.sample_rows``)."""
 
     table: OutcomeTable
     states: Sequence[np.ndarray]
@@ -36,10 +38,20 @@ class Lessons:
     settings: RouterSection
     seed: int
 
-    @property
-    def masks(self) -> list[int]:
-        """What may be served: every combination that was measured for some row."""
-        return self.table.masks()
+    def masks(self, table: OutcomeTable) -> list[int]:
+        """What a router taught by ``table``, some of these rows, may serve: every combination that was measured for
+        some row; where there are more than ``learn_combinations``, those that a search begins with, and of the others
+        the ones that are best for the most rows of ``table``."""
+        masks, most = self.table.masks(), self.settings.learn_combinations
+        if len(masks) <= most:
+            return masks
+        first = opening(len(table.domains))
+        row_N, mask_N, nll_N = table.outcomes()
+        mask_K, wins_K = np.unique(mask_N[nll_N == table.best_nll()[row_N]], return_counts=True)
+        others_K = ~np.isin(mask_K, first)
+        mask_K, wins_K = mask_K[others_K], wins_K[others_K]
+        best = mask_K[np.lexsort((mask_K, -wins_K))][: max(most - len(first), 0)]
+        return np.sort(np.concatenate([first, best])).tolist()
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class Served:
 def fit_router(lessons: Lessons, rows: Sequence[int]) -> Served:
     """The router that these rows of the table teach. Deterministic by ``lessons.seed``."""
     table, states = lessons.table.subset(rows), [lessons.states[row] for row in rows]
-    masks = lessons.masks
+    masks = lessons.masks(table)
     if lessons.settings.kind == "network":
         trained = train_router(
             states, targets_BD(table, lessons.settings.targets), lessons.settings.network, lessons.seed
@@ -79,8 +91,7 @@ def fit_router(lessons: Lessons, rows: Sequence[int]) -> Served:
     return Served(AnchoredRouter(lessons.anchor, gates), tuple(masks), choice)
 
 
-@dataclass(frozen=True)
-class CrossFit:
+class CrossFit(NamedTuple):
     """Combinations (B,) int64 chosen for every row by what never saw it: the meta-router, and the domain that is best
     alone for rows of its kind. ``anchor_B`` is the anchor's choice, which saw no outcome at all."""
 
@@ -89,26 +100,58 @@ class CrossFit:
     best_single_B: np.ndarray
 
 
+@dataclass(frozen=True)
+class Judges:
+    """For every fold what never saw a row of it: a meta-router, and by kind of rows the domain that is best alone."""
+
+    anchor: Anchor
+    served: dict[int, Served]
+    best_single: dict[int, dict[str, int]]
+
+    def choose(
+        self, states: Sequence[np.ndarray], owners: Sequence[str], domains: Sequence[str], fold_B: np.ndarray
+    ) -> CrossFit:
+        """What is chosen for rows of these owners and folds."""
+        pooled = np.stack([state if state.ndim == 1 else pool_states(state) for state in states])
+        prompts = gate_inputs(self.anchor, pooled)  # once for all: it is what judging costs
+        routed_B, single_B = np.zeros(len(fold_B), dtype=np.int64), np.zeros(len(fold_B), dtype=np.int64)
+        for fold in np.unique(fold_B).tolist():
+            held = np.flatnonzero(fold_B == fold)
+            router, masks = self.served[fold].router, self.served[fold].masks
+            if isinstance(router, AnchoredRouter):
+                routed_B[held] = choose(router.gated(prompts.select(held)), masks)
+            else:
+                routed_B[held] = choose(router.logits([states[row] for row in held.tolist()]), masks)
+            single_B[held] = [self.best_single[fold][kind_of(owners[row], domains)] for row in held.tolist()]
+        # The anchor opens one gate at most, and every router has none and each alone among its combinations.
+        masks = next(iter(self.served.values())).masks
+        return CrossFit(routed_B, choose(prompts.anchor_BD, masks), single_B)
+
+
+def fit_judges(lessons: Lessons, fold_B: np.ndarray, folds: Sequence[int]) -> Judges:
+    """A judge for each of ``folds``, taught without its rows; ``fold_B`` are the folds of the rows of ``lessons``."""
+    served, best_single = {}, {}
+    for fold in folds:
+        train = np.flatnonzero(fold_B != fold)
+        served[fold] = fit_router(lessons, train.tolist())
+        best_single[fold] = _best_singles(lessons.table, train)
+    return Judges(lessons.anchor, served, best_single)
+
+
 def cross_fit(lessons: Lessons) -> CrossFit:
     """Every row judged by a router trained without its fold; foreign rows by one that met no row of their kind."""
     table = lessons.table
     fold_B = deal_folds(table.row_ids, table.owners, table.domains, lessons.settings.folds, lessons.seed)
-    routed_B, single_B = np.zeros(len(fold_B), dtype=np.int64), np.zeros(len(fold_B), dtype=np.int64)
-    for fold in np.unique(fold_B).tolist():
-        held, train = np.flatnonzero(fold_B == fold), np.flatnonzero(fold_B != fold)
-        routed_B[held] = fit_router(lessons, train.tolist()).choose([lessons.states[row] for row in held.tolist()])
-        single_B[held] = _best_singles(table, train, held)
-    features = [states if states.ndim == 1 else pool_states(states) for states in lessons.states]
-    anchor_B = choose(AnchoredRouter(lessons.anchor, None).logits(features), lessons.masks)
-    return CrossFit(routed_B, anchor_B, single_B)
+    judges = fit_judges(lessons, fold_B, np.unique(fold_B).tolist())
+    return judges.choose(lessons.states, table.owners, table.domains, fold_B)
 
 
-def _best_singles(table: OutcomeTable, train: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """For each held row the one domain that, always on alone, is best over the training rows of its kind."""
+def _best_singles(table: OutcomeTable, train: np.ndarray) -> dict[str, int]:
+    """For each kind of row the one domain that, always on alone, is best over the training rows of its kind."""
     kind_B = np.array([kind_of(owner, table.domains) for owner in table.owners])
     nll_BD = table.nll_BC([1 << d for d in range(len(table.domains))])
     best = {}
-    for kind in set(kind_B[held].tolist()):
+    for kind in KINDS:
         seen = train[kind_B[train] == kind]
         best[kind] = 1 << int(nll_BD[seen if len(seen) else train].sum(axis=0).argmin())
-    return np.array([best[kind] for kind in kind_B[held]], dtype=np.int64)
+    return best

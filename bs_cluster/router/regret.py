@@ -8,7 +8,7 @@ Shapes: B rows, C combinations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,12 +79,7 @@ class RoutingReport(Record):
 
 def routed_nll(table: OutcomeTable, masks_B: np.ndarray) -> np.ndarray:
     """Summed loss (B,) of each row under its own combination. Raises DataError where one was not measured."""
-    masks = table.masks()
-    column = {mask: place for place, mask in enumerate(masks)}
-    nll_BC = table.nll_BC(masks)
-    nll_B = np.array(
-        [nll_BC[row, column[mask]] if mask in column else np.nan for row, mask in enumerate(masks_B.tolist())]
-    )
+    nll_B = table.nll(np.arange(len(masks_B)), masks_B)
     if np.isnan(nll_B).any():
         row = int(np.flatnonzero(np.isnan(nll_B))[0])
         raise DataError(f"row {table.row_ids[row]!r} was not measured under mask {int(masks_B[row])}; measure it first")
@@ -104,25 +99,65 @@ def policy_nll(table: OutcomeTable, fitted: CrossFit) -> dict[str, np.ndarray]:
         "best_single": routed_nll(table, fitted.best_single_B),
         "all_on": routed_nll(table, everything),
         "base": routed_nll(table, np.zeros_like(everything)),
-        "oracle": np.nanmin(table.nll_BC(table.masks()), axis=1),
+        "oracle": table.best_nll(),
     }
 
 
-def routing_groups(table: OutcomeTable, fitted: CrossFit) -> tuple[dict[str, RowsRouting], dict[str, RowsRouting]]:
+@dataclass(frozen=True)
+class Judged:
+    """What was chosen for rows that no one who chose had seen, and the summed losses (B,) of every policy on them."""
+
+    row_ids: tuple[str, ...]
+    owners: tuple[str, ...]
+    domains: tuple[str, ...]
+    tokens_B: np.ndarray
+    fitted: CrossFit
+    nll: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, table: OutcomeTable, fitted: CrossFit) -> Judged:
+        """Every combination chosen in ``fitted`` is measured."""
+        return cls(table.row_ids, table.owners, table.domains, table.tokens_B, fitted, policy_nll(table, fitted))
+
+    @classmethod
+    def together(cls, parts: Sequence[Judged]) -> Judged:
+        """The rows of all parts, one after another."""
+        return cls(
+            tuple(row_id for part in parts for row_id in part.row_ids),
+            tuple(owner for part in parts for owner in part.owners),
+            parts[0].domains,
+            np.concatenate([part.tokens_B for part in parts]),
+            CrossFit(*map(np.concatenate, zip(*(part.fitted for part in parts), strict=True))),
+            {policy: np.concatenate([part.nll[policy] for part in parts]) for policy in parts[0].nll},
+        )
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind_of(owner, self.domains) for owner in self.owners]
+
+
+def rows_of(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The rows of each name, in the order of first occurrence."""
+    number = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    number_B = np.fromiter((number[name] for name in names), np.int64, len(names))
+    return {name: np.flatnonzero(number_B == place) for name, place in number.items()}
+
+
+def routing_groups(judged: Judged) -> tuple[dict[str, RowsRouting], dict[str, RowsRouting]]:
     """Routing by kind of row, and by owner, in the order of first occurrence."""
-    nll = policy_nll(table, fitted)
-    kinds = [kind_of(owner, table.domains) for owner in table.owners]
 
-    def group(names: list[str]) -> dict[str, RowsRouting]:
-        held = {name: np.flatnonzero(np.array(names) == name) for name in dict.fromkeys(names)}
-        return {name: _rows(nll, table.tokens_B, fitted.routed_B, rows) for name, rows in held.items()}
+    def group(names: Sequence[str]) -> dict[str, RowsRouting]:
+        return {
+            name: _rows(judged.nll, judged.tokens_B, judged.fitted.routed_B, rows)
+            for name, rows in rows_of(names).items()
+        }
 
-    return group(list(kinds)), group(list(table.owners))
+    return group(judged.kinds), group(judged.owners)
 
 
-def routing_report(settings: RouterSection, table: OutcomeTable, fitted: CrossFit, served: Served) -> RoutingReport:
-    """The whole report; every combination chosen in ``fitted`` is measured."""
-    kinds, owners = routing_groups(table, fitted)
+def routing_report(settings: RouterSection, judged: Judged, served: Served) -> RoutingReport:
+    """The whole report."""
+    kinds, owners = routing_groups(judged)
     learned = isinstance(served.router, AnchoredRouter) and served.router.gates is not None
     return RoutingReport(
         kind=settings.kind,
@@ -133,17 +168,16 @@ def routing_report(settings: RouterSection, table: OutcomeTable, fitted: CrossFi
         folds=settings.folds,
         kinds=kinds,
         owners=owners,
-        best_single=best_single_names(table, fitted),
+        best_single=best_single_names(judged),
     )
 
 
-def best_single_names(table: OutcomeTable, fitted: CrossFit) -> dict[str, str]:
+def best_single_names(judged: Judged) -> dict[str, str]:
     """The domain behind ``best_single`` for each kind of row, in most of the folds."""
-    kinds = np.array([kind_of(owner, table.domains) for owner in table.owners])
     names = {}
-    for kind in dict.fromkeys(kinds.tolist()):
-        masks, counts = np.unique(fitted.best_single_B[kinds == kind], return_counts=True)
-        names[kind] = table.domains[int(masks[counts.argmax()]).bit_length() - 1]
+    for kind, rows in rows_of(judged.kinds).items():
+        masks, counts = np.unique(judged.fitted.best_single_B[rows], return_counts=True)
+        names[kind] = judged.domains[int(masks[counts.argmax()]).bit_length() - 1]
     return names
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from bs_cluster.router.anchor import Anchor
-from bs_cluster.router.learned import Gates, gate_inputs
+from bs_cluster.router.learned import Gates, Prompts, gate_inputs
 from bs_cluster.router.net import MetaRouter
 from bs_cluster.router.network_fit import route
 
@@ -33,7 +33,10 @@ class AnchoredRouter:
     gates: Gates | None
 
     def logits(self, states: Sequence[np.ndarray]) -> np.ndarray:
-        prompts = gate_inputs(self.anchor, np.stack(states))
+        return self.gated(gate_inputs(self.anchor, np.stack(states)))
+
+    def gated(self, prompts: Prompts) -> np.ndarray:
+        """The same, from what the anchor makes of them."""
         return prompts.anchor_BD.astype(np.float64) if self.gates is None else self.gates.logits(prompts)
 
 

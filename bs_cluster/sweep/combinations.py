@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 
 def all_masks(domain_count: int) -> range:
     """Every subset of ``domain_count`` domains, from the base alone to all of them."""
@@ -17,6 +19,11 @@ def full_mask(domain_count: int) -> int:
 def mask_weights(mask: int, domain_count: int) -> list[float]:
     """Gate weight of each domain under ``mask``: 1.0 where its bit is set, else 0.0."""
     return [float(mask >> d & 1) for d in range(domain_count)]
+
+
+def weights_of_each(masks: Sequence[int], domain_count: int) -> np.ndarray:
+    """``mask_weights`` of many, float64 (N, D)."""
+    return (np.array(masks, dtype=np.int64)[:, None] >> np.arange(domain_count) & 1).astype(np.float64)
 
 
 def active_mask(weights: Sequence[float]) -> int:

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from bs_cluster.errors import DataError
 
 Kind = Literal["domain", "mixed", "foreign"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def kind_of(owner: str, domains: Sequence[str]) -> Kind:

@@ -1,6 +1,6 @@
 """Carries the sweep's plan out on Ray actors, and the passes that go with it: router states, answers in words.
 
-An evaluator is a Ray actor handle with ``score(rows, weights) -> list[RowLoss]``,
+An evaluator is a Ray actor handle with ``score(rows, weights) -> Sequence[RowLoss]``,
 ``encode(prompts, pooled) -> list[np.ndarray]`` and ``answer(prompts, weights) -> list[str]``
 (``bs_cluster.inference``). What to measure, in which batches and what
 it means is decided elsewhere, by pure functions; this file only hands it to the pool and writes down what comes back.
@@ -8,8 +8,6 @@ it means is decided elsewhere, by pure functions; this file only hands it to the
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,13 +16,15 @@ import ray
 
 from bs_cluster.config.schema import SweepSection
 from bs_cluster.data.encode import EncodedRow
-from bs_cluster.records import RowLoss
 from bs_cluster.store import SweepArea
-from bs_cluster.sweep.combinations import mask_weights
-from bs_cluster.sweep.outcomes import OutcomeTable
+from bs_cluster.sweep.combinations import mask_weights, weights_of_each
+from bs_cluster.sweep.parts import Measured, PartWriter
 from bs_cluster.sweep.plan import plan_answers, plan_work
 from bs_cluster.sweep.pool import EvaluatorPool
-from bs_cluster.sweep.search import next_requests
+from bs_cluster.sweep.search import first_outcomes, next_requests
+from bs_cluster.sweep.shards import SHARD_OUTCOMES, Shard, read_shards
+
+Progress = Callable[[int, int], None]
 
 
 def run_sweep(
@@ -33,47 +33,60 @@ def run_sweep(
     domains: Sequence[str],
     settings: SweepSection,
     area: SweepArea,
-    on_progress: Callable[[int, int], None],
-) -> OutcomeTable:
-    """Measure every combination that the search asks for, and return the outcomes in the order of ``rows``.
+    on_progress: Progress,
+    shard_outcomes: int = SHARD_OUTCOMES,
+) -> Iterator[Shard]:
+    """Measure every combination that the search asks for, shard by shard of ``rows``; each is yielded when done.
 
-    Each finished batch is written to ``area`` at once; what ``area`` holds already is not measured again, so a killed
-    sweep loses only the batches in flight. ``on_progress(done, total)`` counts outcomes; under an adaptive search the
-    total grows as it goes on. Raises ClusterResourceError when no evaluator is left or a batch cannot be scored.
+    Outcomes are written to ``area`` as they come (``PartWriter``), all of them by the end; what ``area`` holds already
+    is not measured again. ``on_progress(done, total)`` counts outcomes; under an adaptive search the total grows as it
+    goes on. Raises ClusterResourceError when no evaluator is left or a batch cannot be scored.
     """
-    table = OutcomeTable([row.id for row in rows], [row.domain for row in rows], domains)
-    if (earlier := area.read()) is not None:
-        table.update(OutcomeTable.from_arrow(earlier))
-    while requests := next_requests(table, settings):
-        measure(evaluators, rows, table, requests, settings, area, on_progress)
-    return table
+    least, done = first_outcomes(settings, len(domains)), 0
+    with PartWriter(area) as writer:
+        for shard in read_shards(rows, domains, settings, area, shard_outcomes):
+            later = least * (len(rows) - shard.places.stop)
+
+            def told(own: int, of: int, before: int = done, later: int = later) -> None:
+                on_progress(before + own, before + of + later)
+
+            while len(requests := next_requests(shard.table, settings)):
+                measure(evaluators, shard, requests, settings, writer, told)
+            done += len(shard.table)
+            yield shard
 
 
 def measure(
     evaluators: Sequence[Any],
-    rows: Sequence[EncodedRow],
-    table: OutcomeTable,
-    requests: Sequence[tuple[int, int]],
+    shard: Shard,
+    requests: np.ndarray,
     settings: SweepSection,
-    area: SweepArea,
-    on_progress: Callable[[int, int], None],
+    writer: PartWriter,
+    on_progress: Progress,
 ) -> None:
-    """Measure these (row index, mask) pairs into ``table`` and ``area``."""
-    domain_count = len(table.domains)
+    """Measure these (row index, mask) pairs (N, 2) of a shard into its table and to ``writer``."""
+    table, rows = shard.table, shard.rows
 
     def score(evaluator: Any, batch: Sequence[tuple[int, int]]) -> ray.ObjectRef:
-        weights = [mask_weights(mask, domain_count) for _, mask in batch]
-        return evaluator.score.remote([rows[row] for row, _ in batch], weights)
+        weights = weights_of_each([mask for _, mask in batch], len(table.domains))
+        return evaluator.score.remote(tuple(rows[row] for row, _ in batch), weights)  # Ray takes a list apart
 
-    total = len(table) + len(requests)
-    on_progress(len(table), total)
-    lengths = [len(row.input_ids) for row in rows]
-    batches = [batch.requests for batch in plan_work(requests, lengths, settings.batch_tokens)]
-    for finished, losses in EvaluatorPool(evaluators, settings.max_retries).map(score, batches):
-        _write_part(area, table, finished, losses)
-        for (row, mask), loss in zip(finished, losses, strict=True):
-            table.record(row, mask, loss)
-        on_progress(len(table), total)
+    done, total = len(table), len(table) + len(requests)
+    on_progress(done, total)
+    batches = plan_work(requests, [len(row.input_ids) for row in rows], settings.batch_tokens)
+    found: list[Measured] = []
+    pool = EvaluatorPool(evaluators, settings.max_retries)
+    for finished, losses in pool.map(score, [batch.requests for batch in batches]):
+        row_N, mask_N = np.array(finished).T
+        nll_N, tokens_N = np.array([loss.nll for loss in losses]), np.array([loss.tokens for loss in losses])
+        table.check(row_N, mask_N, nll_N, tokens_N)  # nothing broken is written
+        found.append(Measured(table, shard.start, row_N, mask_N, nll_N, tokens_N))
+        writer.add(found[-1])
+        done += len(finished)
+        on_progress(done, total)
+    table.add(
+        *(np.concatenate([getattr(part, name) for part in found]) for name in ("row_N", "mask_N", "nll_N", "tokens_N"))
+    )
 
 
 def encode_prompts(
@@ -111,18 +124,3 @@ def generate(
 def _in_order(finished: Iterator[tuple[tuple[tuple[int, int], ...], list[Any]]]) -> list[Any]:
     answers = {index: answer for batch, results in finished for (index, _), answer in zip(batch, results, strict=True)}
     return [answers[index] for index in range(len(answers))]
-
-
-def _write_part(
-    area: SweepArea, table: OutcomeTable, requests: Sequence[tuple[int, int]], losses: Sequence[RowLoss]
-) -> None:
-    """One batch as a Parquet part, named by what was asked, so that a batch measured again replaces itself."""
-    asked_rows = sorted({row for row, _ in requests})
-    place = {row: index for index, row in enumerate(asked_rows)}
-    part = OutcomeTable(
-        [table.row_ids[row] for row in asked_rows], [table.owners[row] for row in asked_rows], table.domains
-    )
-    for (row, mask), loss in zip(requests, losses, strict=True):
-        part.record(place[row], mask, loss)
-    asked = json.dumps(sorted((table.row_ids[row], mask) for row, mask in requests))
-    area.write_part(hashlib.sha256(asked.encode()).hexdigest()[:20], part.to_arrow())

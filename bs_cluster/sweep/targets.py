@@ -77,13 +77,12 @@ def _softmin_BD(table: OutcomeTable, temperature: float) -> np.ndarray:
 
     The draw is over the subsets that were measured. A domain that changes nothing gets one half, not zero.
     """
-    masks = table.masks()
-    loss_BC = table.loss_BC(masks)
-    logits_BC = -(loss_BC - np.nanmin(loss_BC, axis=1, keepdims=True)) / temperature
-    odds_BC = np.exp(np.where(np.isnan(logits_BC), -np.inf, logits_BC))
-    member_CD = np.array([mask_weights(mask, len(table.domains)) for mask in masks])
+    row_N, mask_N, nll_N = table.outcomes()
+    odds_N = np.exp((table.best_nll()[row_N] - nll_N) / table.tokens_B[row_N] / temperature)
+    odds_B = np.bincount(row_N, odds_N)
+    fires = [np.bincount(row_N, odds_N * (mask_N >> d & 1)) / odds_B for d in range(len(table.domains))]
     # Rounding of the normalised sum may pass 1 by an ulp.
-    return np.clip(odds_BC / odds_BC.sum(axis=1, keepdims=True) @ member_CD, 0.0, 1.0)
+    return np.clip(np.stack(fires, axis=1), 0.0, 1.0)
 
 
 def shapley_BD(table: OutcomeTable) -> np.ndarray:

@@ -65,7 +65,9 @@ def sweep(config, store, evaluators, rows):
 
     def sweep(name: str, disturb=lambda done: None):
         area = store.sweep_area(name * 8)
-        return run_sweep(evaluators, sweep_rows, DOMAINS, config.sweep, area, lambda done, total: disturb(done))
+        shards = run_sweep(evaluators, sweep_rows, DOMAINS, config.sweep, area, lambda done, total: disturb(done))
+        (shard,) = shards
+        return shard.table
 
     return sweep
 

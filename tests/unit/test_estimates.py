@@ -1,6 +1,7 @@
 """The metric, its error and its interval, against what they are meant to be."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -66,3 +67,18 @@ def test_a_share_has_wilson_s_interval_which_covers_as_often_as_it_says():
     random = np.random.default_rng(0)
     found = [share((random.random(20) < 0.1).tolist()) for _ in range(1000)]
     assert 0.93 <= np.mean([of.low <= 0.1 <= of.high for of in found]) <= 0.99
+
+
+def test_the_interval_of_very_many_rows_is_as_wide_as_their_error_says():
+    """Over blocks of rows: it costs no more than that of a thousand rows, in memory either."""
+    random = np.random.default_rng(0)
+    tokens_B = random.integers(5, 40, 200_000)
+    nats_B = tokens_B * 0.1 + random.normal(0, 1, 200_000) * np.sqrt(tokens_B)
+    tracemalloc.start()
+    found = estimate(nats_B, tokens_B)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.rows == 200_000
+    assert (found.high - found.low) / (2 * 1.96 * found.error) == pytest.approx(1, abs=0.1)
+    assert (found.high + found.low) / 2 == pytest.approx(found.mean, abs=0.5 * found.error)
+    assert peak < 150e6

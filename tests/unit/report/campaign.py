@@ -82,7 +82,7 @@ def make_inputs(domains=DOMAINS, *, null_space=True, committed=True, seed=0, **c
             "gates": {
                 a: {b: rng.uniform(0.8, 0.97) if a == b else rng.uniform(0, 0.35) for b in domains} for a in domains
             },
-            "outcomes": None if "outcomes" in changes else make_outcomes(domains, rng),
+            "outcomes": () if "outcomes" in changes else (make_outcomes(domains, rng),),
             "sweep": SweepReport(rows=200, combinations=2 ** len(domains), rows_per_s=38.4, seconds=166.0, reused=0),
             "timing": {"data": 12.0, "training": 1510.4, "sweep": 166.0, "router": 48.2, "report": 6.1},
             "data_counts": {

@@ -3,17 +3,21 @@
 import dataclasses
 import json
 import math
+import random
 
+import numpy as np
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.report.campaign import DOMAINS, make_answers, make_inputs, make_losses
+from unit.report.campaign import DOMAINS, make_answers, make_inputs, make_losses, make_outcomes
 
 from bs_cluster.errors import DataError
 from bs_cluster.estimates import paired_difference, token_mean
 from bs_cluster.promotion import decide, served_change
 from bs_cluster.records import MODES, Spread
 from bs_cluster.report.build import build_report
+from bs_cluster.report.gains import mask_gains
 from bs_cluster.report.record import ALL, EVERY, FOREIGN, MIXED, Finding, Report
 
 OWNED = dict.fromkeys(DOMAINS, True)
@@ -291,7 +295,7 @@ def test_the_sweep_names_the_best_combination_on_shared_rows():
         make_inputs(("chat",)),
         make_inputs(committed=False),
         make_inputs(null_space=False),
-        make_inputs(records=(), isolated_row_losses={}, losses=make_losses({}), histories={}, outcomes=None, gates={}),
+        make_inputs(records=(), isolated_row_losses={}, losses=make_losses({}), histories={}, outcomes=(), gates={}),
     ],
     ids=["one domain", "no stack committed", "null space off", "nothing closed"],
 )
@@ -299,3 +303,20 @@ def test_missing_pieces_are_a_report_all_the_same(inputs):
     report = build_report(inputs)
     assert report.to_json()
     assert report.domains == inputs.domains
+
+
+def test_gains_are_the_same_from_one_table_and_from_many():
+    outcomes = make_outcomes(DOMAINS, random.Random(0))
+    whole = mask_gains([outcomes], DOMAINS)
+    line = 2 ** len(DOMAINS)
+    parts = [outcomes.slice(at, 3 * line) for at in range(0, len(outcomes), 3 * line)]
+    split = mask_gains(parts, DOMAINS)
+    assert (split.owners, split.masks) == (whole.owners, whole.masks)
+    np.testing.assert_allclose(split.gain_WM, whole.gain_WM)
+    rows = outcomes.to_pylist()
+    base = {row["row_id"]: row["nll"] for row in rows if row["mask"] == 0}
+    own = [row for row in rows if row["domain"] == DOMAINS[1] and row["mask"] == 2]
+    saved = sum(base[row["row_id"]] - row["nll"] for row in own) / sum(row["tokens"] for row in own)
+    assert whole.gain_WM[1, whole.masks.index(2)] == pytest.approx(saved)
+    without_base = outcomes.filter(pc.not_equal(outcomes["mask"], 0))
+    assert mask_gains([without_base], DOMAINS).masks == ()

@@ -147,7 +147,7 @@ def test_undecided_is_said():
 
 
 def test_many_domains_point_to_the_page():
-    report = build_report(make_inputs(tuple(f"domain_{i}" for i in range(14)), outcomes=None))
+    report = build_report(make_inputs(tuple(f"domain_{i}" for i in range(14)), outcomes=()))
     assert printed(report).count("2 more in report.md") >= 3
 
 
@@ -170,11 +170,11 @@ def test_writes_the_report_and_every_figure_it_names(tmp_path):
     [
         ({"domains": ("chat",)}, {"loss_by_mode", "regret", "boosting"}),
         (
-            {"null_space": False, "committed": False, "outcomes": None},
+            {"null_space": False, "committed": False, "outcomes": ()},
             {"loss_by_mode", "regret", "boosting", "loss_matrix", "gates"},
         ),
         (
-            {"records": (), "isolated_row_losses": {}, "losses": make_losses({}), "outcomes": None, "gates": {},
+            {"records": (), "isolated_row_losses": {}, "losses": make_losses({}), "outcomes": (), "gates": {},
              "overlap": {}},
             set(),
         ),

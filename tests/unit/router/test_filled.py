@@ -33,7 +33,7 @@ def swept(losses_BC: np.ndarray) -> OutcomeTable:
     """The table that an adaptive search makes of these."""
     rows = len(losses_BC)
     table = OutcomeTable([f"q{row}" for row in range(rows)], [FIVE[row % 5] for row in range(rows)], FIVE)
-    while asked := next_requests(table, SweepSection(search="adaptive")):
+    while len(asked := next_requests(table, SweepSection(search="adaptive"))):
         for row, mask in asked:
             table.record(row, mask, RowLoss(TOKENS * float(losses_BC[row, mask]), TOKENS))
     return table

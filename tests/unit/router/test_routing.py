@@ -15,7 +15,7 @@ from bs_cluster.router.folds import deal_folds
 from bs_cluster.router.learned import Gates, gate_inputs
 from bs_cluster.router.learned_choice import HARM
 from bs_cluster.router.multilinear import choose
-from bs_cluster.router.regret import RoutingReport, policy_nll, routed_nll, routing_report
+from bs_cluster.router.regret import Judged, RoutingReport, policy_nll, routed_nll, routing_report
 from bs_cluster.router.routers import AnchoredRouter
 from bs_cluster.sweep.combinations import all_masks
 from bs_cluster.sweep.outcomes import OutcomeTable
@@ -29,9 +29,8 @@ def served_masks(taught, owner: str) -> np.ndarray:
 
 
 def report_of(taught) -> RoutingReport:
-    return routing_report(
-        taught.settings, taught.table, cross_fit(taught), fit_router(taught, range(len(taught.states)))
-    )
+    judged = Judged.of(taught.table, cross_fit(taught))
+    return routing_report(taught.settings, judged, fit_router(taught, range(len(taught.states))))
 
 
 def test_where_a_label_suffices_the_label_is_served():
@@ -207,6 +206,11 @@ def test_a_foreign_kind_is_never_in_two_folds():
 def test_a_domain_of_one_row_is_refused():
     with pytest.raises(DataError, match=r"'math' has 1.*sweep_rows"):
         deal_folds(["q1", "q2", "q3"], ["chat", "chat", "math"], DOMAINS, 2)
+
+
+def test_a_row_that_occurs_twice_is_refused():
+    with pytest.raises(DataError, match="'q1' occurs twice"):
+        deal_folds(["q1", "q2", "q1"], ["chat", "chat", "chat"], DOMAINS, 2)
 
 
 def test_every_row_is_judged_by_a_router_that_never_saw_it():

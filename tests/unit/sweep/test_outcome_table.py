@@ -1,5 +1,7 @@
 """The outcome table: what goes in comes out, and what cannot be true is refused."""
 
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -52,7 +54,7 @@ def test_losses_are_per_token_and_nan_where_unmeasured():
     table = OutcomeTable(["q1", "q2"], ["chat", "math"], DOMAINS)
     table.record(0, 0b101, RowLoss(nll=6.0, tokens=3))
     np.testing.assert_array_equal(table.loss_BC([0b101, 0]), [[2.0, np.nan], [np.nan, np.nan]])
-    assert table.missing([0b101, 0]) == [(0, 0), (1, 0b101), (1, 0)]
+    assert table.missing([0b101, 0]).tolist() == [[0, 0], [1, 0b101], [1, 0]]
     assert table.tokens_B.tolist() == [3, 0]
 
 
@@ -148,3 +150,47 @@ def test_a_large_table_stays_small_and_whole():
     assert len(table) == rows * 32
     np.testing.assert_array_equal(table.nll_BC(range(32)), np.arange(rows * 32).reshape(rows, 32))
     assert table.to_arrow().column("nll").equals(arrow.column("nll"))
+
+
+def test_a_sparse_table_costs_by_outcome_not_by_combination():
+    """Rows that share hardly a combination: a column of rows for each would take twenty thousand bytes an outcome."""
+    rows, each = 5000, 20
+    draw = np.random.default_rng(0)
+    row_N = np.repeat(np.arange(rows), each)
+    mask_N = draw.integers(0, 2**40, rows * each)
+    nll_N, tokens_N = draw.uniform(1, 9, rows * each), np.full(rows * each, 3)
+    table = OutcomeTable([f"q{row}" for row in range(rows)], ["d0"] * rows, [f"d{d}" for d in range(40)])
+    tracemalloc.start()
+    table.add(row_N, mask_N, nll_N, tokens_N)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 200 * rows * each  # with the numbers of as many combinations as outcomes
+    assert peak < 400 * rows * each
+    np.testing.assert_array_equal(table.nll(row_N, mask_N), nll_N.astype(np.float32))
+    assert np.isnan(table.nll(row_N, mask_N ^ 1)).all()
+
+
+def test_measurements_come_in_any_order_and_in_any_pieces():
+    draw = np.random.default_rng(1)
+    row_N, mask_N = (part.ravel() for part in np.meshgrid(np.arange(6), np.arange(8)))
+    nll_N, tokens_N = draw.uniform(1, 9, 48), row_N + 2
+    found = []
+    for pieces in (1, 5, 48):
+        table = OutcomeTable([f"q{row}" for row in range(6)], ["chat"] * 6, DOMAINS)
+        for part in np.array_split(draw.permutation(48), pieces):
+            table.add(row_N[part], mask_N[part], nll_N[part], tokens_N[part])
+        found.append(table.to_arrow())
+        np.testing.assert_array_equal(table.best_nll(), np.nanmin(table.nll_BC(range(8)), axis=1))
+    assert found[0].equals(found[1])
+    assert found[0].equals(found[2])
+
+
+def test_a_repeat_within_one_piece_is_held_against_the_first():
+    table = OutcomeTable(["q1"], ["chat"], DOMAINS)
+    rows, masks, tokens = np.zeros(2, dtype=int), np.ones(2, dtype=int), np.full(2, 10)
+    table.add(rows, masks, np.array([20.25, 20.0]), tokens)
+    assert table.losses(0) == {1: 2.025}
+    with pytest.raises(IntegrityError, match=r"measured twice, as 2\.0000 and 2\.6000"):
+        OutcomeTable(["q1"], ["chat"], DOMAINS).add(rows, masks, np.array([20.0, 26.0]), tokens)
+    with pytest.raises(IntegrityError, match="over 10 and over 11 tokens"):
+        OutcomeTable(["q1"], ["chat"], DOMAINS).add(rows, masks ^ np.array([0, 1]), np.ones(2), np.array([10, 11]))

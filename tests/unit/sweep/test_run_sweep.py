@@ -3,9 +3,11 @@
 The evaluator here computes a loss from row and mask; the real one, on a model, is tested where it lives.
 """
 
+import gc
 import os
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,9 @@ from bs_cluster.store import SweepArea
 from bs_cluster.store.filesystem import LocalFiles
 from bs_cluster.sweep.combinations import all_masks
 from bs_cluster.sweep.outcomes import OutcomeTable, RowLoss
+from bs_cluster.sweep.parts import PartWriter
 from bs_cluster.sweep.pool import EvaluatorPool
+from bs_cluster.sweep.shards import read_shards
 from bs_cluster.sweep.sweep import encode_prompts, generate, measure, run_sweep
 
 pytestmark = pytest.mark.ray
@@ -36,12 +40,12 @@ def loss_of(row: EncodedRow, weights) -> RowLoss:
 
 
 class FormulaEvaluator:
-    """Leaves a mark in ``folder`` for each row scored. ``fatal`` ends the process at its first batch, once or always;
-    ``fits`` rows at most go into its memory.
+    """Leaves a mark in ``folder`` for each row scored, if ``marks``. ``fatal`` ends the process at its first batch,
+    once or always; ``fits`` rows at most go into its memory.
     """
 
-    def __init__(self, folder: str, fatal: str = "never", fits: int = 1000):
-        self.folder, self.fatal, self.fits = Path(folder), fatal, fits
+    def __init__(self, folder: str, fatal: str = "never", fits: int = 1000, marks: bool = True):
+        self.folder, self.fatal, self.fits, self.marks = Path(folder), fatal, fits, marks
 
     def score(self, rows, weights):
         died = self.folder / "died"
@@ -50,7 +54,7 @@ class FormulaEvaluator:
             os._exit(1)
         if len(rows) > self.fits:
             raise torch.OutOfMemoryError(f"{len(rows)} rows do not fit")
-        for row, weight in zip(rows, weights, strict=True):
+        for row, weight in zip(rows if self.marks else (), weights, strict=self.marks):
             (self.folder / f"scored_{row.id}_{weight}_{time.monotonic_ns()}").touch()
         return [loss_of(row, weight) for row, weight in zip(rows, weights, strict=True)]
 
@@ -106,6 +110,14 @@ def area(tmp_path) -> SweepArea:
     return SweepArea(LocalFiles(tmp_path / "store"), "sweep/test")
 
 
+def swept(evaluators, rows, domains, settings, area, on_progress, **how) -> OutcomeTable:
+    """All shards of a sweep in one table."""
+    table = OutcomeTable([row.id for row in rows], [row.domain for row in rows], domains)
+    for shard in run_sweep(evaluators, rows, domains, settings, area, on_progress, **how):
+        table.update(shard.table)
+    return table
+
+
 def scored(tmp_path) -> int:
     return len(list(tmp_path.glob("scored_*")))
 
@@ -119,7 +131,7 @@ def assert_complete(table, rows):
 
 def test_a_sweep_measures_all_once_and_reports_progress(rows, area, start, tmp_path):
     progress = []
-    table = run_sweep([start(), start()], rows, DOMAINS, SETTINGS, area, lambda *now: progress.append(now))
+    table = swept([start(), start()], rows, DOMAINS, SETTINGS, area, lambda *now: progress.append(now))
     assert_complete(table, rows)
     assert scored(tmp_path) == 72
     assert progress[0] == (0, 72)
@@ -130,12 +142,16 @@ def test_a_sweep_measures_all_once_and_reports_progress(rows, area, start, tmp_p
 def test_an_adaptive_sweep_ends_and_more_can_be_measured_into_it(rows, area, start):
     section = SETTINGS.model_copy(update={"search": "adaptive"})
     evaluator = start()
-    table = run_sweep([evaluator], rows, DOMAINS, section, area, lambda *_: None)
+    table = swept([evaluator], rows, DOMAINS, section, area, lambda *_: None)
     assert set(table.losses(0)) >= {0, 1, 2, 4, 7}
-    (row, mask), *_ = table.missing(all_masks(3))
-    measure([evaluator], rows, table, [(row, mask)], section, area, lambda *_: None)
-    assert table.losses(row)[mask] == pytest.approx(loss_of(rows[row], [mask >> d & 1 for d in range(3)]).mean)
-    assert area.read().num_rows == len(table)
+    (shard,) = read_shards(rows, DOMAINS, section, area)
+    assert shard.table.to_arrow().equals(table.to_arrow())
+    asked = table.missing(all_masks(3))[:1]
+    with PartWriter(area) as writer:
+        measure([evaluator], shard, asked, section, writer, lambda *_: None)
+    ((row, mask),) = asked.tolist()
+    assert shard.table.losses(row)[mask] == pytest.approx(loss_of(rows[row], [mask >> d & 1 for d in range(3)]).mean)
+    assert area.read(area.parts()).num_rows == len(shard.table) == len(table) + 1
 
 
 def test_a_killed_sweep_resumes_from_its_parts(rows, area, start, tmp_path):
@@ -148,48 +164,113 @@ def test_a_killed_sweep_resumes_from_its_parts(rows, area, start, tmp_path):
 
     first, second = start(), start()
     with pytest.raises(Killed):
-        run_sweep([first], rows, DOMAINS, SETTINGS, area, kill_half_way)
+        swept([first], rows, DOMAINS, SETTINGS, area, kill_half_way)
     ray.kill(first)
     time.sleep(0.5)  # its queued call may still have been at work
-    kept, before = area.read().num_rows, scored(tmp_path)
+    kept, before = area.read(area.parts()).num_rows, scored(tmp_path)
     assert 36 < kept < 72
-    table = run_sweep([second], rows, DOMAINS, SETTINGS, area, lambda *_: None)
+    table = swept([second], rows, DOMAINS, SETTINGS, area, lambda *_: None)
     assert_complete(table, rows)
     assert scored(tmp_path) - before == 72 - kept
-    assert run_sweep([second], rows, DOMAINS, SETTINGS, area, lambda *_: None).to_arrow().equals(table.to_arrow())
+    assert swept([second], rows, DOMAINS, SETTINGS, area, lambda *_: None).to_arrow().equals(table.to_arrow())
+
+
+@pytest.mark.parametrize("search", ["exhaustive", "adaptive"])
+def test_outcomes_do_not_hang_on_where_shards_end(search, rows, start, tmp_path):
+    section, evaluator = SETTINGS.model_copy(update={"search": search}), start()
+    found, spans = [], []
+    for shard_outcomes in (1, 20, 1000):
+        area = SweepArea(LocalFiles(tmp_path / "store"), f"sweep/{shard_outcomes}")
+        shards = list(run_sweep([evaluator], rows, DOMAINS, section, area, lambda *_: None, shard_outcomes))
+        spans.append(len(shards))
+        assert [place for shard in shards for place in shard.places] == list(range(len(rows)))
+        # What one cut has written another one reads.
+        again = swept([], rows, DOMAINS, section, area, lambda *_: None, shard_outcomes=50)
+        found.append(again.to_arrow())
+        assert sum(len(shard.table) for shard in shards) == found[-1].num_rows
+    assert spans[0] == len(rows) > spans[1] > spans[2] == 1
+    assert found[0].equals(found[1])
+    assert found[0].equals(found[2])
+
+
+def test_progress_over_shards_is_one_count(rows, area, start):
+    progress = []
+    swept([start()], rows, DOMAINS, SETTINGS, area, lambda *now: progress.append(now), shard_outcomes=20)
+    assert (progress[0], progress[-1]) == ((0, 72), (72, 72))
+    assert {total for _, total in progress} == {72}
+    assert progress == sorted(progress)
+
+
+def test_a_sweep_killed_between_shards_measures_only_the_others(rows, area, start, tmp_path):
+    evaluator = start()
+    shards = run_sweep([evaluator], rows, DOMAINS, SETTINGS, area, lambda *_: None, shard_outcomes=24)
+    next(shards), next(shards)
+    shards.close()
+    assert scored(tmp_path) == 48
+    held = [shard.held for shard in run_sweep([evaluator], rows, DOMAINS, SETTINGS, area, print, shard_outcomes=24)]
+    assert held == [24, 24, 0]
+    assert scored(tmp_path) == 72
+
+
+def test_memory_does_not_grow_with_the_rows(start, tmp_path):
+    """Six times the rows: beside their ids, nothing more is held at a time."""
+
+    class Made(list):
+        def __init__(self, count):
+            self.count = count
+
+        def __len__(self):
+            return self.count
+
+        def __getitem__(self, i):
+            return EncodedRow((i % 7, 1, 2, 3), prompt_length=2, id=f"q{i:06}", domain=DOMAINS[i % 3])
+
+    evaluator = start(marks=False)
+    section = SETTINGS.model_copy(update={"batch_tokens": 1000})
+    peaks = []
+    for count in (150, 300, 1800):  # the first is for what is allocated once
+        area = SweepArea(LocalFiles(tmp_path / "store"), f"sweep/{count}")
+        gc.collect()
+        tracemalloc.start()
+        outcomes = sum(
+            len(shard.table)
+            for shard in run_sweep([evaluator], Made(count), DOMAINS, section, area, lambda *_: None, 1000)
+        )
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert outcomes == 8 * count
+    assert peaks[2] < 1.5 * peaks[1]
 
 
 def test_an_evaluator_that_dies_and_is_restarted_goes_on(rows, area, start, tmp_path):
-    table = run_sweep([start(max_restarts=1, fatal="once")], rows, DOMAINS, SETTINGS, area, lambda *_: None)
+    table = swept([start(max_restarts=1, fatal="once")], rows, DOMAINS, SETTINGS, area, lambda *_: None)
     assert_complete(table, rows)
     assert (tmp_path / "died").exists()
 
 
 def test_the_others_take_over_from_one_that_is_gone(rows, area, start):
-    table = run_sweep([start(fatal="always"), start()], rows, DOMAINS, SETTINGS, area, lambda *_: None)
+    table = swept([start(fatal="always"), start()], rows, DOMAINS, SETTINGS, area, lambda *_: None)
     assert_complete(table, rows)
 
 
 def test_no_evaluator_left_is_an_error(rows, area, start):
     with pytest.raises(ClusterResourceError, match="every evaluator died"):
-        run_sweep([start(fatal="always")], rows, DOMAINS, SETTINGS, area, lambda *_: None)
+        swept([start(fatal="always")], rows, DOMAINS, SETTINGS, area, lambda *_: None)
     with pytest.raises(ClusterResourceError, match=r"sweep\.evaluators"):
-        run_sweep([], rows, DOMAINS, SETTINGS, area, lambda *_: None)
+        swept([], rows, DOMAINS, SETTINGS, area, lambda *_: None)
 
 
 def test_a_batch_that_kills_every_evaluator_is_given_up(rows, area, start):
     section = SETTINGS.model_copy(update={"max_retries": 0})
     with pytest.raises(ClusterResourceError, match="ended 1 evaluators"):
-        run_sweep([start(max_restarts=-1, fatal="always")], rows, DOMAINS, section, area, lambda *_: None)
+        swept([start(max_restarts=-1, fatal="always")], rows, DOMAINS, section, area, lambda *_: None)
 
 
-def test_a_batch_too_large_for_memory_is_halved(rows, area, start):
-    table = run_sweep([start(fits=2)], rows, DOMAINS, SETTINGS, area, lambda *_: None)
+def test_a_batch_too_large_for_memory_is_halved(rows, area, start, tmp_path):
+    table = swept([start(fits=2)], rows, DOMAINS, SETTINGS, area, lambda *_: None)
     assert_complete(table, rows)
     with pytest.raises(ClusterResourceError, match="one row alone"):
-        measure(
-            [start(fits=0)], rows, OutcomeTable(table.row_ids, table.owners, DOMAINS), [(0, 1)], SETTINGS, area, print
-        )
+        swept([start(fits=0)], rows, DOMAINS, SETTINGS, SweepArea(LocalFiles(tmp_path / "store"), "other"), print)
 
 
 def test_a_bug_in_an_evaluator_is_raised_as_it_is(rows, start):

@@ -28,8 +28,8 @@ def empty_table(domain_count: int, rows: int = 1) -> OutcomeTable:
 def search(table: OutcomeTable, losses, section: SweepSection, budget: int | None = None) -> dict[int, float]:
     """Answer requests from ``losses`` until the search ends or ``budget`` outcomes are measured; row 0's losses."""
     measured = 0
-    while requests := next_requests(table, section):
-        for row, mask in requests:
+    while len(requests := next_requests(table, section)):
+        for row, mask in requests.tolist():
             if measured == budget:
                 return table.losses(0)
             table.record(row, mask, RowLoss(losses[mask], 1))
@@ -46,8 +46,8 @@ def test_auto_turns_adaptive_above_its_limit():
 def test_exhaustive_asks_for_all_that_is_missing():
     table = empty_table(2, rows=2)
     table.record(1, 3, RowLoss(1.0, 1))
-    expected = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2)]
-    assert next_requests(table, SweepSection(search="exhaustive")) == expected
+    expected = [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 1], [1, 2]]
+    assert next_requests(table, SweepSection(search="exhaustive")).tolist() == expected
 
 
 @settings(deadline=None)
@@ -102,8 +102,8 @@ def test_adaptive_finds_what_exhaustive_finds_at_half_the_outcomes(seed):
     rows, domain_count = 200, 5
     loss_BC = stacks_like_losses(rows, domain_count, seed)
     table = empty_table(domain_count, rows)
-    while requests := next_requests(table, ADAPTIVE):
-        for row, mask in requests:
+    while len(requests := next_requests(table, ADAPTIVE)):
+        for row, mask in requests.tolist():
             table.record(row, mask, RowLoss(float(loss_BC[row, mask]), 1))
     found = [min(table.losses(row), key=lambda mask: loss_BC[row, mask]) for row in range(rows)]
     assert (np.array(found) == loss_BC.argmin(axis=1)).mean() >= 0.95
