@@ -118,5 +118,7 @@ FOREIGN: dict[str, Callable[[Any, int], list[Sample]]] = {
     "scripts": lambda corpus, seed: _unchecked(talk_pairs(corpus, OTHER_SCRIPTS)),
     "readmes": lambda corpus, seed: _unchecked(readme_pairs()),
     "manual": lambda corpus, seed: _unchecked(manual_pairs()),
-    "games": lambda corpus, seed: puzzle_samples(("sentence_reordering", "word_ladder", "ransom_note"), seed),
+    "games": lambda corpus, seed: puzzle_samples(
+        ("sentence_reordering", "palindrome_generation", "word_sorting"), seed
+    ),
 }
