@@ -1,4 +1,4 @@
-"""Built-in rows are the same in every process, or a campaign that goes on would be judged on other rows than it began."""
+"""Built-in rows are the same in every process, or a campaign that goes on meets other rows."""
 
 import os
 import subprocess
