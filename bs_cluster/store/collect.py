@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from bs_cluster.errors import NotInStoreError
 from bs_cluster.records import Record, canonical_json
 from bs_cluster.store.blobs import BLOBS, DIGEST, blob_name
 from bs_cluster.store.committed import Committed
@@ -36,7 +37,7 @@ def collect_garbage(committed: Committed, files: Files, older_than_s: float) -> 
     for name in files.stamps(BLOBS):
         digest = name.rpartition("/")[2]
         is_blob = DIGEST.fullmatch(digest) is not None and name == blob_name(digest)
-        if is_blob and digest not in live and files.age_seconds(name) >= older_than_s:
+        if is_blob and digest not in live and _older(files, name, older_than_s):
             size += files.size(name) or 0
             files.delete(name)
             dead.append(digest)
@@ -44,7 +45,15 @@ def collect_garbage(committed: Committed, files: Files, older_than_s: float) -> 
 
 
 def collect_temporary(files: Files, older_than_s: float) -> list[str]:
-    stray = [name for name in files.stamps(TEMPORARY) if files.age_seconds(name) >= older_than_s]
+    stray = [name for name in files.stamps(TEMPORARY) if _older(files, name, older_than_s)]
     for name in stray:
         files.delete(name)
     return stray
+
+
+def _older(files: Files, name: str, seconds: float) -> bool:
+    """Whether a listed file has been there so long. Another process may have removed it meanwhile: it has not."""
+    try:
+        return files.age_seconds(name) >= seconds
+    except NotInStoreError:
+        return False

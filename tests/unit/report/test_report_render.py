@@ -134,6 +134,7 @@ def test_no_line_is_wider_than_the_terminal(width, everything):
 
 
 def test_a_log_holds_no_escape_codes_and_a_terminal_without_colour_neither(monkeypatch, everything):
+    monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\033" not in printed(everything)
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert "\033" in printed(everything)

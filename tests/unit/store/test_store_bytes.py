@@ -140,12 +140,28 @@ def test_stray_temporary_files_are_ignored_and_collected(store):
     assert store._files.stamps("tmp") == {}
 
 
-def test_sweep_parts_are_read_in_the_order_of_their_names(store):
+def test_a_temporary_file_that_goes_while_others_are_collected_is_none_of_them(store, monkeypatch):
+    files = store._files
+    for name in ("tmp/gone", "tmp/stray"):
+        files.write(name, io.BytesIO(b"half"))
+    listed = files.stamps
+
+    def stamps(folder):
+        found = listed(folder)
+        files.delete("tmp/gone")
+        return found
+
+    monkeypatch.setattr(files, "stamps", stamps)
+    assert store.collect_temporary(older_than_s=-1) == ["tmp/stray"]
+
+
+def test_sweep_parts_are_read_in_the_order_asked_for(store):
     area = store.sweep_area("s" * 64)
-    assert area.read() is None
-    area.write_part("00002", pa.table({"row": [3], "loss": [0.3]}))
-    area.write_part("00001", pa.table({"row": [1, 2], "loss": [0.1, 0.2]}))
-    area.write_part("00002", pa.table({"row": [4], "loss": [0.4]}))
-    assert area.parts() == ["00001", "00002"]
-    assert area.read().to_pydict() == {"row": [1, 2, 4], "loss": [0.1, 0.2, 0.4]}
-    assert store.sweep_area("t" * 64).read() is None
+    assert area.read(area.parts()) is None
+    area.write_part(2, 3, pa.table({"row": [3], "loss": [0.3]}))
+    area.write_part(0, 1, pa.table({"row": [1, 2], "loss": [0.1, 0.2]}))
+    area.write_part(2, 3, pa.table({"row": [3], "loss": [0.3]}))  # the same again
+    assert [(part.first, part.last) for part in area.parts()] == [(0, 1), (2, 3)]
+    assert area.read(area.parts()).to_pydict() == {"row": [1, 2, 3], "loss": [0.1, 0.2, 0.3]}
+    assert area.read(area.parts()[1:]).to_pydict() == {"row": [3], "loss": [0.3]}
+    assert store.sweep_area("t" * 64).parts() == []
