@@ -65,7 +65,7 @@ from bs_cluster.config.parse import load_config  # noqa: E402
 from bs_cluster.config.schema import CampaignConfig  # noqa: E402
 from bs_cluster.errors import ConfigError, DataError  # noqa: E402
 
-logging.disable(logging.INFO)  # the client's own lines on every file that it packs; what is to be known is printed
+logging.disable(logging.WARNING)  # the client's own lines on what it packs; what is to be known is printed
 
 RUNNING = {JobStatus.PENDING, JobStatus.RUNNING}
 RAYS_OWN = re.compile(r"Runtime env is setting up\.|^Running entrypoint for job ")
