@@ -21,6 +21,7 @@ from bs_cluster.data.encode import EncodedRow
 from bs_cluster.errors import ClusterResourceError
 from bs_cluster.store import SweepArea
 from bs_cluster.store.filesystem import LocalFiles
+from bs_cluster.sweep import parts
 from bs_cluster.sweep.combinations import all_masks
 from bs_cluster.sweep.outcomes import OutcomeTable, RowLoss
 from bs_cluster.sweep.parts import PartWriter
@@ -212,8 +213,9 @@ def test_a_sweep_killed_between_shards_measures_only_the_others(rows, area, star
     assert scored(tmp_path) == 72
 
 
-def test_memory_does_not_grow_with_the_rows(start, tmp_path):
-    """Six times the rows: beside their ids, nothing more is held at a time."""
+def test_memory_does_not_grow_with_the_rows(start, tmp_path, monkeypatch):
+    """Six times the rows, in parts of which either has several: beside their ids, nothing more is held at a time."""
+    monkeypatch.setattr(parts, "PART_OUTCOMES", 800)
 
     class Made(list):
         def __init__(self, count):
