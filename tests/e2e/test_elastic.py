@@ -16,7 +16,7 @@ from tiny_campaign import settings, write_inputs
 pytestmark = [pytest.mark.ray, pytest.mark.cluster]
 
 NOTICE_S = 20
-STEPS = 400
+STEPS = 1500  # one worker alone takes most of a minute: long enough for a node to join
 
 
 @pytest.fixture
