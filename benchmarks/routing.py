@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Sequence, Set
+from collections.abc import Set
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from bs_cluster.campaign.recompute import encoder
 from bs_cluster.config import yaml12
 from bs_cluster.config.parse import parse_config
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.data.frozen import DomainRows
-from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.inference.scoring import score_routed
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
@@ -32,6 +32,7 @@ from bs_cluster.store import Store
 from bs_cluster.sweep.combinations import mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.plan import plan_work
+from bs_cluster.sweep.search import searched
 
 SHOWN = ("label", "anchor", "best_single", "base", "oracle")
 
@@ -60,14 +61,6 @@ class Finished:
         held = OutcomeTable.from_arrow(pq.read_table(io.BytesIO(files["outcomes.parquet"])))
         self.table = OutcomeTable([row.id for row in self.rows], [row.domain for row in self.rows], self.domains)
         self.table.update(held)
-
-    def states(self, prompts: Sequence[Sequence[int]], pooled: bool) -> list[np.ndarray]:
-        found: dict[int, np.ndarray] = {}
-        batches = plan_work([(i, 0) for i in range(len(prompts))], [len(p) for p in prompts], 1024)
-        for places in ([place for place, _ in batch.requests] for batch in batches):
-            states = encode_states(self.stacked, [prompts[i] for i in places], self.config.router.mid_weight, pooled)
-            found |= dict(zip(places, states, strict=True))
-        return [found[place] for place in range(len(prompts))]
 
     def unmeasured(self, fitted: CrossFit) -> set[tuple[int, int]]:
         """Every row and combination in ``fitted`` that was not measured."""
@@ -101,13 +94,15 @@ def main() -> None:
     arguments = parser.parse_args()
     finished = Finished(Store(arguments.store, arguments.campaign), arguments.device)
     training = [(d, row) for d, rows in enumerate(finished.train) for row in rows]
-    features = finished.states([row.input_ids[: row.prompt_length] for _, row in training], pooled=True)
+    encode = encoder(finished.stacked, finished.config)
+    features = encode([row.input_ids[: row.prompt_length] for _, row in training], True)
     anchor = fit_anchor(np.stack(features), [d for d, _ in training], len(finished.domains))
+    taught = searched(finished.table, finished.config.sweep)  # not by what other seeds chose and had measured
     for kind in arguments.kinds:
         settings = finished.config.router.model_copy(update={"kind": kind})
-        states = finished.states(finished.prompts, pooled=kind == "anchored")
+        states = encode(finished.prompts, kind == "anchored")
         for seed in range(arguments.seeds):
-            fitted = cross_fit(Lessons(finished.table, states, anchor, settings, seed))
+            fitted = cross_fit(Lessons(taught, states, anchor, settings, seed))
             finished.measure(finished.unmeasured(fitted))
             kinds, owners = routing_groups(Judged.of(finished.table, fitted))
             for name, routing in (kinds | owners if seed == 0 else kinds).items():

@@ -108,7 +108,7 @@ def start_cluster() -> dict[str, Any]:
         if state is not None:
             return state
     TOKEN.unlink()
-    raise SystemExit(f"Ray did not start within {START_TIMEOUT_S} s; its log is {LOG}")
+    raise SystemExit(f"Ray did not start, twice, each time within {START_TIMEOUT_S} s; its log is {LOG}")
 
 
 def start_head(port: int, dashboard: int, agent: int) -> dict[str, Any] | None:

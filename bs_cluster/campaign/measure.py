@@ -33,6 +33,7 @@ from bs_cluster.store import SweepArea
 from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.parts import PartWriter
 from bs_cluster.sweep.pool import EvaluatorPool
+from bs_cluster.sweep.search import searched
 from bs_cluster.sweep.shards import Shard, read_shards
 from bs_cluster.sweep.sweep import encode_prompts, measure, run_sweep
 
@@ -142,7 +143,8 @@ def sweep_and_route(
     say(f"{'meta-router':<14} {len(sweep_rows)} rows, each judged by a router that never saw it")
     states = dict(zip(taught.tolist(), encode([prompts[row] for row in taught]), strict=True))
     anchor = teach_anchor(config, domains, rows, encode)
-    lessons = Lessons(table, list(states.values()), anchor, config.router, config.seed)
+    learned_from = searched(table, config.sweep)  # a sweep that was judged before holds more
+    lessons = Lessons(learned_from, list(states.values()), anchor, config.router, config.seed)
     judges = fit_judges(lessons, fold_B[taught], np.unique(fold_B).tolist())
     served = fit_router(lessons, range(len(taught)))
     # An adaptive search may not have measured what was chosen: what judges is measured, never estimated.

@@ -51,6 +51,7 @@ from bs_cluster.store.refs import PROMOTIONS, bundle_ref
 from bs_cluster.sweep.combinations import full_mask, mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.plan import plan_work
+from bs_cluster.sweep.search import searched
 
 RESCORED = ("base", SERVED, "ungated")
 
@@ -94,7 +95,7 @@ def recompute(
     lines += statements(certified, now)
     if rows_each is None:
         say("the meta-router of each fold learns and chooses again")
-        lines += choices(table, _choices(config, table, rows, unowned, _encoder(stacked, config)), losses)
+        lines += choices(table, _choices(config, table, rows, unowned, encoder(stacked, config)), losses)
     agrees = all(one.verdict != "differs" for one in lines)
     return Recomputed(store.campaign, bundle.number, agrees, len(own) + len(rescored), tuple(lines))
 
@@ -115,9 +116,8 @@ def _choices(
     fold_B = deal_folds(table.row_ids, table.owners, table.domains, config.router.folds, config.seed)
     taught = sample_rows(table.row_ids, table.owners, config.router.learn_rows, config.seed)
     anchor = teach_anchor(config, table.domains, rows, encode)
-    lessons = Lessons(
-        table.subset(taught.tolist()), [states[row] for row in taught], anchor, config.router, config.seed
-    )
+    learned_from = searched(table.subset(taught.tolist()), config.sweep)
+    lessons = Lessons(learned_from, [states[row] for row in taught], anchor, config.router, config.seed)
     judges = fit_judges(lessons, fold_B[taught], np.unique(fold_B).tolist())
     return judges.choose(states, table.owners, table.domains, fold_B).routed_B
 
@@ -242,7 +242,7 @@ def _rescore(
     ]
 
 
-def _encoder(stacked: StackedBase, config: CampaignConfig) -> Encode:
+def encoder(stacked: StackedBase, config: CampaignConfig) -> Encode:
     """In the batches of the campaign's evaluators."""
 
     def encode(prompts: Sequence[Sequence[int]], pooled: bool) -> list[np.ndarray]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from bs_cluster.estimates import Estimate, Share, estimate, share
+from bs_cluster.estimates import Estimate, estimate, share
 from bs_cluster.records import JudgedAnswer
 from bs_cluster.report.compare import below_zero, measured
 from bs_cluster.report.inputs import ReportInputs
@@ -99,7 +99,7 @@ def accuracy_bars(inputs: ReportInputs, report: Report) -> Figure | None:
         "can be checked; lines are 95 % intervals (Wilson). The oracle is best by loss, in hindsight, not by answer"
     )
     inches = 2.2
-    figure = new_figure(max(7.2, inches * len(kinds) + 1.2), 3.0, _title(answers.right), subtitle)
+    figure = new_figure(max(7.2, inches * len(kinds) + 1.2), 3.0, _title(answers), subtitle)
     axes = figure.subplots()
     width = 0.84 / len(ANSWER_MODES)
     for index, mode in enumerate(ANSWER_MODES):
@@ -131,8 +131,11 @@ def accuracy_bars(inputs: ReportInputs, report: Report) -> Figure | None:
     return figure
 
 
-def _title(right: Mapping[str, Mapping[str, Share | None]]) -> str:
-    base, routed = right["base"][EVERY], right["routed"][EVERY]
+def _title(answers: AnswersReport) -> str:
+    base, routed = answers.right["base"][EVERY], answers.right["routed"][EVERY]
     assert base, "a row that is asked is asked of the base"
     assert routed, "and of what is served"
-    return f"Right answers go from {percent(base.mean)} (base) to {percent(routed.mean)} (routed) of {base.rows}"
+    told = f"{percent(base.mean)} (base) {{}} {percent(routed.mean)} (routed) of {base.rows}"
+    if below_zero(answers.wrong_less_base) == "undecided":
+        return f"Right answers: {told.format('and')}, too few to tell apart"
+    return f"Right answers go from {told.format('to')}"

@@ -128,7 +128,8 @@ def learn(
             state.seconds = time.monotonic() - started
             if session.rank == 0:
                 session.report(StepDone(stack, state.step, training.steps, state.seconds, verdict, **line))
-            save = (checkpoints.look(state.step) if look else False) or save
+            if look and checkpoints.look(state.step):
+                save = True
             if save and state.step < training.steps and verdict != "stop":
                 checkpoints.write(state)
 
