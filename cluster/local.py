@@ -103,7 +103,7 @@ def start_cluster() -> dict[str, Any]:
     with os.fdopen(os.open(TOKEN, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
         file.write(secrets.token_hex(32))
     # Another Ray may be at home on the usual ports, or take one after it was found free: then any will do.
-    for usual in ((6379, 8265, 52365), (0, 0, 0)):
+    for usual in ((6379, 8265), (0, 0)):
         state = start_head(*(free_port(port) for port in usual))
         if state is not None:
             return state
@@ -111,13 +111,14 @@ def start_cluster() -> dict[str, Any]:
     raise SystemExit(f"Ray did not start, twice, each time within {START_TIMEOUT_S} s; its log is {LOG}")
 
 
-def start_head(port: int, dashboard: int, agent: int) -> dict[str, Any] | None:
+def start_head(port: int, dashboard: int) -> dict[str, Any] | None:
     """Starts the head; None, with all of it ended, where it did not come to answer at its dashboard's port."""
     command = [
         *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
         *("--node-ip-address=127.0.0.1", f"--port={port}", "--dashboard-host=127.0.0.1"),
         *(f"--dashboard-port={dashboard}", f"--num-cpus={max(2, os.cpu_count() or 2)}"),
-        *(f"--dashboard-agent-listen-port={agent}", f"--object-store-memory={1 << 30}"),
+        # An agent whose port is taken serves on without one, and its node can take no job: it chooses itself.
+        *("--dashboard-agent-listen-port=0", f"--object-store-memory={1 << 30}"),
     ]
     with LOG.open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd="/")

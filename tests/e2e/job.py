@@ -41,9 +41,9 @@ def environment(**more: str) -> dict[str, str]:
 @contextmanager
 def cluster(log: Path) -> Iterator[str]:
     """A head node of two CPUs for one job after another; its address."""
-    ports = [free_port() for _ in range(3)]
+    ports = [free_port() for _ in range(2)]
     start = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
-    start += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--dashboard-agent-listen-port={ports[2]}"]
+    start += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--dashboard-agent-listen-port=0"]
     with log.open("wb") as out:
         head = subprocess.Popen([*start, "--num-cpus=2"], stdout=out, stderr=out, start_new_session=True)
     try:
