@@ -26,8 +26,8 @@ ui: install
 stop:
 	$(PY) cluster/local.py stop
 
-# Two processes; a file's tests stay in one of them.
-SHARED := -n 2 --dist loadfile
+# Two processes; tests/conftest.py says what stays in one of them. What takes long is collected, and begun, first.
+SHARED := -n 2 --dist loadgroup --no-loadscope-reorder
 
 test: check
 	$(PY) -m pytest $(SHARED) -m "not cluster and not long" --ignore=tests/unit/docs

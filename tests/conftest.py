@@ -3,6 +3,8 @@
 import os
 import secrets
 
+import pytest
+
 os.environ |= {
     "DS_ACCELERATOR": "cpu",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -13,3 +15,10 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process runs the tests of a file, and one all that look at the finished campaign, which takes a minute."""
+    for item in items:
+        shares = "finished" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("finished" if shares else item.nodeid.partition("::")[0]))
