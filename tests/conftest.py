@@ -17,6 +17,7 @@ os.environ |= {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process runs the tests of a file, and one all that look at the finished campaign, which takes a minute."""
     for item in items:
