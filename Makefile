@@ -27,7 +27,7 @@ stop:
 	$(PY) cluster/local.py stop
 
 # Two processes; tests/conftest.py says what stays in one of them. What takes long is collected, and begun, first.
-SHARED := -n 2 --dist loadgroup --no-loadscope-reorder
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: check
 	$(PY) -m pytest $(SHARED) -m "not cluster and not long" --ignore=tests/unit/docs

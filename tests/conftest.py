@@ -4,6 +4,8 @@ import os
 import secrets
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ |= {
     "DS_ACCELERATOR": "cpu",
@@ -17,9 +19,14 @@ os.environ |= {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs the tests of a file, and one all that look at the finished campaign, which takes a minute."""
-    for item in items:
-        shares = "finished" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("finished" if shares else item.nodeid.partition("::")[0]))
+class ByCampaign(LoadScopeScheduling):
+    """One process runs the tests of a file, and one all of tests/e2e, which look at a campaign that takes a minute."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "tests/e2e" if file.startswith("tests/e2e/") else file
+
+
+@pytest.hookimpl(optionalhook=True)  # where xdist is off
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByCampaign:
+    return ByCampaign(config, log)
