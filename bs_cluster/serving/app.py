@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -33,7 +32,7 @@ POLICY = (
 )
 
 
-def build_app(service: Service, lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]) -> Starlette:
+def build_app(service: Service) -> Starlette:
     page = (files("bs_cluster.serving") / "page.html").read_text()
 
     async def show(_: Request) -> Response:
@@ -73,7 +72,6 @@ def build_app(service: Service, lifespan: Callable[[Starlette], AbstractAsyncCon
             Mount("/v1", routes=api, middleware=[Middleware(KeyRequired, keys=service.keys)]),
         ],
         exception_handlers={HTTPException: _not_served, Exception: _own_fault},
-        lifespan=lifespan,
     )
 
 
@@ -186,7 +184,10 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Made]) -> Mad
 
 
 async def _body(request: Request) -> bytes:
-    """Raises ApiError where it is larger than any prompt that is served."""
+    """Raises ApiError where it is larger than any prompt that is served, or not said to be JSON: a page of another site
+    may send what claims to be text from its reader's browser, and only that."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(415, "invalid_value", "send Content-Type: application/json")
     parts, size = [], 0
     async for part in request.stream():
         parts.append(part)

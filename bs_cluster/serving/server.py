@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 
 import uvicorn
-from starlette.applications import Starlette
 
 from bs_cluster.errors import BrainstacksError, UsageError
 from bs_cluster.inference.stacked import StackedBase
@@ -85,23 +83,16 @@ def load(store: Store, settings: Settings) -> Service:
 
 def run(service: Service, settings: Settings, listening: socket.socket) -> None:
     """Serves until a signal: the first lets running answers end, a second does not."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        watching = asyncio.create_task(follow(service, settings.reload_s)) if settings.bundle is None else None
-        yield
-        if watching is not None:
-            watching.cancel()
-
     config = uvicorn.Config(
-        build_app(service, lifespan),
+        build_app(service),
         log_config=None,
         access_log=False,
+        lifespan="off",
         timeout_graceful_shutdown=5,
         server_header=False,
     )
     try:
-        Server(config, service, settings.drain_s).run(sockets=[listening])
+        Server(config, service, settings).run(sockets=[listening])
     finally:
         service.scheduler.stop()
 
@@ -138,16 +129,21 @@ class Server(uvicorn.Server):
     """Uvicorn, but a signal closes the door only when those inside are done: until then new requests get a 503 that
     says so, and ``/ready`` tells whoever sends requests here to stop."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, drain_s: float):
+    def __init__(self, config: uvicorn.Config, service: Service, settings: Settings):
         super().__init__(config)
-        self._service, self._drain_s, self._until = service, drain_s, 0.0
+        self._service, self._settings, self._until = service, settings, 0.0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._settings.bundle is None:
+            self._following = asyncio.create_task(follow(self._service, self._settings.reload_s))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._service.draining:
             self.should_exit = self.force_exit = True
             return
-        self._service.draining, self._until = True, time.monotonic() + self._drain_s
-        log.info("stopping: %d answers run to their end, for at most %g s", self._service.open, self._drain_s)
+        self._service.draining, self._until = True, time.monotonic() + self._settings.drain_s
+        log.info("stopping: %d answers run to their end, for at most %g s", self._service.open, self._settings.drain_s)
 
     async def on_tick(self, counter: int) -> bool:
         if self._service.draining and (not self._service.open or time.monotonic() > self._until):

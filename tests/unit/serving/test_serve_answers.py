@@ -211,6 +211,7 @@ def test_a_wrong_key_and_none_are_refused(served):
         ("POST", "/v1/chat/completions", b"{", 400),
         ("POST", "/v1/chat/completions", b"[]", 400),
         ("POST", "/v1/chat/completions", b"x" * (1 << 20) + b"x", 413),
+        ("POST", "/v1/completions", None, 415),
         ("GET", "/v1/chat/completions", b"", 405),
         ("GET", "/v1/models/none", b"", 404),
         ("POST", "/v1/embeddings", b"{}", 404),
@@ -218,7 +219,7 @@ def test_a_wrong_key_and_none_are_refused(served):
     ],
 )
 def test_what_is_no_request_is_told_in_the_same_shape(served, method, path, body, status):
-    headers = {"Authorization": f"Bearer {KEY}"}
+    headers = {"Authorization": f"Bearer {KEY}"} | ({} if body is None else {"Content-Type": "application/json"})
     answer = requests.request(method, served.url + path, data=body, headers=headers, timeout=10)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
