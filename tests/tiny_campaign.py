@@ -95,10 +95,14 @@ def campaign(inputs: Path, store: Path, domains: Sequence[str], /, **changes: Ma
 
 
 def commit_random_stacks(config: CampaignConfig, store: Store, staging: Path) -> StackedBase:
-    """One stack per domain as if trained, its B drawn at random; the base with all of them on it."""
+    """One stack per domain that has none yet, as if trained, its B drawn at random; the base with all of them on it."""
     stacked = StackedBase.load(config.base, "cpu")
+    for _, manifest in store.stacks():
+        stacked.attach(manifest, store)
     for position, domain in enumerate(domain.name for domain in config.domains):
         stack = StackId(domain, 1)
+        if stack.name in stacked.names:
+            continue
         settings = stack_config(config.stack, stack, position)
         name = stacked.begin(settings, seed=position)
         stacked.fire([], train=name)

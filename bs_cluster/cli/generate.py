@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bs_cluster.cli import places
@@ -61,8 +59,7 @@ def load_bundle(arguments: argparse.Namespace) -> BundleRuntime:
     store, bundle = _found(arguments)
     from bs_cluster.serving.runtime import BundleRuntime  # noqa: PLC0415  # torch and a model; wrong usage is told first
 
-    with tempfile.TemporaryDirectory() as folder:
-        return BundleRuntime(store, bundle, Path(folder), arguments.device)
+    return BundleRuntime(store, bundle, arguments.device)
 
 
 def _found(arguments: argparse.Namespace) -> tuple[Store, BundleManifest]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from bs_cluster import __version__
-from bs_cluster.cli import bundles, certify, chat, config, domains, generate, outer_loop, registry, store
+from bs_cluster.cli import bundles, certify, chat, config, domains, generate, outer_loop, registry, serve, store
 from bs_cluster.cli.output import Output
 from bs_cluster.errors import BrainstacksError
 from bs_cluster.quiet import quieten
@@ -24,6 +24,7 @@ VERBS: dict[str, ModuleType] = {
     "run": outer_loop,
     "generate": generate,
     "chat": chat,
+    "serve": serve,
     "domains": domains,
     "bundles": bundles,
     "certify": certify,

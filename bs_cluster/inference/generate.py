@@ -44,7 +44,7 @@ def greedy_answers(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=_end_tokens(stacked),
+            eos_token_id=end_tokens(stacked),
         )
     texts = tokenizer.batch_decode(output[:, ids_BT.shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]
@@ -63,7 +63,7 @@ def _last_positions_together(model: PreTrainedModel) -> Iterator[None]:
         hook.remove()
 
 
-def _end_tokens(stacked: StackedBase) -> list[int]:
+def end_tokens(stacked: StackedBase) -> list[int]:
     """What ends an answer: the token that ends every training row, and those with which the base ends its turns."""
     own = stacked.base.model.generation_config.eos_token_id  # type: ignore[union-attr]
     return sorted({stacked.base.tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or [])})  # type: ignore[list-item]

@@ -7,7 +7,6 @@ and ``gates`` (domain to weight).
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 
 import torch
@@ -23,8 +22,7 @@ class BundleModel(PythonModel):
         reference = json.loads(Path(context.artifacts["bundle"]).read_text())
         store = Store(reference["store_uri"], reference["campaign"])
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        with tempfile.TemporaryDirectory() as folder:
-            self.runtime = BundleRuntime(store, store.bundle(reference["bundle"]), Path(folder), device)
+        self.runtime = BundleRuntime(store, store.bundle(reference["bundle"]), device)
 
     def predict(self, context, model_input: list[str], params=None):  # type: ignore[override]
         """One dict a prompt. Without a return type: MLflow warns of every type that a mapping's values could have."""

@@ -5,6 +5,7 @@ Shapes: B prompts, D domains.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from bs_cluster.config import yaml12
 from bs_cluster.config.parse import parse_config
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.encode import encode_prompt, encode_router_prompt
+from bs_cluster.data.rows import Prompt
 from bs_cluster.errors import ConfigError, NotInStoreError
 from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.inference.generate import greedy_answers
@@ -44,23 +46,33 @@ class BundleRuntime:
     """A bundle in memory: base, its stacks and its meta-router. What was trained is what is served: the same
     prompt encoding, the same gates, the same layer."""
 
-    def __init__(self, store: Store, bundle: BundleManifest, folder: Path, device: str | torch.device):
+    def __init__(
+        self, store: Store, bundle: BundleManifest, device: str | torch.device, stacked: StackedBase | None = None
+    ):
+        """With ``stacked`` on the base and beside the stacks that are there, such as those of the bundle before."""
         self.config = bundle_config(store, bundle)
-        self.domains = bundle.domains
-        self.stacked = StackedBase.load(self.config.base, device)
+        self.number, self.domains = bundle.number, bundle.domains
+        self.stacked = stacked or StackedBase.load(self.config.base, device)
         for ref in bundle.stacks:
             self.stacked.attach(store.manifest(ref.manifest), store)
         self.stacked.fire(self.stacked.names)
-        for name in ("router.safetensors", "router.json"):
-            (folder / name).write_bytes(store.get_bytes(bundle.file(name).sha256))
         hidden = self.stacked.base.model.config.get_text_config().hidden_size
-        self.served, self.card = load_router(folder, self.domains, hidden, bundle.base.digest)
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("router.safetensors", "router.json"):
+                (Path(folder) / name).write_bytes(store.get_bytes(bundle.file(name).sha256))
+            self.served, self.card = load_router(Path(folder), self.domains, hidden, bundle.base.digest)
 
     def gates(self, prompts: Sequence[str]) -> torch.Tensor:
         """Served gate weights (B, D) of these prompts."""
-        tokenizer, data, limit = self.stacked.base.tokenizer, self.config.data, self.card.max_prompt_length
-        ids = [encode_router_prompt(prompt, tokenizer, data, limit) for prompt in prompts]
-        states = encode_states(self.stacked, ids, self.card.mid_weight, self.card.pooled)
+        return self.route([self.router_ids(prompt) for prompt in prompts])
+
+    def router_ids(self, prompt: Prompt) -> list[int]:
+        """A prompt as the meta-router reads it."""
+        return encode_router_prompt(prompt, self.stacked.base.tokenizer, self.config.data, self.card.max_prompt_length)
+
+    def route(self, router_ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Served gate weights (B, D) of prompts as ``router_ids`` gives them."""
+        states = encode_states(self.stacked, router_ids, self.card.mid_weight, self.card.pooled)
         masks = self.served.choose(states).tolist()
         return torch.tensor([mask_weights(mask, len(self.domains)) for mask in masks])
 

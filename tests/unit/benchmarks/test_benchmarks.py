@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tiny import save_tiny_base
+from tiny_bundle import commit_bundle
+from tiny_campaign import write_inputs
 
 from benchmarks.__main__ import write_results
 from benchmarks.convergence import Curve, steps_to
 from benchmarks.table import Table, Target
+from bs_cluster.promotion import HAND
+from bs_cluster.records import CHAMPION
 
 ROOT = Path(__file__).parents[3]
 
@@ -92,6 +97,18 @@ def test_sweep_and_serving_on_a_real_base(tmp_path):
     assert greedy["exhaustive, ours"] == 32
     assert all(6 <= count <= 16 for name, count in greedy.items() if name.startswith("greedy"))
     assert {row[0] for row in tables[f"Evaluators on Ray, D = 5: {base}"].rows} == {1, 2}
+
+
+@pytest.mark.slow
+def test_serving_answers_as_many_at_once_as_one_at_a_time(tmp_path):
+    bundled = commit_bundle(write_inputs(tmp_path), tmp_path / "store", ("aa", "bb"))
+    bundled.store.promote(1, CHAMPION, HAND, "the first")
+    sizes = ["--tokens", "4", "--rounds", "1"]
+    out = run("benchmarks.serve", "--store", bundled.store.uri, "--campaign", "tiny", *sizes)
+    rows = [line.split("|")[1:-1] for line in out.splitlines() if re.match(r"\| \d", line)]
+    assert [int(row[0]) for row in rows] == [1, 16]
+    assert all(float(cell.replace(",", "")) > 0 for row in rows for cell in row)
+    assert re.search(r"\d+ ms in the mean of 16\.", out)
 
 
 @pytest.mark.slow

@@ -116,6 +116,9 @@ def test_every_definition_is_used_by_what_ships():
 HOOKS = {
     "model_config": "pydantic",
     "yaml_implicit_resolvers": "PyYAML",
+    "handle_exit": "uvicorn",
+    "should_exit": "uvicorn",
+    "force_exit": "uvicorn",
     "load_context": "MLflow",
     "predict": "MLflow",
     "adapter_layer_names": "PEFT",

@@ -2,22 +2,14 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
-from tiny_campaign import campaign, commit_random_stacks, write_inputs
 
 from bs_cluster.config.parse import to_yaml
 from bs_cluster.data.encode import encode_prompt, encode_router_prompt
 from bs_cluster.errors import ConfigError, IntegrityError
 from bs_cluster.inference.evaluator import encode_states
-from bs_cluster.records import SCHEMA_VERSION, BundleManifest
-from bs_cluster.router.anchor import fit_anchor
-from bs_cluster.router.files import Reading, save_router
-from bs_cluster.router.fit import Served
-from bs_cluster.router.routers import AnchoredRouter
 from bs_cluster.serving.runtime import BundleRuntime
-from bs_cluster.store import Store
 from bs_cluster.sweep.combinations import mask_weights
 
 DOMAINS = ("aa", "bb")
@@ -25,41 +17,8 @@ PROMPTS = ("aa alpha12", "bb a longer prompt than the other")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A store with a stack per domain and a bundle whose meta-router is untrained; the stacks in this process."""
-    folder = write_inputs(tmp_path_factory.mktemp("served"))
-    router_settings = {"max_prompt_length": 24}
-    # In fp32: with bf16, a cache or a neighbour in the batch may decide between two tokens that are nearly as likely.
-    base = {"quantization": "none", "compute_dtype": "float32", "cache_dequantized": False}
-    config = campaign(folder, folder / "store", DOMAINS, base=base, router=router_settings)
-    store = Store(config.store.uri, config.campaign)
-    stacked = commit_random_stacks(config, store, folder / "staged")
-    limit = config.router.max_prompt_length
-    prompts = [f"{domain} {word}{n}" for domain in DOMAINS for word in ("alpha", "beta") for n in range(6)]
-    ids = [encode_router_prompt(prompt, stacked.base.tokenizer, config.data, limit) for prompt in prompts]
-    states = np.stack(encode_states(stacked, ids, config.router.mid_weight, pooled=True))
-    router = Served(AnchoredRouter(fit_anchor(states, [0] * 12 + [1] * 12, 2), None), (0, 1, 2, 3), None)
-    save_router(folder, router, Reading(DOMAINS, 64, config.router.mid_weight, limit, stacked.base.ref.digest))
-    (folder / "campaign.yaml").write_text(to_yaml(config))
-    manifest = BundleManifest(
-        schema_version=SCHEMA_VERSION,
-        campaign=config.campaign,
-        number=1,
-        base=stacked.base.ref,
-        domains=DOMAINS,
-        stacks=tuple(ref for ref, _ in store.stacks()),
-        files=tuple(
-            store.put_file(folder / name, name) for name in ("router.safetensors", "router.json", "campaign.yaml")
-        ),
-    )
-    store.commit_bundle(manifest)
-    return config, store, stacked, router, manifest
-
-
-@pytest.fixture(scope="module")
-def runtime(made, tmp_path_factory):
-    _, store, _, _, manifest = made
-    return BundleRuntime(store, manifest, tmp_path_factory.mktemp("router"), "cpu")
+def made(bundled):
+    return bundled.config, bundled.store, bundled.stacked, bundled.router, bundled.manifest
 
 
 def greedy(stacked, ids: list[int], weights: list[float], steps: int) -> str:
@@ -150,12 +109,12 @@ def test_serving_reads_the_config_as_training_did(made, tmp_path):
     (tmp_path / "campaign.yaml").write_text(to_yaml(config))
     others = tuple(entry for entry in manifest.files if entry.name != "campaign.yaml")
     written = store.put_file(tmp_path / "campaign.yaml", "campaign.yaml")
-    served = BundleRuntime(store, dataclasses.replace(manifest, files=(*others, written)), tmp_path, "cpu")
+    served = BundleRuntime(store, dataclasses.replace(manifest, files=(*others, written)), "cpu")
     assert served.config == config
 
 
-def test_a_meta_router_of_other_domains_is_refused(made, tmp_path):
+def test_a_meta_router_of_other_domains_is_refused(made):
     _, store, _, _, manifest = made
     swapped = dataclasses.replace(manifest, domains=("bb", "aa"))
     with pytest.raises(IntegrityError, match="was trained for domains"):
-        BundleRuntime(store, swapped, tmp_path, "cpu")
+        BundleRuntime(store, swapped, "cpu")
