@@ -132,11 +132,17 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service, settings: Settings):
         super().__init__(config)
         self._service, self._settings, self._until = service, settings, 0.0
+        self._following: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self._settings.bundle is None:
             self._following = asyncio.create_task(follow(self._service, self._settings.reload_s))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._following is not None:
+            self._following.cancel()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._service.draining:
