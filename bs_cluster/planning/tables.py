@@ -28,10 +28,7 @@ class Table:
 
 
 def show(plan: Plan) -> None:
-    """Prints it; no escape codes where there is no terminal."""
-    console = Console(highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = WIDTH
+    console = plain_console()
     console.print(Text(headline(plan), "bold"))
     for line in verdict(plan):
         console.print(Text(line, "red" if plan.misfits or _without_room(plan) else "green"))
@@ -40,6 +37,14 @@ def show(plan: Plan) -> None:
         console.print(_rich(table))
         for note in table.notes:
             console.print(Text(note, "dim"))
+
+
+def plain_console() -> Console:
+    """One that writes no escape codes where there is no terminal, and fits 80 columns there."""
+    console = Console(highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDTH
+    return console
 
 
 def markdown(plan: Plan) -> str:
