@@ -5,7 +5,7 @@ Shapes: T tokens, P sites, E experts, I in_features, O out_features, K direction
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ from bs_cluster.stacks.lm_loss import CHUNK_ELEMENTS, HeadLoss
 from bs_cluster.training.sharding import learning_parameters
 
 META = torch.device("meta")
-CUTS = (2, 4)  # layers
+CUTS = (1, 2)  # layers
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class ShapedWorker:
 
     def __init__(self, config: CampaignConfig, gpu: bool, layers: int | None = None):
         self.config, self.gpu = config, gpu
+        self._found: dict[Any, Pass] = {}
         self.stacked = StackedBase(skeleton(config.base, layers), config.base.cache_dequantized)
         self.layers = self.stacked.base.model.config.get_text_config().num_hidden_layers
         cut = layers is None and self.layers > CUTS[-1]
@@ -140,7 +141,8 @@ class ShapedWorker:
         """Forward and backward of one micro-batch. Unless ``keep_gradients``, each gradient goes as it is made, as into
         ZeRO's own buffer."""
         if self.cuts:
-            return self._whole([cut.training_pass(batch, checkpointing, keep_gradients) for cut in self.cuts])
+            ways = {"batch": batch, "checkpointing": checkpointing, "keep_gradients": keep_gradients}
+            return self._whole(ShapedWorker.training_pass, **ways)
         model: Any = self.tuner.model
         model.train()
         if checkpointing:
@@ -168,7 +170,7 @@ class ShapedWorker:
     def scoring_pass(self, batch: Batch) -> Pass:
         """Forward of one padded batch, with its loss."""
         if self.cuts:
-            return self._whole([cut.scoring_pass(batch) for cut in self.cuts])
+            return self._whole(ShapedWorker.scoring_pass, batch=batch)
         with LiveBytes() as live:
             self._loss(batch, packed=False)
         return Pass(live.peak, live.flops)
@@ -177,7 +179,7 @@ class ShapedWorker:
     def encoding_pass(self, batch: Batch) -> Pass:
         """Forward of one batch of prompts whose hidden states are all wanted, as the meta-router's are."""
         if self.cuts:
-            return self._whole([cut.encoding_pass(batch) for cut in self.cuts])
+            return self._whole(ShapedWorker.encoding_pass, batch=batch)
         firing = self.tuner.composition.active
         self.tuner.composition.active = ()
         with LiveBytes() as live:
@@ -185,14 +187,23 @@ class ShapedWorker:
         self.tuner.composition.active = firing
         return Pass(live.peak, live.flops)
 
-    def _whole(self, found: list[Pass]) -> Pass:
-        """What all layers take, where ``CUTS`` take that."""
+    def _whole(self, run: Callable[..., Pass], **ways: Any) -> Pass:
+        """What all layers take, by what ``CUTS`` take; a pass that was run before, of the same, is remembered."""
+        state, base = self.tuner.composition, self.config.base
+        held = sum(held_bytes([site.basis_OK, site.basis_IK]) for site in self.tuner.sites)
+        settings = (base.cache_dequantized, base.attention, self.config.training.noise)
+        key = (run, *ways.values(), state.resident, state.firing, state.train, held, settings)
+        if key in self._found:
+            return self._found[key]
+        found = [run(cut, **ways) for cut in self.cuts]
         (fewer, more), layers = CUTS, self.layers
 
         def line(first: int, second: int) -> int:
             return second + (second - first) * (layers - more) // (more - fewer)
 
-        return Pass(line(found[0].peak, found[1].peak), line(found[0].flops, found[1].flops))
+        whole = Pass(line(found[0].peak, found[1].peak), line(found[0].flops, found[1].flops))
+        self._found[key] = whole
+        return whole
 
     def _loss(self, batch: Batch, packed: bool) -> torch.Tensor:
         """``stacks/lm_loss.py`` takes labelled positions out by a mask, whose count the meta device cannot know."""
