@@ -177,7 +177,7 @@ def status(field: str) -> int:
 def compare(cases: tuple[Case, ...], keep_freed: bool) -> Table:
     rows, worst = [], 0.0
     for case in cases:
-        plan, real = (alone(what, case, keep_freed) for what in ("planned", "measured"))
+        plan, real = planned(case), measured_alone(case, keep_freed)
         error = plan / real - 1
         worst = max(worst, abs(error))
         rows.append((case.base.removeprefix("embedded:"), _told(case), plan / 2**20, real / 2**20, f"{error:+.1%}"))
@@ -193,10 +193,10 @@ def compare(cases: tuple[Case, ...], keep_freed: bool) -> Table:
     return table
 
 
-def alone(what: str, case: Case, keep_freed: bool = False) -> int:
-    """``planned`` or ``measured`` in a process of its own."""
+def measured_alone(case: Case, keep_freed: bool = False) -> int:
+    """``measured`` in a process of its own."""
     with TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.planned_memory", "--one", what, json.dumps(asdict(case))]
+        command = [sys.executable, "-m", "benchmarks.planned_memory", "--one", json.dumps(asdict(case))]
         environment = {**os.environ, **(KEEP_FREED_MEMORY if keep_freed else GIVE_BACK)}
         environment |= {"OMP_NUM_THREADS": "1", "TMPDIR": folder}
         environment |= {"DS_ACCELERATOR": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
@@ -214,12 +214,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planned_memory", description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", type=int, default=range(len(CASES)), help="numbers from 0")
     parser.add_argument("--keep-freed", action="store_true", help="as a campaign's CPU workers keep what they freed")
-    parser.add_argument("--one", nargs=2, metavar=("WHAT", "CASE"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a measured case's own process is told it
     arguments = parser.parse_args()
+    quieten()
     if arguments.one:
-        quieten()
-        what, case = arguments.one
-        print({"planned": planned, "measured": measured}[what](Case(**json.loads(case))))
+        print(measured(Case(**json.loads(arguments.one))))
         return
     print(compare(tuple(CASES[number] for number in arguments.cases), arguments.keep_freed).markdown())
 
