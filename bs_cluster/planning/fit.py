@@ -12,6 +12,8 @@ from bs_cluster.planning.hardware import GB, Hardware
 from bs_cluster.planning.memory import Footprint
 from bs_cluster.records import Record
 
+SMALLER = "larger GPUs, a smaller stack.rank or stack.experts, fewer training.max_rounds or domains"
+
 
 @dataclass(frozen=True)
 class Remedy(Record):
@@ -68,7 +70,7 @@ def _misfits(
 ) -> Iterator[Misfit]:
     if worker.peak > usable:
         remedies = tuple(_tried(config, usable, worker_of))
-        yield Misfit("a training worker", worker.peak, usable, _largest(worker), remedies, "larger GPUs")
+        yield Misfit("a training worker", worker.peak, usable, _largest(worker), remedies, SMALLER)
     share = min(1.0, config.sweep.gpus_per_evaluator) or 1.0
     if evaluator.peak > usable * share:
         less = "a smaller sweep.batch_tokens, larger GPUs" if share == 1 else "sweep.gpus_per_evaluator=1"

@@ -26,11 +26,11 @@ Widths = Mapping[str, tuple[int, int]]  # by site path: what it reads (I), what 
 @dataclass(frozen=True)
 class Room(Record):
     """``scarce`` and ``full`` are the first domains, from 1, that find less than a quarter free at some site, or
-    nothing; None where none of those that were looked at does. ``where`` says which site and width."""
+    nothing; None where none of those that were looked at does. ``tightest`` is that site and its width."""
 
     scarce: int | None
     full: int | None
-    where: str
+    tightest: str
 
 
 def claims(widths: Widths, settings: NullSpaceSection, rows: int, domains: int) -> Iterator[Basis]:
@@ -56,16 +56,17 @@ def claims(widths: Widths, settings: NullSpaceSection, rows: int, domains: int) 
 
 def room(bases: Iterator[Basis]) -> Room:
     """What the coordinator would say before each domain that finds these claims."""
-    scarce, where = None, ""
+    scarce, tightest = None, ""
     for number, basis in enumerate(bases, start=1):
         try:
             told = check_room(basis)
         except StackError as error:
-            return Room(scarce, number, str(error).partition(", so a new stack")[0])
+            held = str(error).partition(", so a new stack")[0]
+            return Room(scarce, number, tightest or held)
         if told is not None and scarce is None:
             scarce = number
-            where = f"{told.site} {'reads' if told.side == 'input' else 'writes'} {told.width}"
-    return Room(scarce, None, where)
+            tightest = f"{told.site} {'reads' if told.side == 'input' else 'writes'} {told.width}"
+    return Room(scarce, None, tightest)
 
 
 def basis_bytes(basis: Basis) -> int:

@@ -48,7 +48,8 @@ def plain_console() -> Console:
 
 
 def markdown(plan: Plan) -> str:
-    lines = [f"**{headline(plan)}**", "", *(f"- {line}" for line in verdict(plan))]
+    lines = [f"**{headline(plan)}**", ""]
+    lines += [line.replace("  ", "  - ", 1) if line.startswith("  ") else f"- {line}" for line in verdict(plan)]
     for table in tables(plan):
         lines += ["", "| " + " | ".join([table.title, *table.header[1:]]) + " |"]
         lines += ["|---|" + "---:|" * (len(table.header) - 1)]
@@ -73,7 +74,7 @@ def verdict(plan: Plan) -> Iterator[str]:
         if not any(remedy.fits for remedy in misfit.remedies):
             yield f"  it takes {misfit.otherwise}"
     if _without_room(plan):
-        yield f"no room: domain {plan.room.full} finds nothing free: {plan.room.where}"
+        yield f"no room: domain {plan.room.full} finds nothing free where {plan.room.tightest}"
         yield "  a smaller null_space.max_share or null_space.max_rank, or fewer domains"
     if not plan.misfits and not _without_room(plan):
         worker, evaluator = gb(plan.worker.peak), gb(plan.evaluator.peak)
@@ -157,6 +158,8 @@ def _cost(plan: Plan) -> Table:
         ("checkpoints of a round under way, GB", gb(volume.checkpoints)),
         ("a node's disk, GB", gb(volume.node_disk)),
         ("a worker's network a step, GB", gb(volume.step_network)),
+        ("into a node at each start, at most, GB", gb(volume.start_network)),
+        ("nodes that train, that sweep", f"{cost.training_nodes}, {cost.sweep_nodes}"),
     ]
     return Table("time, money, bytes", ("", ""), rows)
 
@@ -175,11 +178,11 @@ def _growth(plan: Plan) -> Table:
     ]
     room = plan.room
     notes = [
-        f"Directions: less than a quarter free from domain {room.scarce} on ({room.where})."
+        f"Directions: less than a quarter free from domain {room.scarce} on, where {room.tightest}."
         if room.scarce
         else "Directions: more than a quarter free at every site for 200 domains."
     ]
-    notes += [f"None are left for domain {room.full}: {room.where}."] if room.full else []
+    notes += [f"None are left there for domain {room.full}."] if room.full else []
     return Table("as domains are added", ("", "worker", "evaluator", "store", "hours", "USD"), rows, notes)
 
 

@@ -28,7 +28,7 @@ from bs_cluster.stacks.lm_loss import CHUNK_ELEMENTS, HeadLoss
 from bs_cluster.training.sharding import learning_parameters
 
 META = torch.device("meta")
-CUTS = (1, 2)  # layers
+CUTS = (2, 3)  # layers
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def test_room_runs_out_where_the_arithmetic_of_claims_says():
     greedy = NullSpaceSection(space="output", max_rank=64, max_share=1.0)
     found = room(claims(widths, greedy, 512, 100))
     assert found.full == 2048 // 64 + 1  # thirty-two domains claim all of it
-    assert "k_proj" in found.where
+    assert "k_proj" in found.tightest
     shared = room(claims(widths, NullSpaceSection(space="output", max_rank=64), 512, 50))
     assert shared.full is None
     assert shared.scarce is not None
