@@ -91,7 +91,8 @@ def _of_cluster(
     asked = {}
     for node in alive:
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        actor = ray.remote(Node).options(num_cpus=0, scheduling_strategy=here).remote(settings, marker)
+        remote: Any = ray.remote(Node)
+        actor = remote.options(num_cpus=0, scheduling_strategy=here).remote(settings, marker)
         asked[f"{node['NodeManagerAddress']} {node['NodeID'][:6]}"] = (actor, actor.facts.remote())
     found, clocks, silent = {}, {}, {}
     for node, (actor, answer) in asked.items():
@@ -106,7 +107,7 @@ def _of_cluster(
 
 def _clock(actor: Any) -> Clock:
     before = time.time()
-    there = ray.get(actor.now.remote(), timeout=ANSWER_S)
+    there: Any = ray.get(actor.now.remote(), timeout=ANSWER_S)
     after = time.time()
     return Clock(there - (before + after) / 2, (after - before) / 2)
 

@@ -193,13 +193,14 @@ def open_ports() -> tuple[int, ...]:
     """Ports of processes of ours that listen on every interface; those of other users cannot be seen."""
     found = set()
     for connection in psutil.net_connections("inet"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip in ("0.0.0.0", "::") and connection.pid:
+        address: Any = connection.laddr
+        if connection.status == psutil.CONN_LISTEN and address.ip in ("0.0.0.0", "::") and connection.pid:
             try:
                 words = " ".join(psutil.Process(connection.pid).cmdline())
             except psutil.Error:  # it ended meanwhile
                 continue
             if any(word in words for word in OURS):
-                found.add(connection.laddr.port)
+                found.add(address.port)
     return tuple(sorted(found))
 
 

@@ -38,6 +38,7 @@ class Assumed(Record):
     bandwidth_share: float
     reserved_gb: float
     fragmentation: float
+    freed_kept: float
     start_minutes: float
 
 
@@ -63,10 +64,11 @@ class Hardware:
         """Bytes a second of a node, as reached."""
         return self.node.network_gbit * GB / 8 * self.assumed.bandwidth_share
 
-    @property
-    def usable(self) -> float:
-        """Bytes that tensors may hold on a GPU; of a machine without one all but what its system takes."""
-        return (self.node.memory_gb - self.assumed.reserved_gb) * GB / (1 + self.assumed.fragmentation)
+    def usable(self, workers: int) -> int:
+        """Bytes that a worker's tensors may hold: a GPU's, or its share of a machine that has none."""
+        gpu = self.node.gpus > 0
+        lost = self.assumed.fragmentation if gpu else self.assumed.freed_kept
+        return int((self.node.memory_gb / (1 if gpu else workers) - self.assumed.reserved_gb) * GB / (1 + lost))
 
 
 def hardware(name: str, file: str | None = None) -> Hardware:

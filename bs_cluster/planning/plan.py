@@ -86,7 +86,7 @@ def make_plan(config: CampaignConfig, on: Hardware, row_tokens: int | None = Non
         if stage != config.training.zero_stage
     }
     stages[config.training.zero_stage] = now.worker
-    usable = usable_bytes(config, on)
+    usable = on.usable(config.training.num_workers)
     more = [count for count in GROWTH if count > len(config.domains)]
     return Plan(
         campaign=config.campaign,
@@ -214,11 +214,6 @@ def _grown(domains: int, then: Whole) -> Grown:
         hours=then.cost.hours,
         usd=then.cost.usd,
     )
-
-
-def usable_bytes(config: CampaignConfig, on: Hardware) -> int:
-    """For a worker: a GPU's, or its share of a machine that has none."""
-    return int(on.usable if on.node.gpus else on.usable / config.training.num_workers)
 
 
 def _units(count: int, tokens: int) -> Batch:

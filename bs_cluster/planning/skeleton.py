@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.functional import QuantState
-from bitsandbytes.nn import Linear4bit, Params4bit
+from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from huggingface_hub import hf_hub_download
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
@@ -83,10 +83,16 @@ def weights_of(model: nn.Module) -> list[Any]:
     held: list[Any] = [*model.parameters(), *model.buffers()]
     for parameter in model.parameters():
         if isinstance(parameter, Params4bit):
-            state = parameter.quant_state
+            state: Any = parameter.quant_state
             held += [state.absmax, state.code]
             held += [state.state2.absmax, state.state2.code, state.offset] if state.nested else []
     return held
+
+
+def packed_shape(weight: Params4bit) -> torch.Size:
+    """Of the weight that is packed in it."""
+    state: Any = weight.quant_state
+    return state.shape
 
 
 def _packed(linear: Linear4bit, dtype: torch.dtype, nested: bool) -> Params4bit:
@@ -110,7 +116,8 @@ def _packed(linear: Linear4bit, dtype: torch.dtype, nested: bool) -> Params4bit:
         offset=empty() if nested else None,
         state2=scales if nested else None,
     )
-    return Params4bit(
+    made: Any = Params4bit  # whose annotations are those of torch's own parameter
+    return made(
         empty(math.ceil(numbers / 2), 1, of=torch.uint8),
         requires_grad=False,
         quant_state=state,

@@ -188,13 +188,14 @@ def _growth(plan: Plan) -> Table:
 
 def _assumed(plan: Plan) -> Table:
     node, assumed = plan.node, plan.assumed
+    lost = assumed.fragmentation if node.gpus else assumed.freed_kept
     rows = [
         (f"{node.name}, USD an hour", f"{node.usd_hour:g}"),
         ("share of its peak TFLOP/s that is reached", f"{assumed.compute_share:g} of {node.tflops:g}"),
         ("share of its bandwidth that is reached", f"{assumed.bandwidth_share:g} of {node.bandwidth_gb_s:g} GB/s"),
         ("network of a node", f"{node.network_gbit:g} Gbit/s"),
         ("reserved on a device", f"{assumed.reserved_gb:g} GB"),
-        ("lost between tensors", f"{assumed.fragmentation:.0%}"),
+        ("lost between tensors" if node.gpus else "freed and kept", f"{lost:.0%}"),
         ("rows of a source that gives no number", "10,000"),
     ]
     return Table("assumed, not measured", ("", ""), rows, ("Give your own with --hardware and --row-tokens.",))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from bitsandbytes.nn.modules import Params4bit
 
 from bs_cluster.adapter_format import PARTS
 from bs_cluster.base.load import COMPUTE_DTYPES
@@ -18,7 +19,7 @@ from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.decoder import decoder_and_head
 from bs_cluster.inference.stacked import StackedBase, stack_config
 from bs_cluster.planning.live_bytes import LiveBytes, held_bytes
-from bs_cluster.planning.skeleton import skeleton, weights_of
+from bs_cluster.planning.skeleton import packed_shape, skeleton, weights_of
 from bs_cluster.records import StackId
 from bs_cluster.stacks import StackModel
 from bs_cluster.stacks.balance import LoadBalance
@@ -106,6 +107,11 @@ class ShapedWorker:
     def noise_bytes(self) -> int:
         """Of a stack's gate noise, which is no part of the block: a frozen stack keeps it in fp32."""
         return held_bytes([site.stack_noise[self.learns] for site in self.tuner.sites])
+
+    @property
+    def words(self) -> int:
+        """Of the vocabulary."""
+        return decoder_and_head(self.tuner.model)[1].weight.shape[0]
 
     def widths(self) -> dict[str, tuple[int, int]]:
         """By site path: what it reads (I) and what it writes (O)."""
@@ -240,6 +246,6 @@ def _drop_gradient(parameter: torch.Tensor) -> None:
 def _parameters(model: torch.nn.Module) -> int:
     """Numbers that the base has; a packed weight holds two a byte."""
     return sum(
-        parameter.quant_state.shape.numel() if hasattr(parameter, "quant_state") else parameter.numel()
+        packed_shape(parameter).numel() if isinstance(parameter, Params4bit) else parameter.numel()
         for parameter in model.parameters()
     )
