@@ -1,6 +1,10 @@
 """A plan says what the code does: parameters, room, work and bytes are those of the functions that train."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,7 @@ from tiny import save_tiny_base
 from tiny_campaign import campaign
 
 from bs_cluster.base.load import load_base
-from bs_cluster.config import load_config
+from bs_cluster.config import load_config, to_yaml
 from bs_cluster.config.schema import BaseSection, NullSpaceSection, TrainingSection
 from bs_cluster.errors import BaseModelError, UsageError
 from bs_cluster.inference.stacked import StackedBase, stack_config
@@ -167,6 +171,18 @@ def test_what_does_not_fit_is_told_with_a_setting_that_was_tried(tiny):
     assert misfit.wants > misfit.has
     assert misfit.remedies[-1].fits
     assert "training.gradient_checkpointing=true" in misfit.remedies[-1].settings
+
+
+@pytest.mark.slow
+def test_plan_prints_one_json_value_and_nothing_else(tiny, tmp_path):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(to_yaml(tiny))
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    command = [sys.executable, "-m", "bs_cluster.cli", "plan", "--config", str(file), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
+    plan = json.loads(done.stdout)
+    assert plan["campaign"] == "tiny"
+    assert [grown["domains"] for grown in plan["growth"]] == [2, 10, 20, 50]
 
 
 def test_hardware_is_the_users_to_edit(tmp_path):
