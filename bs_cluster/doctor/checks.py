@@ -31,6 +31,16 @@ class Clock:
     error: float
 
 
+def check_gpus(found: Mapping[str, Facts], counted: Mapping[str, float]) -> Iterator[Check]:
+    """Whether each node has the GPUs that Ray counts on; nothing where it counts on none."""
+    for node, facts in found.items():
+        if counted.get(node, 0) > facts.gpus:
+            told = f"Ray counts on {counted[node]:g} GPUs, {facts.gpus} are seen; mend the driver, or start Ray with"
+            yield Check("gpus", node, False, f"{told} --num-gpus={facts.gpus}")
+    if any(counted.values()) and all(counted.get(node, 0) <= facts.gpus for node, facts in found.items()):
+        yield Check("gpus", "", True, f"all {sum(counted.values()):g} that Ray counts on are seen")
+
+
 def check_nodes(found: Mapping[str, Facts], clocks: Mapping[str, Clock], wanted_disk: int) -> Iterator[Check]:
     """Everything that facts alone tell; nodes by the label that people know them by, the head first. Without ``clocks``
     there is no cluster, and nothing to be said of its token and its sockets."""

@@ -20,7 +20,7 @@ from bs_cluster.campaign.nodes import head_node, read_cluster
 from bs_cluster.campaign.recorder import tracking_uri
 from bs_cluster.campaign.resources import Cluster, refuse_impossible, sweep_ask, training_ask
 from bs_cluster.config.schema import CampaignConfig
-from bs_cluster.doctor.checks import Check, Clock, check_nodes
+from bs_cluster.doctor.checks import Check, Clock, check_gpus, check_nodes
 from bs_cluster.doctor.facts import Facts, Node
 from bs_cluster.errors import BrainstacksError, ClusterResourceError
 from bs_cluster.planning.memory import WORD
@@ -61,6 +61,8 @@ def _examined(config: CampaignConfig, head: str | None) -> list[Check]:
         checks.append(Check("store", "", False, unmarked))
     cluster = read_cluster_of(found) if head is None else read_cluster()
     checks.append(_told("resources", lambda: _enough(config, cluster)))
+    counted = {_label(node): node["Resources"].get("GPU", 0.0) for node in _alive(head)} if head else {}
+    checks += check_gpus(found, counted)
     return [*check_nodes(found, clocks, wanted_disk(config)), *checks] if found else checks
 
 
@@ -87,13 +89,12 @@ def _of_cluster(
     settings: dict[str, Any], marker: str, head: str
 ) -> tuple[dict[str, Facts], dict[str, Clock], dict[str, str]]:
     """What each living node says, its clock, and why one is silent; the head first."""
-    alive = sorted((n for n in ray.nodes() if n["Alive"]), key=lambda node: (node["NodeID"] != head, node["NodeID"]))
     asked = {}
-    for node in alive:
+    for node in _alive(head):
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         remote: Any = ray.remote(Node)
         actor = remote.options(num_cpus=0, scheduling_strategy=here).remote(settings, marker)
-        asked[f"{node['NodeManagerAddress']} {node['NodeID'][:6]}"] = (actor, actor.facts.remote())
+        asked[_label(node)] = (actor, actor.facts.remote())
     found, clocks, silent = {}, {}, {}
     for node, (actor, answer) in asked.items():
         try:
@@ -103,6 +104,14 @@ def _of_cluster(
             silent[node] = f"does not answer ({_line(error)}); see ray status, and its log under /tmp/ray"
         ray.kill(actor)
     return found, clocks, silent
+
+
+def _alive(head: str) -> list[dict[str, Any]]:
+    return sorted((n for n in ray.nodes() if n["Alive"]), key=lambda node: (node["NodeID"] != head, node["NodeID"]))
+
+
+def _label(node: dict[str, Any]) -> str:
+    return f"{node['NodeManagerAddress']} {node['NodeID'][:6]}"
 
 
 def _clock(actor: Any) -> Clock:

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -79,7 +80,7 @@ class Node:
             versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
             code=code_digest(),
             cpus=os.cpu_count() or 1,
-            gpus=torch.cuda.device_count(),
+            gpus=seen_gpus(),
             free_disk=free_disk(Path(config.base.cache_dir).expanduser()),
             token=token_digest(),
             open_ports=open_ports(),
@@ -176,6 +177,15 @@ def free_disk(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def seen_gpus() -> int:
+    """That the driver lists: Ray hides them from a process that asked for none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return torch.cuda.device_count()
+    listed = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=30, check=False).stdout
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
 
 
 def token_digest() -> str:

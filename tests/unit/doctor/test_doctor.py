@@ -10,7 +10,7 @@ from tiny import save_tiny_base
 from tiny_campaign import campaign
 
 from bs_cluster.doctor import facts
-from bs_cluster.doctor.checks import Check, Clock, check_nodes, healthy
+from bs_cluster.doctor.checks import Check, Clock, check_gpus, check_nodes, healthy
 from bs_cluster.doctor.examine import HERE, examine
 from bs_cluster.doctor.facts import Facts, check_data, check_store
 from bs_cluster.doctor.show import show
@@ -63,6 +63,15 @@ def test_a_clock_that_is_surely_late_is_told_and_one_that_may_be_right_is_not():
     late = of(clocks={**CLOCKS, "two": Clock(-5.0, 0.1)})
     assert late["clock", "two"].told == "5.0 s behind the driver's; start chrony or ntpd here"
     assert of(clocks={**CLOCKS, "two": Clock(-5.0, 4.0)}) == {}
+
+
+def test_gpus_that_ray_counts_on_and_nobody_sees_are_told():
+    found = {"head": WELL, "one": dataclasses.replace(WELL, gpus=0)}
+    told = list(check_gpus(found, {"head": 1.0, "one": 1.0}))
+    assert [(check.node, check.ok) for check in told] == [("one", False)]
+    assert told[0].told.endswith("--num-gpus=0")
+    assert [check.ok for check in check_gpus(found, {"head": 1.0, "one": 0.0})] == [True]
+    assert list(check_gpus(found, {"head": 0.0, "one": 0.0})) == []
 
 
 def test_sockets_without_a_token_are_an_open_door():
