@@ -23,7 +23,7 @@ from bs_cluster.config.schema import BaseSection
 from bs_cluster.errors import BaseModelError
 from bs_cluster.records import BaseRef
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _WANTED_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _UNWANTED_FILES = ["original/*", "consolidated*", "*/*.safetensors"]
 
@@ -43,7 +43,7 @@ def load_base(base: BaseSection, *, device: str | torch.device) -> LoadedBase:
     """
     path = _local_folder(prepare_base(base), base)
     settings: dict[str, Any] = {
-        "dtype": _DTYPES[base.compute_dtype],
+        "dtype": COMPUTE_DTYPES[base.compute_dtype],
         "attn_implementation": base.attention,
         "device_map": {"": str(device)},
     }
@@ -52,7 +52,7 @@ def load_base(base: BaseSection, *, device: str | torch.device) -> LoadedBase:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=base.double_quant,
-            bnb_4bit_compute_dtype=_DTYPES[base.compute_dtype],
+            bnb_4bit_compute_dtype=COMPUTE_DTYPES[base.compute_dtype],
         )
     ref = BaseRef(model=base.model, digest=base_digest(path, base), quantization=base.quantization)
     # AutoModelForCausalLM also knows the multimodal Gemma 3: it gives Gemma3ForConditionalGeneration.

@@ -15,12 +15,27 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from bs_cluster import __version__
-from bs_cluster.cli import bundles, certify, chat, config, domains, generate, outer_loop, registry, serve, store
+from bs_cluster.cli import (
+    bundles,
+    certify,
+    chat,
+    config,
+    doctor,
+    domains,
+    generate,
+    outer_loop,
+    plan,
+    registry,
+    serve,
+    store,
+)
 from bs_cluster.cli.output import Output
 from bs_cluster.errors import BrainstacksError
 from bs_cluster.quiet import quieten
 
 VERBS: dict[str, ModuleType] = {
+    "plan": plan,
+    "doctor": doctor,
     "run": outer_loop,
     "generate": generate,
     "chat": chat,

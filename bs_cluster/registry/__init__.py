@@ -5,7 +5,8 @@ import os
 # MLflow reports its use to its makers from the moment it is imported, unless told before.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+from bs_cluster.registry.connection import check_tracking
 from bs_cluster.registry.mirror import Registry, SyncReport
 from bs_cluster.registry.versions import champion_bundle
 
-__all__ = ["Registry", "SyncReport", "champion_bundle"]
+__all__ = ["Registry", "SyncReport", "champion_bundle", "check_tracking"]

@@ -86,6 +86,17 @@ class Connection:
         return None if self._database is None else (self._database.parent / "mlartifacts").as_uri()
 
 
+def check_tracking(tracking_uri: str) -> str:
+    """Whether MLflow there answers and lets us in, in words; a database that is not there yet is made by the first
+    campaign. Raises RegistryError, RegistryUnavailable."""
+    database = _sqlite_path(tracking_uri)
+    if database is not None and not database.exists():
+        return f"{tracking_uri} will be made"
+    with Connection(tracking_uri).to("ask for its experiments") as client:
+        client.search_experiments(max_results=1)
+    return f"{tracking_uri} answers"
+
+
 def _sqlite_path(tracking_uri: str) -> Path | None:
     if not tracking_uri.startswith(SQLITE):
         return None

@@ -116,7 +116,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
         names, learns = self.composition.resident, self.composition.train is not None
         if self.packed is not None and self.packed.serves(names, learns, dtype):
             return self.packed
-        packed = self.packed = self._allocate(names, learns, dtype)
+        packed = self.packed = self.allocate(names, learns, dtype)
         self.chosen = None
         m = self.experts * self.rank
         for i, name in enumerate(names):
@@ -131,7 +131,8 @@ class StackLinear(nn.Module, BaseTunerLayer):
                 entry.data = place.view(entry.shape).copy_(entry)
         return packed
 
-    def _allocate(self, names: tuple[str, ...], room: bool, dtype: torch.dtype) -> Packed:
+    def allocate(self, names: tuple[str, ...], room: bool, dtype: torch.dtype) -> Packed:
+        """A block for these stacks, not yet filled, with ``room`` for one that learns."""
         stacks, m = len(names) + room, self.experts * self.rank
         empty = partial(torch.empty, dtype=dtype, device=self.device)
         read_XI = empty(stacks * (m + self.experts) + room * self.experts, self.in_features)
@@ -155,7 +156,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
         if places == list(range(first, stop)) and (stop == len(packed.names) or not learns):
             return self._slice(packed, first, stop, learns)
         if self.chosen is None or not self.chosen.serves(names, learns, dtype):
-            chosen, m = self._allocate(names, learns, dtype), self.experts * self.rank
+            chosen, m = self.allocate(names, learns, dtype), self.experts * self.rank
             for i, place in enumerate(places):
                 self._read_rows(chosen, i).copy_(self._read_rows(packed, place))
                 chosen.write_MO[i * m : (i + 1) * m] = packed.write_MO[place * m : (place + 1) * m]

@@ -47,6 +47,7 @@ from bs_cluster.store.adapter_check import check_adapter
 from bs_cluster.store.blobs import BLOBS, Blobs, safe_name
 from bs_cluster.store.collect import Collected, collect_garbage, collect_temporary
 from bs_cluster.store.committed import Committed, committed_rounds, without_entry
+from bs_cluster.store.filesystem import TEMPORARY
 from bs_cluster.store.hashing import stage_entries
 from bs_cluster.store.history import History, HistoryEntry
 from bs_cluster.store.refs import (
@@ -309,6 +310,16 @@ class Store:
     def sweep_area(self, digest: str) -> SweepArea:
         """Scratch space for the sweep with this digest. Safe to delete: a sweep measures again what is missing."""
         return SweepArea(self._files, f"sweep/{digest}")
+
+    def probe(self) -> None:
+        """Write a file, and have it refused a second time: what commits need. Raises ``StoreError``."""
+        name = f"{TEMPORARY}/probe-{uuid.uuid4().hex}"
+        try:
+            created = [self._files.create(name, writer) for writer in (b"first", b"second")]
+        finally:
+            self._files.delete(name)
+        if created != [True, False]:
+            raise StoreError(f"{self.uri} creates a name that is there already; use another service or a POSIX volume")
 
     def verify(self) -> Verified:
         """Re-hash all that any ref leads to, and hold refs, records, manifests and history against each other."""

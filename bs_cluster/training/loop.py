@@ -30,8 +30,9 @@ from bs_cluster.training.guard import SpikeGuard
 from bs_cluster.training.packing import pack_rows
 from bs_cluster.training.ranks import sum_over_ranks, world_rank, world_size
 from bs_cluster.training.session import Session
+from bs_cluster.training.sharding import passes
 from bs_cluster.training.state import RoundState, Snapshot
-from bs_cluster.training.zero import Learner, learner, passes
+from bs_cluster.training.zero import Learner, learner
 
 Unit = Sequence[EncodedRow]  # what counts as one in a batch: a row, or several packed together
 

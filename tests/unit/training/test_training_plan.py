@@ -6,7 +6,7 @@ import pytest
 
 from bs_cluster.config.schema import TrainingSection
 from bs_cluster.training.round import round_seed
-from bs_cluster.training.zero import zero_config
+from bs_cluster.training.sharding import zero_config
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
