@@ -51,10 +51,13 @@ def measured(value: Estimate) -> Estimate | None:
 
 
 def below_zero(difference: Estimate | None) -> Answer:
-    """Is it better? Holds where the whole interval is below zero, fails where none of it is."""
+    """Is it better? Holds where the whole interval is below zero, fails where it is above, or where no row differs. An
+    end at zero itself is that of a row or two, and decides nothing."""
     if difference is None:
         return "not measured"
-    return "holds" if difference.high < 0 else "fails" if difference.low >= 0 else "undecided"
+    if difference.high < 0:
+        return "holds"
+    return "fails" if difference.low > 0 or difference.low == difference.high else "undecided"
 
 
 def at_most(difference: Estimate | None, slack: float, reach: float) -> Answer:
