@@ -168,6 +168,7 @@ def test_work_is_counted_as_it_will_be_done():
     assert sweep.active == pytest.approx(2.5)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_a_setting_that_was_tried(tiny):
     node = hardware("1xL4")
     gpu = tiny.model_copy(update={"training": tiny.training.model_copy(update={"use_gpu": True, "num_workers": 1})})

@@ -5,6 +5,7 @@ import pytest
 from benchmarks.planned_memory import GEMMA, TOLERANCE, Case, measured_alone, planned
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case",

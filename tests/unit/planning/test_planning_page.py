@@ -9,6 +9,7 @@ def test_the_page_holds_four_plans():
     assert len(MARK.findall(PAGE.read_text())) == 4
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_page_shows_what_the_command_says():
     page = PAGE.read_text()
