@@ -3,6 +3,7 @@ bs_cluster.planning.page``."""
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -30,4 +31,5 @@ def written(page: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m bs_cluster.planning.page", description=__doc__).parse_args()
     PAGE.write_text(written(PAGE.read_text()))
