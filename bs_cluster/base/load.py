@@ -48,12 +48,7 @@ def load_base(base: BaseSection, *, device: str | torch.device) -> LoadedBase:
         "device_map": {"": str(device)},
     }
     if base.quantization == "nf4":
-        settings["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=base.double_quant,
-            bnb_4bit_compute_dtype=COMPUTE_DTYPES[base.compute_dtype],
-        )
+        settings["quantization_config"] = nf4_config(base)
     ref = BaseRef(model=base.model, digest=base_digest(path, base), quantization=base.quantization)
     # AutoModelForCausalLM also knows the multimodal Gemma 3: it gives Gemma3ForConditionalGeneration.
     model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **settings)
@@ -61,6 +56,16 @@ def load_base(base: BaseSection, *, device: str | torch.device) -> LoadedBase:
     model.requires_grad_(False)
     model.eval()
     return LoadedBase(model=model, tokenizer=_tokenizer(path, base), ref=ref)
+
+
+def nf4_config(base: BaseSection) -> BitsAndBytesConfig:
+    """How bitsandbytes is to pack the base's weights."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=base.double_quant,
+        bnb_4bit_compute_dtype=COMPUTE_DTYPES[base.compute_dtype],
+    )
 
 
 def load_tokenizer(base: BaseSection) -> PreTrainedTokenizerBase:

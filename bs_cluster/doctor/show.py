@@ -8,11 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 from bs_cluster.doctor.checks import Check
-from bs_cluster.planning.tables import plain_console
+from bs_cluster.planning.tables import WIDTH
+from bs_cluster.report.terminal import terminal_console
 
 
 def show(checks: Sequence[Check]) -> None:
-    console = plain_console()
+    console = terminal_console(log_width=WIDTH)
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)

@@ -54,20 +54,8 @@ def misfits(
     evaluator: Footprint,
     volume: Volume,
     worker_of: Callable[[CampaignConfig], Footprint],
-) -> tuple[Misfit, ...]:
-    """Everything of the plan that its machines cannot hold; ``worker_of`` plans a worker under other settings."""
-    return tuple(_misfits(config, on, usable, worker, evaluator, volume, worker_of))
-
-
-def _misfits(
-    config: CampaignConfig,
-    on: Hardware,
-    usable: int,
-    worker: Footprint,
-    evaluator: Footprint,
-    volume: Volume,
-    worker_of: Callable[[CampaignConfig], Footprint],
 ) -> Iterator[Misfit]:
+    """Everything of the plan that its machines cannot hold; ``worker_of`` plans a worker under other settings."""
     if worker.peak > usable:
         remedies = tuple(_tried(config, usable, worker_of))
         yield Misfit("a training worker", worker.peak, usable, _largest(worker), remedies, SMALLER)

@@ -10,7 +10,7 @@ from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.planning.cost import Cost, Made, Speed, Volume, cost_of, volume_of
 from bs_cluster.planning.fit import Misfit, misfits, with_settings
 from bs_cluster.planning.hardware import Assumed, Hardware, Node
-from bs_cluster.planning.memory import Footprint, Situation, evaluator_footprint, training_footprint
+from bs_cluster.planning.memory import WORD, Footprint, Situation, evaluator_footprint, training_footprint
 from bs_cluster.planning.room import Room, basis_bytes, claims, room
 from bs_cluster.planning.work import Sweep, Training, rounds, stack_rows, sweep_work, training_work
 from bs_cluster.planning.worker import Batch, ShapedWorker
@@ -105,7 +105,7 @@ def make_plan(config: CampaignConfig, on: Hardware, row_tokens: int | None = Non
         volume=now.volume,
         cost=now.cost,
         growth=(_grown(len(config.domains), now), *(planner.grown(config, count) for count in more)),
-        misfits=misfits(config, on, usable, now.worker, now.evaluator, now.volume, planner.worker_of),
+        misfits=tuple(misfits(config, on, usable, now.worker, now.evaluator, now.volume, planner.worker_of)),
     )
 
 
@@ -138,7 +138,7 @@ class Planner:
             base_bytes=self.shaped.base_bytes,
             sites=len(self.widths),
             stack_parameters=self.stack_parameters,
-            stack_bytes=4 * self.stack_parameters,
+            stack_bytes=WORD * self.stack_parameters,
             stack_resident=self.shaped.packed_bytes + self.shaped.noise_bytes,
             claim_bytes=basis_bytes(first),
         )

@@ -11,12 +11,12 @@ from bitsandbytes.functional import QuantState
 from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from huggingface_hub import hf_hub_download
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from bs_cluster.base import LoadedBase, prepare_base
-from bs_cluster.base.load import COMPUTE_DTYPES
+from bs_cluster.base.load import COMPUTE_DTYPES, nf4_config
 from bs_cluster.config.schema import BaseSection
 from bs_cluster.errors import BaseModelError
 from bs_cluster.planning.known_models import KNOWN
@@ -62,14 +62,8 @@ def skeleton(base: BaseSection, layers: int | None = None) -> LoadedBase:
         # One attention stands for all: that of the config may not be installed here.
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=FUSED_ATTENTION)
     if base.quantization == "nf4":
-        settings = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=base.double_quant,
-            bnb_4bit_compute_dtype=dtype,
-        )
         kept = get_keys_to_not_convert(model)
-        replace_with_bnb_linear(model, modules_to_not_convert=kept, quantization_config=settings)
+        replace_with_bnb_linear(model, modules_to_not_convert=kept, quantization_config=nf4_config(base))
         for module in model.modules():
             if isinstance(module, Linear4bit):
                 module.weight = _packed(module, dtype, base.double_quant)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from bs_cluster.planning.hardware import GB
 from bs_cluster.planning.memory import Footprint
 from bs_cluster.planning.plan import STAGES, Plan
+from bs_cluster.report.terminal import terminal_console
 
 WIDTH = 80  # columns where no terminal says how many it has
 
@@ -28,7 +27,7 @@ class Table:
 
 
 def show(plan: Plan) -> None:
-    console = plain_console()
+    console = terminal_console(log_width=WIDTH)
     console.print(Text(headline(plan), "bold"))
     for line in verdict(plan):
         console.print(Text(line, "red" if plan.misfits or _without_room(plan) else "green"))
@@ -37,14 +36,6 @@ def show(plan: Plan) -> None:
         console.print(_rich(table))
         for note in table.notes:
             console.print(Text(note, "dim"))
-
-
-def plain_console() -> Console:
-    """One that writes no escape codes where there is no terminal, and fits 80 columns there."""
-    console = Console(highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = WIDTH
-    return console
 
 
 def markdown(plan: Plan) -> str:

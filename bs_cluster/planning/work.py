@@ -15,6 +15,7 @@ import numpy as np
 from bs_cluster.config.identity import curriculum, effective_domain
 from bs_cluster.config.schema import CampaignConfig, DomainSection
 from bs_cluster.records import Record
+from bs_cluster.report.record import ANSWER_MODES
 from bs_cluster.sweep.combinations import all_masks
 from bs_cluster.sweep.plan import plan_work
 from bs_cluster.sweep.search import first_outcomes, most_outcomes, opening, search_kind
@@ -22,7 +23,6 @@ from bs_cluster.training.commit_rule import split_validation
 
 ASSUMED_ROWS = 10_000  # of a source that does not say how many it gives
 SAMPLE_ROWS = 64  # whose batches stand for those of a sweep
-ANSWER_MODES = 5  # base, isolated, ungated, routed, oracle
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def sweep_work(config: CampaignConfig, row_tokens: int) -> Sweep:
         active=active,
         prompts=domains * config.router.anchor_prompts + rows,
         scored_rows=domains * config.data.validation_rows,
-        answers=ANSWER_MODES * settings.answer_rows * groups,
+        answers=len(ANSWER_MODES) * settings.answer_rows * groups,
     )
 
 

@@ -32,11 +32,11 @@ LOG_WIDTH = 100  # columns where no terminal says how many it has
 COLOURS: dict[Answer, str] = {"holds": "green", "fails": "red", "undecided": "yellow", "not measured": "dim"}
 
 
-def terminal_console(file: TextIO | None = None) -> Console:
+def terminal_console(file: TextIO | None = None, log_width: int = LOG_WIDTH) -> Console:
     """A console that writes no escape codes into a log, none where NO_COLOR is set, and fits the terminal's width."""
     console = Console(file=file, highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = LOG_WIDTH
+        console.width = log_width
     return console
 
 
