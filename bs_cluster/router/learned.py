@@ -24,8 +24,8 @@ from bs_cluster.router.multilinear import expected_loss
 # An anchor that is sure of itself would leave the gates no slope to learn on.
 SUREST = 3.0
 STEPS = 30
-REPLAYED = 40  # training prompts of each domain
-REPLAY_WEIGHT = 3.0
+REPLAYED, REPLAYED_IN_ALL = 250, 5000  # training prompts of each domain at most, and of all domains
+REPLAY_WEIGHT = 3.0  # of a domain's replayed prompts together, in its swept rows
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,9 @@ def gate_inputs(anchor: Anchor, features_BF: np.ndarray) -> Prompts:
 
 def replay_of(anchor: Anchor) -> Replay:
     """Training prompts out of the anchor's bank, evenly taken, each seen as if it were not in the bank."""
-    domains = np.arange(anchor.domain_count)
-    places = [np.flatnonzero(anchor.owner_N == d) for d in domains]
-    chosen_N = np.concatenate(
-        [own[np.linspace(0, len(own) - 1, min(REPLAYED, len(own))).astype(int)] for own in places]
-    )
+    most = min(REPLAYED, max(REPLAYED_IN_ALL // anchor.domain_count, 1))
+    places = [np.flatnonzero(anchor.owner_N == d) for d in range(anchor.domain_count)]
+    chosen_N = np.concatenate([own[np.linspace(0, len(own) - 1, min(most, len(own))).astype(int)] for own in places])
     similarity_ND = anchor.similarity(anchor.bank_NK[chosen_N], chosen_N)
     return Replay(_inputs(anchor, anchor.bank_NK[chosen_N], similarity_ND), anchor.owner_N[chosen_N])
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bs_cluster.promotion import decide, read_losses, served_change, standing, write_losses
@@ -105,7 +105,7 @@ def test_one_row_decides_nothing():
     assert (found.groups[0].difference, found.worse) == (None, ())
 
 
-@settings(deadline=None)  # the first call imports Parquet
+# the first call imports Parquet
 @given(st.lists(st.none() | st.floats(0, 1e6), max_size=8))
 def test_losses_survive_the_file(nll):
     whole = ModeLosses(

@@ -125,7 +125,7 @@ def test_yaml_means_what_people_read(text: str, value: object):
 PRINTABLE = st.text(st.characters(max_codepoint=0x2FFF).filter(str.isprintable), min_size=1, max_size=8)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.dictionaries(
         PRINTABLE,

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_tokenizer
 
@@ -26,7 +26,6 @@ sections = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(texts, completions, sections)
 def test_training_and_serving_see_the_same_prompt_tokens(prompt, completion, data):
     row = encode_rows([make_row(prompt, completion, "chat")], CHAT, data)[0]
@@ -39,7 +38,6 @@ def test_training_and_serving_see_the_same_prompt_tokens(prompt, completion, dat
     assert served[0] == CHAT.bos_token_id
 
 
-@settings(deadline=None)
 @given(texts, sections)
 def test_a_prompt_too_long_keeps_its_end_and_the_whole_template(prompt, data):
     text = CHAT.decode(encode_prompt(prompt, CHAT, data), skip_special_tokens=True)

@@ -69,7 +69,7 @@ def test_domains_come_in_curriculum_order(tmp_path):
     assert list(load_domains(config)) == ["chat", "law"]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32))
 def test_no_prompt_is_in_two_splits_or_two_domains(tmp_path, seed):
     rng = random.Random(seed)

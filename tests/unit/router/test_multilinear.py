@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bs_cluster.router.multilinear import choose, expected_loss, members
@@ -28,7 +28,6 @@ def brute_force(gates_D, loss_C) -> float:
     return total
 
 
-@settings(deadline=None)
 @given(cases)
 def test_expected_loss_is_the_multilinear_extension(case):
     logits_D, loss_C = case
@@ -46,7 +45,6 @@ def test_over_some_combinations_it_is_the_expectation_given_one_of_them():
     assert float(expected_loss(logits_BD, loss_BC, members([0, 1, 3], 2))[0]) == pytest.approx(wanted, rel=1e-6)
 
 
-@settings(deadline=None)
 @given(cases)
 def test_its_slope_is_the_derivative(case):
     logits_BD, loss_BC = (torch.tensor([values], dtype=torch.float64) for values in case)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from worlds import BASE_LOSS, DOMAINS, GAIN, OWN, anchor_of, features, lessons
 
@@ -181,7 +181,6 @@ def test_policies_are_read_off_the_table():
     np.testing.assert_array_equal(nll["label"], [20, 25, np.nan])
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text("abcdef", min_size=1), st.sampled_from(["chat", "math", "mixed:a"]), min_size=12))
 def test_folds_are_stratified_and_hang_on_the_rows_alone(rows):
     owners = list(rows.values())

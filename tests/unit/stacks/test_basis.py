@@ -63,7 +63,7 @@ def test_overlap_of_bases_is_the_mean_over_what_both_have():
 
 
 @given(widths=st.lists(st.integers(0, 6), min_size=1, max_size=4), seed=st.integers(0, 1000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_combined_bases_are_orthonormal_and_span_every_claim(widths: list[int], seed: int):
     claims = [orthonormal(16, width, seed + i, torch.float32) for i, width in enumerate(widths)]
     combined_OK = combine(claims)

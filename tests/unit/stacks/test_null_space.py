@@ -153,7 +153,7 @@ def test_a_claim_takes_no_more_than_there_is():
     seed=st.integers(0, 1000),
 )
 @example(width=12, rows=3, max_rank=2, domains=2, shared=1.0, side="sampled", seed=0)  # one direction left for two
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_claims_taken_outside_of_earlier_ones_are_orthogonal_and_add_up(
     width, rows, max_rank, domains, shared, side, seed
 ):
@@ -208,7 +208,7 @@ def test_where_all_is_claimed_nothing_more_is():
 
 
 @given(width=st.sampled_from([6, 40]), rows=st.integers(1, 12), rank=st.integers(1, 12), seed=st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_span_by_small_matrices_is_that_of_the_svd(width: int, rows: int, rank: int, seed: int):
     """And energies by them are those of all deltas, though rows of B depend on each other (``rank``)."""
     generator = torch.Generator().manual_seed(seed)
@@ -258,7 +258,7 @@ def test_the_input_sketch_finds_the_leading_directions(inputs: int, columns: int
     batches=st.integers(1, 40),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_input_sketch_survives_few_directions_and_massive_activations(width, true_rank, loud, batches, seed):
     """Fewer directions than columns and one channel far louder than the rest, as in real models' hidden states:
     the sum in fp32 is then not positive definite to working precision."""

@@ -90,7 +90,7 @@ def site_of(case: Case, dtype: torch.dtype):
 
 
 @given(case=cases())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_outputs_and_all_gradients_equal_the_reference(case: Case):
     peft, stacks, site = site_of(case, torch.float64)
     output_K = orthonormal(case.outputs, 1, case.seed) if case.space in ("output", "both") else None
@@ -152,7 +152,7 @@ def _silent(stack):
 
 
 @given(case=cases(), dtype=st.sampled_from([(torch.float32, 2e-5), (torch.bfloat16, 3e-2)]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_working_precision_stays_near_float64(case: Case, dtype: tuple[torch.dtype, float]):
     """A stack in fp32 on a bf16 or fp32 base; gates come from fp32 logits, so the same experts fire."""
     precision, tolerance = dtype
@@ -227,7 +227,7 @@ def test_the_fused_operation_passes_gradcheck_whatever_asks_for_a_gradient(wante
     ),
     data=st.data(),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_just_k_experts_fire_and_of_equal_ones_the_first(dtype: torch.dtype, logits: list[list[float]], data):
     """Ties on purpose: few values, and neighbours in bf16."""
     logits_TE = torch.tensor(logits).to(dtype)

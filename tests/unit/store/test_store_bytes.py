@@ -16,7 +16,9 @@ from bs_cluster.store.blobs import safe_name
 from bs_cluster.store.filesystem import LocalFiles
 
 KINDS = ("folder", "file-uri", "s3")
-reuses_folder = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+reuses_folder = settings(
+    max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture(params=KINDS)

@@ -50,7 +50,6 @@ def test_exhaustive_asks_for_all_that_is_missing():
     assert next_requests(table, SweepSection(search="exhaustive")).tolist() == expected
 
 
-@settings(deadline=None)
 @given(loss_tables(7))
 def test_adaptive_starts_with_what_reports_need_and_keeps_its_budget(case):
     domain_count, losses = case
@@ -59,7 +58,6 @@ def test_adaptive_starts_with_what_reports_need_and_keeps_its_budget(case):
     assert len(found) <= outcomes_per_row(domain_count)
 
 
-@settings(deadline=None)
 @given(loss_tables(5))
 def test_adaptive_ends_at_a_combination_that_no_single_domain_betters(case):
     """Unless its budget ran out first."""
@@ -70,7 +68,7 @@ def test_adaptive_ends_at_a_combination_that_no_single_domain_betters(case):
     assert neighbours <= set(found) or len(found) == outcomes_per_row(domain_count)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(loss_tables(6), st.data())
 def test_a_killed_search_ends_with_the_same_outcomes(case, data):
     domain_count, losses = case
