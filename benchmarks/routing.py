@@ -4,6 +4,7 @@
 
 Rows, outcomes and stacks are those of the campaign's newest bundle. Each seed deals the rows to other folds, and every
 row is judged by a router that never saw it. What a router chooses and the sweep did not measure is measured here.
+``--soft`` adds what the same gates cost where they are served as they are, each domain weighted by its own.
 Losses are nats per completion token over all rows of a kind, differences paired by row with 95 % bootstrap intervals.
 """
 
@@ -22,12 +23,14 @@ from bs_cluster.config.parse import parse_config
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.data.frozen import DomainRows
+from bs_cluster.estimates import estimate
 from bs_cluster.inference.scoring import score_routed
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.router.anchor import fit_anchor
-from bs_cluster.router.fit import CrossFit, Lessons, cross_fit
-from bs_cluster.router.regret import Judged, RowsRouting, routing_groups
+from bs_cluster.router.fit import CrossFit, Lessons, fit_judges
+from bs_cluster.router.folds import deal_folds
+from bs_cluster.router.regret import Judged, RowsRouting, routing_groups, rows_of
 from bs_cluster.store import Store
 from bs_cluster.sweep.combinations import mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable
@@ -82,6 +85,18 @@ class Finished:
             for (row, mask), loss in zip(batch.requests, losses, strict=True):
                 self.table.record(row, mask, loss)
 
+    def soft_nll(self, gates_BD: np.ndarray) -> np.ndarray:
+        """Summed loss (B,) of every row with each domain weighted by its gate."""
+        asked = [(row, 0) for row in range(len(self.rows))]
+        lengths = [len(row.input_ids) for row in self.rows]
+        nll_B = np.empty(len(self.rows))
+        for batch in plan_work(asked, lengths, self.config.sweep.batch_tokens):
+            rows = [row for row, _ in batch.requests]
+            weights = [tuple(gates_BD[row].tolist()) for row in rows]
+            losses = score_routed(self.stacked, [self.rows[row] for row in rows], weights, self.domains)
+            nll_B[rows] = [loss.nll for loss in losses]
+        return nll_B
+
 
 def main() -> None:
     quieten()
@@ -90,6 +105,7 @@ def main() -> None:
     parser.add_argument("--campaign", required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--kinds", nargs="+", default=["anchored", "network"], choices=("anchored", "network"))
+    parser.add_argument("--soft", action="store_true")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     finished = Finished(Store(arguments.store, arguments.campaign), arguments.device)
@@ -102,11 +118,20 @@ def main() -> None:
         settings = finished.config.router.model_copy(update={"kind": kind})
         states = encode(finished.prompts, kind == "anchored")
         for seed in range(arguments.seeds):
-            fitted = cross_fit(Lessons(taught, states, anchor, settings, seed))
+            fold_B = deal_folds(taught.row_ids, taught.owners, taught.domains, settings.folds, seed)
+            judges = fit_judges(Lessons(taught, states, anchor, settings, seed), fold_B, np.unique(fold_B).tolist())
+            fitted = judges.choose(states, taught.owners, taught.domains, fold_B)
             finished.measure(finished.unmeasured(fitted))
-            kinds, owners = routing_groups(Judged.of(finished.table, fitted))
+            judged = Judged.of(finished.table, fitted)
+            kinds, owners = routing_groups(judged)
             for name, routing in (kinds | owners if seed == 0 else kinds).items():
                 print(line(f"{kind} seed {seed}", name, routing), flush=True)
+            if arguments.soft:
+                gates_BD = 1 / (1 + np.exp(-judges.logits(states, fold_B)))
+                change_B = finished.soft_nll(gates_BD) - judged.nll["routed"]
+                for name, rows in rows_of(judged.kinds).items():
+                    change = estimate(change_B[rows], judged.tokens_B[rows])
+                    print(f"{kind} seed {seed} | {name} | gates as they are, less routed: {change}", flush=True)
 
 
 def line(router: str, rows: str, routing: RowsRouting) -> str:

@@ -16,7 +16,7 @@ from bs_cluster.config.schema import RouterSection
 from bs_cluster.router.anchor import Anchor
 from bs_cluster.router.filled import filled_nll
 from bs_cluster.router.folds import deal_folds
-from bs_cluster.router.learned import Gates, Outcomes, fit_gates, gate_inputs, replay_of
+from bs_cluster.router.learned import Gates, Outcomes, Prompts, fit_gates, gate_inputs, replay_of
 from bs_cluster.router.learned_choice import Choice, choose_gates
 from bs_cluster.router.multilinear import choose, members
 from bs_cluster.router.network_fit import train_router
@@ -112,20 +112,33 @@ class Judges:
         self, states: Sequence[np.ndarray], owners: Sequence[str], domains: Sequence[str], fold_B: np.ndarray
     ) -> CrossFit:
         """What is chosen for rows of these owners and folds."""
-        pooled = np.stack([state if state.ndim == 1 else pool_states(state) for state in states])
-        prompts = gate_inputs(self.anchor, pooled)  # once for all: it is what judging costs
+        prompts = self._prompts(states)  # once for all: it is what judging costs
+        logits_BD = self._logits(states, prompts, fold_B)
         routed_B, single_B = np.zeros(len(fold_B), dtype=np.int64), np.zeros(len(fold_B), dtype=np.int64)
         for fold in np.unique(fold_B).tolist():
             held = np.flatnonzero(fold_B == fold)
-            router, masks = self.served[fold].router, self.served[fold].masks
-            if isinstance(router, AnchoredRouter):
-                routed_B[held] = choose(router.gated(prompts.select(held)), masks)
-            else:
-                routed_B[held] = choose(router.logits([states[row] for row in held.tolist()]), masks)
+            routed_B[held] = choose(logits_BD[held], self.served[fold].masks)
             single_B[held] = [self.best_single[fold][kind_of(owners[row], domains)] for row in held.tolist()]
         # The anchor opens one gate at most, and every router has none and each alone among its combinations.
         masks = next(iter(self.served.values())).masks
         return CrossFit(routed_B, choose(prompts.anchor_BD, masks), single_B)
+
+    def logits(self, states: Sequence[np.ndarray], fold_B: np.ndarray) -> np.ndarray:
+        """Gate logits (B, D) float64 of rows of these folds."""
+        return self._logits(states, self._prompts(states), fold_B)
+
+    def _prompts(self, states: Sequence[np.ndarray]) -> Prompts:
+        return gate_inputs(self.anchor, np.stack([s if s.ndim == 1 else pool_states(s) for s in states]))
+
+    def _logits(self, states: Sequence[np.ndarray], prompts: Prompts, fold_B: np.ndarray) -> np.ndarray:
+        logits_BD = np.zeros(prompts.anchor_BD.shape)
+        for fold in np.unique(fold_B).tolist():
+            held, router = np.flatnonzero(fold_B == fold), self.served[fold].router
+            if isinstance(router, AnchoredRouter):
+                logits_BD[held] = router.gated(prompts.select(held))
+            else:
+                logits_BD[held] = router.logits([states[row] for row in held.tolist()])
+        return logits_BD
 
 
 def fit_judges(lessons: Lessons, fold_B: np.ndarray, folds: Sequence[int]) -> Judges:
