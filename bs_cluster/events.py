@@ -81,9 +81,10 @@ class RoundEnded(Record):
 
 @dataclass(frozen=True)
 class Measuring(Record):
-    """A domain's directions are being measured: ``batch`` of ``batches`` of its training tokens."""
+    """A closing domain's stacks are being measured: ``batch`` of ``batches`` of the tokens that ``what`` takes."""
 
     domain: str
+    what: str
     batch: int
     batches: int
 

@@ -65,7 +65,7 @@ class Console:
             while not over.wait(min(1.0, self.silence_s / 2)):
                 now = time.monotonic()
                 if now - self.last_line >= self.silence_s:
-                    self.say(f"{self.doing}, for {clock(now - self.doing_since)} now")
+                    self.say(f"{self.doing}, {clock(now - self.doing_since)} so far")
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         thread.start()
@@ -96,7 +96,7 @@ class Console:
                 self.begin(f"{event.stack.name:<14} trains")
                 self._step(event)
             case RoundEnded(outcome):
-                self.begin(f"{outcome.stack.domain:<14} next round, or closing")
+                self.begin(f"{outcome.stack.domain:<14} its next round, or its closing, begins")
                 verdict = "committed" if outcome.committed else "rejected "
                 self.say(
                     f"{outcome.stack.name:<14} {verdict}  {outcome.val_before:.4f} -> {outcome.val_after:.4f}"
@@ -116,9 +116,9 @@ class Console:
                     " nats per completion token on all its validation rows"
                 )
             case Measuring():
-                self.begin(f"{event.domain:<14} measures its directions and losses")
+                self.begin(f"{event.domain:<14} measures {event.what}")
                 if self._due():
-                    self.say(f"{event.domain:<14} measuring directions  {event.batch}/{event.batches} batches")
+                    self.say(f"{event.domain:<14} measures {event.what}  {event.batch}/{event.batches} batches")
 
     def _due(self) -> bool:
         """Whether a line of progress is due; if so it counts as said."""

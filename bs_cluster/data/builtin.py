@@ -26,6 +26,7 @@ from bs_cluster.errors import DataError
 # In characters; about four to a token in prose, three in code.
 MAX_PROMPT = 240
 MAX_COMPLETION = 170
+INSTALL = "pip install 'bs-cluster[embedded]'"
 
 
 def embedded_rows(name: str, seed: int) -> list[Sample]:
@@ -42,7 +43,7 @@ def package_file(package: str, pattern: str, distribution: str) -> Path:
     """The one file of an installed package that matches, found without importing the package."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise DataError(f"the package {distribution} is not installed; pip install 'bs-cluster[embedded]'")
+        raise DataError(f"the package {distribution} is not installed; {INSTALL}")
     found = sorted(Path(spec.origin).parent.glob(pattern))
     if not found:
         raise DataError(f"{distribution} holds no {pattern}; install the version that pyproject.toml names")
@@ -94,3 +95,20 @@ EMBEDDED: dict[str, Callable[[int], list[Sample]]] = {
     **{kind: partial(mixed_samples, kind) for kind in MIXED},
     **{kind: _foreign(kind) for kind in FOREIGN},
 }
+
+# The modules of the packages that rows are read from, where this project does not need them in any case.
+_READ_FROM = {
+    "chat": ("chatterbot_corpus",),
+    "math": ("reasoning_gym",),
+    "medical": ("simple_icd_10_cm",),
+    "reasoning": ("reasoning_gym",),
+    **dict.fromkeys(FOREIGN, ("chatterbot_corpus",)),
+    **dict.fromkeys(("ciphers", "games"), ("chatterbot_corpus", "reasoning_gym")),
+}
+
+
+def check_packages(name: str) -> None:
+    """Whether the rows of a domain or kind can be made here, without making them. Raises DataError."""
+    for module in _READ_FROM.get(name, ()):
+        if importlib.util.find_spec(module) is None:
+            raise DataError(f"the package {module.replace('_', '-')} is not installed; {INSTALL}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import platform
 import shutil
@@ -26,18 +25,12 @@ from bs_cluster.base.packaged import EMBEDDED
 from bs_cluster.base.prepare import embedded_folder, prepare_base
 from bs_cluster.config.schema import BaseSection, CampaignConfig
 from bs_cluster.config.sources import EmbeddedSource, FileSource, HubSource, ReasoningGymSource, SourceSection
+from bs_cluster.data.builtin import check_packages
 from bs_cluster.errors import BrainstacksError
 from bs_cluster.records import Record, sha256_hex
 from bs_cluster.store.store import Store
 
 PACKAGES = ("torch", "ray", "deepspeed", "transformers", "bitsandbytes", "peft")
-# What the built-in rows are read from, by the name of the package's module.
-ROWS_FROM = {
-    "chat": "chatterbot_corpus",
-    "math": "reasoning_gym",
-    "medical": "simple_icd_10_cm",
-    "reasoning": "reasoning_gym",
-}
 OURS = ("ray", "raylet", "gcs_server", "bs_cluster", "mlflow")  # words of a command line that is ours
 
 
@@ -143,17 +136,12 @@ def _check_source(source: SourceSection) -> None:
                 open(file, "rb").close()
         case HubSource(name=name) if not Path(name).is_dir():
             HfApi().dataset_info(name, timeout=20)
-        case EmbeddedSource(name=name) if name in ROWS_FROM:
-            _require(ROWS_FROM[name])
+        case EmbeddedSource(name=name):
+            check_packages(name)
         case ReasoningGymSource():
-            _require("reasoning_gym")
+            check_packages("reasoning")
         case _:
             pass
-
-
-def _require(module: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise ValueError(f"the package {module.replace('_', '-')} is not installed here; pip install it")
 
 
 def check_compiler(gpu: bool) -> None:

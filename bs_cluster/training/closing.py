@@ -152,7 +152,7 @@ def _moments(session: Session, step: CloseDomain, earlier: Basis) -> dict[str, M
     by_row = len(rows) if settings.method == "randomized" else 0
     session.stacked.fire([stack.name for stack in step.context])
     with tuner.measuring([stack.name for stack in step.stacks], sketch=sketch, rows=by_row) as measurement:
-        stream_tokens(session, step.domain, rows, measurement)
+        stream_tokens(session, step.domain, "its directions", rows, measurement)
     return {path: measurement.sites[site.site] for path, site in zip(tuner.site_names(), tuner.sites, strict=True)}
 
 

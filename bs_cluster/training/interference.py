@@ -110,7 +110,8 @@ def _read_share(session: Session, step: CloseDomain, claims: Basis) -> dict[str,
         return {}
     session.stacked.fire([stack.name for stack in step.context])
     with session.stacked.tuner.measuring_reads(claims.input) as energies:
-        stream_tokens(session, step.domain, spaced(session.rows(step.domain).train, SAMPLE_ROWS), energies)
+        rows = spaced(session.rows(step.domain).train, SAMPLE_ROWS)
+        stream_tokens(session, step.domain, "what it reads of claims", rows, energies)
     return _ratios(session, energies.energy_P2[:, 1], energies.energy_P2[:, 0])
 
 
@@ -124,7 +125,8 @@ def _firing(
 
     def written(tokens_of: str, groups: Mapping[str, Sequence[str]]) -> dict[str, torch.Tensor]:
         with session.stacked.tuner.measuring_writes(groups) as energies:
-            stream_tokens(session, domain, spaced(session.rows(tokens_of).train, SAMPLE_ROWS), energies)
+            rows = spaced(session.rows(tokens_of).train, SAMPLE_ROWS)
+            stream_tokens(session, domain, f"what fires on rows of {tokens_of}", rows, energies)
         return dict(zip(groups, energies.energy_PG.t(), strict=True))
 
     foreign, abroad = {}, {}

@@ -16,9 +16,10 @@ from bs_cluster.training.session import Session
 
 
 @torch.no_grad()
-def stream_tokens(session: Session, domain: str, rows: Sequence[EncodedRow], observer: Observer) -> None:
+def stream_tokens(session: Session, domain: str, what: str, rows: Sequence[EncodedRow], observer: Observer) -> None:
     """Every token of ``rows`` under what fires now, packed, batches dealt out over ranks; then ``observer`` holds the
-    sums of all of them. ``domain`` is the one that closes, for those who wait."""
+    sums of all of them. ``domain`` is the one that closes and ``what`` is
+    measured of it, for those who wait."""
     model = session.stacked.base.model
     decoder, _, _ = decoder_and_head(model)
     plan = plan_batches([len(row.input_ids) for row in rows], session.config.training.eval_batch_tokens)
@@ -30,7 +31,7 @@ def stream_tokens(session: Session, domain: str, rows: Sequence[EncodedRow], obs
         inputs = {key: tensors[key].to(model.device) for key in ("input_ids", "position_ids")}
         decoder(**inputs, use_cache=False)
         if session.rank == 0:
-            session.report(Measuring(domain, number + 1, len(plan)))
+            session.report(Measuring(domain, what, number + 1, len(plan)))
     for tensor in observer.tensors():
         sum_over_ranks(tensor)
 

@@ -99,12 +99,12 @@ def test_every_kind_of_event_is_told(told):
     lines = told(
         Phase("2 workers load base"),
         RoundStarted(StackId("aa", 1), 40),
-        Measuring("aa", 1, 2),
+        Measuring("aa", "its directions", 1, 2),
         DomainClosed("aa", 2.0, 3.0),
     )
     assert lines[0] == "2 workers load base"
     assert "training begins" in lines[1]
-    assert "1/2 batches" in lines[2]
+    assert "measures its directions  1/2 batches" in lines[2]
     assert "alone 2.0000, base 3.0000" in lines[3]
     assert len(lines) == 4
 
@@ -123,7 +123,7 @@ def test_no_silence_is_long_and_the_heartbeat_says_what_is_done(capsys):
     console = Console(silence_s=0.2)
     with console.heartbeat():
         console.begin("rows are read, split and encoded")
-        assert lines_until("rows")[0] == "rows are read, split and encoded, for 00:00 now"
+        assert lines_until("rows")[0] == "rows are read, split and encoded, 00:00 so far"
         assert len(lines_until("rows") + lines_until("rows")) >= 2
         console.show(DomainClosed("aa", 2.0, 3.0))
         lines_until("aa             is closed")

@@ -1,6 +1,7 @@
 """A fault of a node is told, with the node and what to do; where there is none, every line is green."""
 
 import dataclasses
+import importlib.util
 import json
 import resource
 from pathlib import Path
@@ -9,12 +10,14 @@ import pytest
 from tiny import save_tiny_base
 from tiny_campaign import campaign
 
+from bs_cluster.config.schema import SweepRows
+from bs_cluster.config.sources import EmbeddedSource
 from bs_cluster.doctor import facts
 from bs_cluster.doctor.checks import Check, Clock, check_gpus, check_nodes, healthy
 from bs_cluster.doctor.examine import HERE, examine
 from bs_cluster.doctor.facts import Facts, check_data, check_store
 from bs_cluster.doctor.show import show
-from bs_cluster.errors import StoreError
+from bs_cluster.errors import DataError, StoreError
 from bs_cluster.store import Store
 
 WELL = Facts(
@@ -144,3 +147,13 @@ def test_a_machine_without_a_compiler_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"g\+\+ not found, which DeepSpeed compiles with"):
         facts.check_compiler(gpu=False)
+
+
+def test_a_package_that_a_kind_of_rows_is_read_from_is_told_where_it_is_missing(tiny, monkeypatch):
+    kind = SweepRows(name="ciphers", source=EmbeddedSource(kind="embedded", name="ciphers"), rows=4)
+    asked = tiny.model_copy(update={"sweep": tiny.sweep.model_copy(update={"foreign": (kind,)})})
+    check_data(asked)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "reasoning_gym" else find(name))
+    with pytest.raises(DataError, match=r"reasoning-gym is not installed; pip install 'bs-cluster\[embedded\]'"):
+        check_data(asked)
