@@ -48,7 +48,7 @@ class Composition:
         names, self.undecided = self.undecided, ()
         on = list(self.firing if self.train is None else (*self.firing, self.train))
         warnings.warn(
-            f"{', '.join(names)} was loaded and does not fire, only {on} do: set_adapter({names[0]!r}) of the PeftModel "
+            f"{', '.join(names)} was loaded and does not fire, only {on} do: the PeftModel's set_adapter({names[0]!r}) "
             f"fires it alone, base_model.fire({[*self.firing, *names]}) beside the others",
             stacklevel=2,
         )

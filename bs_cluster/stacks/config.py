@@ -22,8 +22,8 @@ class PeftMethod(str):
 
 
 METHOD = PeftMethod("BRAINSTACK")
-# What an exported adapter calls its method. Where nobody imported this package PEFT knows neither name, and fails with a
-# KeyError that shows the one in the file: this one says what to do.
+# What an exported adapter calls its method. Where nobody imported this package PEFT knows neither name, and fails with
+# a KeyError that shows the one in the file: this one says what to do.
 EXPORTED = "BRAINSTACK: pip install 'bs-cluster[stacks]', and import bs_cluster.stacks before loading"
 PREFIX = "stack_"
 

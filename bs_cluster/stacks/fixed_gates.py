@@ -2,9 +2,9 @@
 
     δ(x) = Σ_e g_e(x) · s · (x A_eᵀ) B_e    ≈    x A_Mᵀ (diag(s ḡ) B_M),    ḡ_e the mean of g_e over tokens
 
-It is exact where gates are constant, as with ``top_k = experts`` and a router of zeros. Stacks side by side are one LoRA
-of their ranks' sum, which can be compressed to the best one of a lower rank (Eckart and Young) without ever making a
-matrix of width by width.
+It is exact where gates are constant, as with ``top_k = experts`` and a router of zeros. Stacks side by side are one
+LoRA of their ranks' sum, which can be compressed to the best one of a lower rank (Eckart and Young) without ever making
+a matrix of width by width.
 
 Shapes: T tokens, I in_features, O out_features, S stacks, E experts, R rank of an expert, M = S·E·R, P sites.
 """
@@ -20,7 +20,8 @@ from bs_cluster.stacks.moments import Observer
 
 
 class MeanGates(Observer):
-    """``sum_PSE``: gates of the stacks ``names`` summed over tokens, domain gate weights left out; ``tokens_P`` how many.
+    """``sum_PSE``: gates of the stacks ``names`` summed over tokens, no domain gate weights in them; ``tokens_P`` how
+    many.
 
     ``routers(site, names)`` gives the expert routers of these stacks, one under the other (S·E, I).
     """

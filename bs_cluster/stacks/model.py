@@ -122,7 +122,9 @@ class StackModel(BaseTuner):
             if name not in known:
                 raise KeyError(f"stack {name!r} is not loaded; loaded are {sorted(known)}")
         if train is not None and self._config(train).rounds > 1:
-            raise ValueError(f"{train!r} holds {self._config(train).rounds} rounds, which are frozen; train another one")
+            raise ValueError(
+                f"{train!r} holds {self._config(train).rounds} rounds, which are frozen; train another one"
+            )
         order = sorted((name for name in known if name != train), key=lambda name: self._config(name).order)
         for site in self.sites:
             for name in known:
@@ -295,7 +297,9 @@ class StackModel(BaseTuner):
     @contextmanager
     def _observed(self, observer: Watching) -> Iterator[Watching]:
         if several := [name for name in self.composition.firing if self._config(name).rounds > 1]:
-            raise ValueError(f"{several} hold several rounds in one adapter; what is measured is measured round by round")
+            raise ValueError(
+                f"{several} hold several rounds in one adapter; what is measured is measured round by round"
+            )
         self.composition.observer = observer
         try:
             yield observer
