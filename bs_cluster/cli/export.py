@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         hub.check_repo(arguments.hub)
         if not arguments.dry_run:
             hub.check_login()
-    found = export(source, folder, arguments.device, lambda line: print(line, file=sys.stderr))
+    with redirect_stdout(sys.stderr):  # what libraries print: DeepSpeed, where it is installed, when a model is saved
+        found = export(source, folder, arguments.device, print)
     upload = None
     if arguments.hub:
         message = f"{store.campaign}, bundle {bundle.number}: {arguments.domain or arguments.gates} as {arguments.form}"

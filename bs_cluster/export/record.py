@@ -29,7 +29,7 @@ class Wanted(Record):
 @dataclass(frozen=True)
 class DomainLosses(Record):
     """Held-out rows of one domain under the bare base, the campaign's stacks under the wanted gates, and what was
-    written, loaded again from its folder. Paired: ``gap`` is what was written less the stacks, ``gain`` less the base."""
+    written, loaded again from its folder. ``gap`` is that less the stacks, ``gain`` less the base, both paired."""
 
     domain: str
     tokens: int

@@ -75,6 +75,8 @@ def export(source: Source, folder: Path, device: str, say: Callable[[str], None]
         (staging / EXPORT_RECORD).write_text(json.dumps(found.to_dict(), indent=2) + "\n")
         (staging / CARD).write_text(card(source, found, name, again.base.tokenizer))
         staging.chmod(0o755)
+        for file in staging.iterdir():
+            file.chmod(0o644)  # to be given away: safetensors writes for its owner alone
         staging.rename(folder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
