@@ -15,17 +15,22 @@ from bs_cluster.stacks.config import StackConfig
 
 
 def joined_config(rounds: Sequence[StackConfig]) -> StackConfig:
-    """The configuration of the rounds, in order from the first, as one adapter. Raises ValueError for other than that,
-    or for rounds that are not of one kind."""
+    """The configuration of a domain's rounds, in order from the first, as one adapter. Raises ValueError for other
+    stacks than those, and for rounds that are not alike."""
     last = rounds[-1]
     for number, config in enumerate(rounds, start=1):
-        alike = dataclasses.replace(last, round=number, inference_mode=config.inference_mode)
-        if config != alike or config.rounds != 1:
+        if (config.round, config.rounds) != (number, 1) or _kind(config) != _kind(last):
             raise ValueError(
-                f"{config.domain} round {config.round} stands where round {number} of {last.domain}, of the same kind "
-                "as the last, is wanted"
+                f"{config.domain} round {config.round} stands where round {number} of {last.domain}, of the last one's "
+                "kind, is wanted"
             )
     return dataclasses.replace(last, rounds=len(rounds), inference_mode=True)
+
+
+def _kind(config: StackConfig) -> tuple[object, ...]:
+    """What all rounds of a domain have in common."""
+    shape = (config.rank, config.experts, config.top_k, config.scale)
+    return config.domain, config.position, *shape, config.target_modules, config.exclude_modules
 
 
 def joined_tensors(rounds: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -51,7 +51,9 @@ def test_a_hub_model_that_cannot_be_had_is_told_with_the_way_out(tmp_path, monke
 
 
 def test_a_missing_package_names_its_pip_command(tmp_path, monkeypatch):
-    absent = EmbeddedBase("no_such_package_of_ours", "pip install that-package", "0" * 64, lambda folder: folder, "a/b", "mit")
+    absent = EmbeddedBase(
+        "no_such_package_of_ours", "pip install that-package", "0" * 64, lambda folder: folder, "a/b", "mit"
+    )
     monkeypatch.setitem(EMBEDDED, "absent", absent)
     with pytest.raises(BaseModelError, match="not installed; run: pip install that-package"):
         prepare_base(BaseSection(model="embedded:absent", cache_dir=str(tmp_path)))
