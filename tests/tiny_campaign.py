@@ -118,6 +118,7 @@ def _commit_random(
         b_ERO = site.stack_B[name].data
         b_ERO.copy_(0.1 * torch.randn(b_ERO.shape, generator=draw))
     write_adapter(staging / name, settings, stacked.tuner.freeze(name))
+    (staging / name / "history.jsonl").write_text('{"step": 0, "loss": 3.0}\n')
     manifest = StackManifest(
         schema_version=SCHEMA_VERSION,
         campaign=config.campaign,

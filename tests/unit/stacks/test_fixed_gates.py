@@ -1,5 +1,5 @@
-"""A stack with frozen gates is a LoRA: exact where gates are constant, their mean where they are not, the best of a lower
-rank where it is compressed."""
+"""A stack with frozen gates is a LoRA: exact where gates are constant, their mean where they are not, the best of a
+lower rank where it is compressed."""
 
 from __future__ import annotations
 
