@@ -9,7 +9,7 @@ Shapes: B rows, T tokens, D domains, S stacks, P sites, E experts.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,6 +34,7 @@ class Training:
 @dataclass
 class Composition:
     resident: tuple[str, ...] = ()  # every frozen stack that is loaded, in fused order
+    rounds: dict[str, int] = field(default_factory=dict)  # how many stacks a name is, where it is several
     firing: tuple[str, ...] = ()  # those of them that are on
     train: str | None = None  # the stack that learns, never among ``firing``
     active: tuple[str, ...] = ()  # the part of ``firing`` that the batch in flight needs

@@ -138,16 +138,12 @@ class StackLinear(nn.Module, BaseTunerLayer):
         """A block for these stacks, not yet filled, with ``room`` for one that learns."""
         spans, stacks, m = {}, 0, self.experts * self.rank
         for name in names:
-            spans[name] = range(stacks, stacks + self._rounds(name))
+            spans[name] = range(stacks, stacks + self.composition.rounds.get(name, 1))
             stacks = spans[name].stop
         stacks += room
         empty = partial(torch.empty, dtype=dtype, device=self.device)
         read_XI = empty(stacks * (m + self.experts) + room * self.experts, self.in_features)
         return Packed(names, spans, room, read_XI, empty(stacks * m, self.out_features))
-
-    def _rounds(self, name: str) -> int:
-        """How many stacks an adapter is."""
-        return self.stack_B[name].shape[0] if self.stack_B[name].dim() > 3 else 1
 
     def _read_rows(self, packed: Packed, place: int) -> torch.Tensor:
         width = self.experts * (self.rank + 1)

@@ -132,6 +132,7 @@ class StackModel(BaseTuner):
                     getattr(site, part)[name].requires_grad_(name == train)
         on = set(frozen)
         self.composition.resident = tuple(order)
+        self.composition.rounds = {name: rounds for name in known if (rounds := self._config(name).rounds) > 1}
         self.composition.firing = tuple(name for name in order if name in on)
         self.composition.train = train
         self.composition.undecided = ()
@@ -154,7 +155,7 @@ class StackModel(BaseTuner):
         names = tuple(
             name for name in state.firing if (d := column.get(self._config(name).domain)) is not None and on_D[d]
         )
-        columns = [column[self._config(name).domain] for name in names for _ in range(self._config(name).rounds)]
+        columns = [column[self._config(name).domain] for name in names for _ in range(state.rounds.get(name, 1))]
         weights_BS = weights_BD[:, columns].float()
         state.weigh(names, None if bool((weights_BS == 1).all()) else weights_BS)
         try:
@@ -296,7 +297,7 @@ class StackModel(BaseTuner):
 
     @contextmanager
     def _observed(self, observer: Watching) -> Iterator[Watching]:
-        if several := [name for name in self.composition.firing if self._config(name).rounds > 1]:
+        if several := [name for name in self.composition.firing if name in self.composition.rounds]:
             raise ValueError(
                 f"{several} hold several rounds in one adapter; what is measured is measured round by round"
             )
