@@ -86,8 +86,8 @@ def _what(source: Source, found: Exported, base: BaseName) -> str:
         told.append("This folder holds all rounds of the domain, as they were trained, in one PEFT adapter.")
     else:
         fixed = (
-            f"the gates are frozen at their mean over {found.gate_rows} training rows, so that nothing depends on the "
-            "token any more"
+            f"the gates of each are frozen at their mean over {', '.join(map(str, found.gate_rows.values()))} training "
+            "rows of its domain, so that nothing depends on the token any more"
         )
         if found.form == LORA:
             whole = stack.experts * stack.rank * len(found.stacks)

@@ -5,7 +5,7 @@ Shapes: B rows, D domains, P sites, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,14 +23,11 @@ from bs_cluster.records import RowLoss
 GATE_ROWS = 64  # of each domain: what the fixed gates are the mean over
 
 
-def gate_rows(source: Source) -> list[EncodedRow]:
-    """Training rows of every wanted domain, evenly spaced, at most ``GATE_ROWS`` of each."""
-    found: list[EncodedRow] = []
-    for domain in source.wanted.gates:
-        train = source.rows(domain).train
-        taken = min(GATE_ROWS, len(train))
-        found += [train[i * len(train) // taken] for i in range(taken)]
-    return found
+def gate_rows(source: Source, domain: str) -> list[EncodedRow]:
+    """Training rows of a domain, evenly spaced, at most ``GATE_ROWS``."""
+    train = source.rows(domain).train
+    taken = min(GATE_ROWS, len(train))
+    return [train[i * len(train) // taken] for i in range(taken)]
 
 
 def held_out(source: Source, domain: str) -> list[EncodedRow]:
@@ -41,19 +38,23 @@ def held_out(source: Source, domain: str) -> list[EncodedRow]:
 
 
 @torch.no_grad()
-def mean_gates(stacked: StackedBase, source: Source, rows: Sequence[EncodedRow]) -> dict[str, torch.Tensor]:
-    """Mean gates (P, E) of each wanted stack over all tokens of ``rows`` while the wanted gates are on. A row at a
-    time: padding must not count."""
-    names, gates = [manifest.stack.name for manifest in source.manifests], source.wanted.gates
-    stacked.fire(names)
+def mean_gates(
+    stacked: StackedBase, source: Source, rows: Mapping[str, Sequence[EncodedRow]]
+) -> dict[str, torch.Tensor]:
+    """Mean gates (P, E) of each wanted stack over all tokens of its own domain's ``rows``, all wanted gates being on. A
+    row at a time: padding must not count."""
+    gates, found = source.wanted.gates, {}
+    stacked.fire(stacked.names)
     stacked.base.model.eval()
     decoder, _, _ = decoder_and_head(stacked.base.model)
     device = stacked.base.model.device
     weights_1D = torch.tensor([list(gates.values())], device=device)
-    with stacked.tuner.gates(weights_1D, tuple(gates)), stacked.tuner.measuring_gates(names) as found:
-        for row in rows:
-            decoder(input_ids=torch.tensor([row.input_ids], device=device), use_cache=False)
-    return {name: found.mean_PE(name) for name in names}
+    for domain, own in rows.items():
+        with stacked.tuner.gates(weights_1D, tuple(gates)), stacked.tuner.measuring_gates(stacked.of(domain)) as mean:
+            for row in own:
+                decoder(input_ids=torch.tensor([row.input_ids], device=device), use_cache=False)
+        found |= {name: mean.mean_PE(name) for name in mean.names}
+    return found
 
 
 def row_losses(

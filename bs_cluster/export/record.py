@@ -42,8 +42,8 @@ class DomainLosses(Record):
 
 @dataclass(frozen=True)
 class Exported(Record):
-    """``rank`` is that of the plain LoRA, None for the other forms. ``gate_rows`` is how many training rows the fixed
-    gates are the mean over, 0 where gates stay what they are. ``rows`` holds the digest of each domain's frozen rows,
+    """``rank`` is that of the plain LoRA, None for other forms. ``gate_rows`` is by domain how many training rows its fixed
+    gates are the mean over, empty where gates stay what they are. ``rows`` holds the digest of each domain's frozen rows,
     ``environment`` what losses depend on besides weights and rows."""
 
     form: str
@@ -52,7 +52,7 @@ class Exported(Record):
     manifest: str
     gates: dict[str, float]
     rank: int | None
-    gate_rows: int
+    gate_rows: dict[str, int]
     base: BaseRef
     revision: str | None
     template: str

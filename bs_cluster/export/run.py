@@ -39,12 +39,12 @@ def export(source: Source, folder: Path, device: str, say: Callable[[str], None]
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        rank, taught = None, []
+        rank, taught = None, {}
         if wanted.form == STACK:
             write_stack(staging, source, stacked.base.model, name)
         else:
-            taught = gate_rows(source)
-            say(f"mean gates over {len(taught)} training rows")
+            taught = {domain: gate_rows(source, domain) for domain in wanted.gates}
+            say(f"mean gates over {sum(map(len, taught.values()))} training rows")
             factors = fixed_factors(source, stacked.tuner.site_names(), mean_gates(stacked, source, taught))
             if wanted.form == LORA:
                 rank = write_lora(staging, factors, stacked.base.model, name)
@@ -62,7 +62,7 @@ def export(source: Source, folder: Path, device: str, say: Callable[[str], None]
             manifest=source.digest,
             gates=wanted.gates,
             rank=rank,
-            gate_rows=len(taught),
+            gate_rows={domain: len(own) for domain, own in taught.items()},
             base=source.bundle.base,
             revision=name.revision,
             template=config.data.template,

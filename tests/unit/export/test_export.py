@@ -199,13 +199,23 @@ def test_a_merged_model_is_the_plain_lora_up_to_bf16(bundled, exported):
     assert found.gates == {"aa": 1.0, "bb": 0.5}
 
 
-def test_a_lora_of_a_domain_is_the_first_part_of_one_of_two(bundled, exported):
-    """Gates are measured while all of them fire, so parts agree in A to the bit and in B up to their mean gates."""
-    one = load_file(exported("--domain", "aa", "--form", "lora")[0] / "adapter_model.safetensors")
-    two = load_file(exported("--gates", "aa=1,bb=0.5", "--form", "lora")[0] / "adapter_model.safetensors")
-    for key, tensor in one.items():
-        if key.endswith("lora_A.weight"):
-            assert torch.equal(two[key][: len(tensor)], tensor)
+def test_a_lora_of_two_domains_holds_their_stacks_side_by_side_each_at_its_weight(bundled, exported):
+    """Mean gates of a stack's experts sum to one: what they weigh in B sums to the stack's scale times that weight."""
+    folder, found = exported("--gates", "aa=1,bb=0.5", "--form", "lora")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    stack = bundled.config.stack
+    for place, ref in enumerate(found.stacks):
+        stored = bundled.store.load_stack(bundled.store.manifest(ref.manifest)).tensors
+        own = slice(place * stack.experts * stack.rank, (place + 1) * stack.experts * stack.rank)
+        for key in (key for key in tensors if key.endswith("lora_A.weight")):
+            site = key.removesuffix(".lora_A.weight")
+            assert torch.equal(tensors[key][own], stored[f"{site}.stack_A"].flatten(0, 1))
+            b_ERO = tensors[f"{site}.lora_B.weight"][:, own].t().unflatten(0, (stack.experts, stack.rank))
+            stored_ERO = stored[f"{site}.stack_B"]
+            weight_E = (b_ERO * stored_ERO).sum((1, 2)) / stored_ERO.square().sum((1, 2))
+            torch.testing.assert_close(b_ERO, weight_E[:, None, None] * stored_ERO)
+            scale = stack.alpha / stack.rank**0.5
+            assert float(weight_E.sum()) == pytest.approx(scale * found.gates[ref.stack.domain], rel=1e-4)
 
 
 def test_a_compressed_lora_has_its_rank_and_a_gap_of_its_own(exported):
