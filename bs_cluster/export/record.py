@@ -42,9 +42,9 @@ class DomainLosses(Record):
 
 @dataclass(frozen=True)
 class Exported(Record):
-    """``rank`` is that of the plain LoRA, None for other forms. ``gate_rows`` is by domain how many training rows its fixed
-    gates are the mean over, empty where gates stay what they are. ``rows`` holds the digest of each domain's frozen rows,
-    ``environment`` what losses depend on besides weights and rows."""
+    """``rank`` is that of the plain LoRA, None for other forms. ``gate_rows`` is by domain how many training rows its
+    fixed gates are the mean over, empty where gates stay what they are. ``rows`` holds the digest of each domain's
+    frozen rows, ``environment`` what losses depend on besides weights and rows."""
 
     form: str
     campaign: str
