@@ -86,5 +86,9 @@ class RegistryError(BrainstacksError, RuntimeError):
     """MLflow answered with something that cannot be mended by trying again."""
 
 
+class HubError(BrainstacksError, RuntimeError):
+    """The Hugging Face Hub is away, or did not take what was to be uploaded."""
+
+
 class RegistryUnavailable(RegistryError):
     """MLflow is away or overloaded. Nothing is lost: training goes on, and the next sync drains."""

@@ -41,12 +41,13 @@ class Bundled:
     manifest: BundleManifest
 
 
-def commit_bundle(inputs: Path, folder: Path, domains: Sequence[str]) -> Bundled:
-    """The campaign's next bundle in ``folder``, with a stack for each domain that has none yet; nobody is promoted."""
+def commit_bundle(inputs: Path, folder: Path, domains: Sequence[str], rounds: int = 1) -> Bundled:
+    """The campaign's next bundle in ``folder``, with ``rounds`` stacks for each domain that has none yet; nobody is
+    promoted."""
     config = campaign(inputs, folder, domains, base=EXACT, router={"max_prompt_length": LIMIT})
     store = Store(config.store.uri, config.campaign)
     staging = folder.parent / f"staged-{len(domains)}"
-    stacked = commit_random_stacks(config, store, staging)
+    stacked = commit_random_stacks(config, store, staging, rounds)
     prompts = [f"{domain} {word}{n}" for domain in domains for word in ("alpha", "beta") for n in range(6)]
     ids = [encode_router_prompt(prompt, stacked.base.tokenizer, config.data, LIMIT) for prompt in prompts]
     states = np.stack(encode_states(stacked, ids, config.router.mid_weight, pooled=True))

@@ -94,42 +94,47 @@ def campaign(inputs: Path, store: Path, domains: Sequence[str], /, **changes: Ma
     return CampaignConfig.model_validate(settings(inputs, store, domains, **changes))
 
 
-def commit_random_stacks(config: CampaignConfig, store: Store, staging: Path) -> StackedBase:
-    """One stack per domain that has none yet, as if trained, its B drawn at random; the base with all of them on it."""
+def commit_random_stacks(config: CampaignConfig, store: Store, staging: Path, rounds: int = 1) -> StackedBase:
+    """So many stacks per domain that has none yet, as if trained, their B drawn at random; the base with all on it."""
     stacked = StackedBase.load(config.base, "cpu")
     for _, manifest in store.stacks():
         stacked.attach(manifest, store)
     for position, domain in enumerate(domain.name for domain in config.domains):
-        stack = StackId(domain, 1)
-        if stack.name in stacked.names:
-            continue
-        settings = stack_config(config.stack, stack, position)
-        name = stacked.begin(settings, seed=position)
-        stacked.fire([], train=name)
-        draw = torch.Generator().manual_seed(position)
-        for site in stacked.tuner.sites:
-            b_ERO = site.stack_B[name].data
-            b_ERO.copy_(0.1 * torch.randn(b_ERO.shape, generator=draw))
-        write_adapter(staging / name, settings, stacked.tuner.freeze(name))
-        parents = tuple(ref for ref, _ in store.stacks())
-        manifest = StackManifest(
-            schema_version=SCHEMA_VERSION,
-            campaign=config.campaign,
-            stack=stack,
-            position=position,
-            parents=parents,
-            context=(),
-            base=stacked.base.ref,
-            config_digest="c" * 64,
-            data_fingerprint="d" * 64,
-            basis=None,
-            files=stage_entries(staging / name),
-            metrics={"val_before": 3.0, "val_after": 2.0, "rows": 16.0},
-            code_version=__version__,
-        )
-        store.commit_stack(manifest, staging / name)
+        for stack in (StackId(domain, number) for number in range(1, rounds + 1)):
+            if stack.name not in stacked.names:
+                _commit_random(config, store, staging, stacked, stack, position)
     stacked.fire(stacked.names)
     return stacked
+
+
+def _commit_random(
+    config: CampaignConfig, store: Store, staging: Path, stacked: StackedBase, stack: StackId, position: int
+) -> None:
+    settings, seed = stack_config(config.stack, stack, position), position + 100 * (stack.round - 1)
+    name = stacked.begin(settings, seed=seed)
+    stacked.fire([], train=name)
+    draw = torch.Generator().manual_seed(seed)
+    for site in stacked.tuner.sites:
+        b_ERO = site.stack_B[name].data
+        b_ERO.copy_(0.1 * torch.randn(b_ERO.shape, generator=draw))
+    write_adapter(staging / name, settings, stacked.tuner.freeze(name))
+    (staging / name / "history.jsonl").write_text('{"step": 0, "loss": 3.0}\n')
+    manifest = StackManifest(
+        schema_version=SCHEMA_VERSION,
+        campaign=config.campaign,
+        stack=stack,
+        position=position,
+        parents=tuple(ref for ref, _ in store.stacks()),
+        context=(),
+        base=stacked.base.ref,
+        config_digest="c" * 64,
+        data_fingerprint="d" * 64,
+        basis=None,
+        files=stage_entries(staging / name),
+        metrics={"val_before": 3.0, "val_after": 2.0, "rows": 16.0},
+        code_version=__version__,
+    )
+    store.commit_stack(manifest, staging / name)
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from bs_cluster.cli import (
     config,
     doctor,
     domains,
+    export,
     generate,
     outer_loop,
     plan,
@@ -30,7 +31,7 @@ from bs_cluster.cli import (
     store,
 )
 from bs_cluster.cli.output import Output
-from bs_cluster.errors import BrainstacksError
+from bs_cluster.errors import BrainstacksError, UsageError
 from bs_cluster.quiet import quieten
 
 VERBS: dict[str, ModuleType] = {
@@ -43,6 +44,7 @@ VERBS: dict[str, ModuleType] = {
     "domains": domains,
     "bundles": bundles,
     "certify": certify,
+    "export": export,
     "store": store,
     "registry": registry,
     "config": config,
@@ -59,6 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return VERBS[arguments.verb].run(arguments, output)
     except BrainstacksError as error:
         return output.fail(error)
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] == "bs_cluster":
+            raise
+        lacking = f"bs_cluster {arguments.verb} needs {error.name}, which is not installed"
+        return output.fail(UsageError(f"{lacking}; a plain install loads adapters: pip install 'bs-cluster[cluster]'"))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -96,16 +96,20 @@ def stack_tags(manifest: StackManifest, digest: str) -> dict[str, str]:
 def stack_text(manifest: StackManifest, digest: str, store_uri: str) -> str:
     """The description of a model version of a domain, Markdown."""
     metrics, size = manifest.metrics, sum(entry.size for entry in manifest.files)
+    number = manifest.stack.round
+    rounds = "this round alone" if number == 1 else f"rounds 1 to {number} together"
     beside = ", ".join(stack.name for stack in manifest.context) or "no other stack"
     confined = f"confined to directions outside basis `{manifest.basis[:12]}`" if manifest.basis else "not confined"
     return (
-        f"Round {manifest.stack.round} of **{manifest.stack.domain}**: "
+        f"Round {number} of **{manifest.stack.domain}**: "
         f"{loss(metrics.get('val_before'))} → **{loss(metrics.get('val_after'))}** nats per completion token, "
         f"on the {metrics['rows']:.0f} validation rows that decided.\n\n"
         f"Trained on `{manifest.base.model}` ({manifest.base.quantization}) beside {beside}, {confined}. "
         f"{len(manifest.parents)} stacks were committed before it.\n\n"
-        f"The weights ({size / 1e6:.1f} MB, a PEFT adapter) stay in the store `{store_uri}`, "
-        f"manifest `{digest}`."
+        f'This version is the domain as it was then, {rounds}: `mlflow.pyfunc.load_model(…).predict(["your prompt"])` '
+        "answers with it where `bs_cluster` is installed, the store can be reached and a bundle holds the round. The "
+        f"round's weights ({size / 1e6:.1f} MB, a PEFT adapter) stay in the store `{store_uri}`, manifest `{digest}`; "
+        f"all of them as one adapter: `bs_cluster export --domain {manifest.stack.domain}`."
     )
 
 
@@ -142,7 +146,7 @@ def domain_text(record: DomainRecord, campaign: str) -> str:
     return "\n".join(
         [
             f"Domain **{record.domain}**, number {record.position + 1} in the curriculum of `{campaign}`. A version "
-            "per committed stack; `champion` is the newest round.",
+            "per committed round, which is the domain with all rounds up to that one; `champion` is the newest.",
             "",
             f"Loss of all validation rows, nats per completion token: {loss(record.base_loss)} on the base → "
             f"**{loss(record.isolated)}** with its own stacks alone. Rows: {counts}.",

@@ -23,7 +23,7 @@ from bs_cluster.certificate import CERTIFICATE, Certificate
 from bs_cluster.errors import RegistryError
 from bs_cluster.records import CHALLENGER, CHAMPION, BundleManifest, DomainRecord, StackId, StackManifest, StackRef
 from bs_cluster.registry import descriptions
-from bs_cluster.registry.artifacts import write_bundle_card, write_stack_card
+from bs_cluster.registry.artifacts import write_bundle, write_domain
 from bs_cluster.registry.connection import Connection
 from bs_cluster.registry.runs import Point, Runs
 from bs_cluster.registry.versions import Entry, Versions
@@ -32,6 +32,7 @@ from bs_cluster.store import Store
 HISTORY = "history.jsonl"
 REPORTS = REPORT, REPORT_TEXT = "report.json", "report.md"
 SHOWN_REPORT = "report"  # tag of the campaign's run: digest of the bundle whose report it shows
+Committed = list[tuple[StackRef, StackManifest]]
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -113,7 +114,8 @@ class Registry:
         self._connection.try_again()
         self._runs.refresh()
         self._versions.refresh(self._runs.experiment_id())
-        stacks = [ref.stack for ref, manifest in store.stacks() if self._mirror_stack(store, ref, manifest)]
+        held = store.stacks()
+        stacks = [ref.stack for ref, _ in held if self._mirror_stack(store, _rounds_to(ref.stack, held))]
         closed = [record for record in store.domains() if self._mirror_domain(record)]
         bundles = [
             number for number, digest, manifest in store.bundles() if self._mirror_bundle(store, digest, manifest)
@@ -129,7 +131,9 @@ class Registry:
             seconds=time.monotonic() - started,
         )
 
-    def _mirror_stack(self, store: Store, ref: StackRef, manifest: StackManifest) -> bool:
+    def _mirror_stack(self, store: Store, rounds: Committed) -> bool:
+        """The version of the last of ``rounds``, which are its domain's up to it."""
+        ref, manifest = rounds[-1]
         if self._versions.has(ref.manifest):
             self._runs.finish(ref.stack)
             return False
@@ -151,9 +155,10 @@ class Registry:
             text=descriptions.stack_text(manifest, ref.manifest, store.uri),
             model_text=descriptions.open_domain_text(ref.stack.domain, self.campaign),
         )
-        with tempfile.TemporaryDirectory() as folder:
-            write_stack_card(Path(folder), store, manifest, ref.manifest)
-            self._versions.register(entry, Path(folder))
+        with tempfile.TemporaryDirectory() as scratch:
+            model = Path(scratch) / "model"
+            write_domain(model, Path(scratch), store, rounds)
+            self._versions.register(entry, model)
         return True
 
     def _mirror_domain(self, record: DomainRecord) -> bool:
@@ -194,7 +199,7 @@ class Registry:
         )
         with tempfile.TemporaryDirectory() as scratch:
             model = Path(scratch) / "model"
-            write_bundle_card(model, Path(scratch), store, digest, certificate)
+            write_bundle(model, Path(scratch), store, digest, certificate)
             self._versions.register(entry, model)
         return True
 
@@ -216,6 +221,11 @@ class Registry:
         values = descriptions.numbers(json.loads(files[REPORT])["key_metrics"], "report/")
         text = descriptions.cut(files[REPORT_TEXT].decode(), descriptions.MAX_TAG)
         self._runs.log_points(run, _at(number, values), {"mlflow.note.content": text, SHOWN_REPORT: digest})
+
+
+def _rounds_to(stack: StackId, held: Committed) -> Committed:
+    """The rounds of a stack's domain, from the first to this one: what the domain was when it was committed."""
+    return [pair for pair in held if pair[0].stack.domain == stack.domain and pair[0].stack.round <= stack.round]
 
 
 def _certificate(store: Store, manifest: BundleManifest) -> Certificate | None:

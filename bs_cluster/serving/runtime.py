@@ -21,7 +21,7 @@ from bs_cluster.errors import ConfigError, NotInStoreError
 from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.inference.generate import greedy_answers
 from bs_cluster.inference.stacked import StackedBase
-from bs_cluster.records import BundleManifest
+from bs_cluster.records import BundleManifest, StackRef
 from bs_cluster.router.files import load_router
 from bs_cluster.store.store import Store
 from bs_cluster.sweep.combinations import mask_weights
@@ -95,3 +95,25 @@ class BundleRuntime:
         if unknown:
             raise ConfigError([f"domain {unknown[0]!r} is not in the bundle; it has {', '.join(self.domains)}"])
         return torch.tensor([[float(domain in on) for domain in self.domains]] * rows)
+
+
+class DomainRuntime:
+    """A domain alone in memory: the base and its rounds from the first to one of them, all at full strength."""
+
+    def __init__(self, store: Store, rounds: Sequence[StackRef], device: str | torch.device):
+        """Under the settings of the newest bundle that holds these rounds. Raises NotInStoreError where none does."""
+        domain, last = rounds[-1].stack.domain, rounds[-1].stack.name
+        holding = [bundle for _, _, bundle in store.bundles() if set(rounds) <= set(bundle.stacks)]
+        if not holding:
+            raise NotInStoreError(f"no bundle of campaign {store.campaign!r} holds {last} yet; its job has to finish")
+        self.config, self.domain = bundle_config(store, holding[-1]), domain
+        self.stacked = StackedBase.load(self.config.base, device)
+        for ref in rounds:
+            self.stacked.attach(store.manifest(ref.manifest), store)
+        self.stacked.fire(self.stacked.names)
+
+    def answer(self, prompts: Sequence[str], max_new_tokens: int = 64) -> list[Answer]:
+        """Greedy completions by this domain."""
+        ids = [encode_prompt(prompt, self.stacked.base.tokenizer, self.config.data) for prompt in prompts]
+        texts = greedy_answers(self.stacked, ids, torch.ones(len(ids), 1), [self.domain], max_new_tokens)
+        return [Answer(text, {self.domain: 1.0}) for text in texts]

@@ -8,7 +8,8 @@ Shapes: B rows, T tokens, D domains, S stacks, P sites, E experts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,6 +34,7 @@ class Training:
 @dataclass
 class Composition:
     resident: tuple[str, ...] = ()  # every frozen stack that is loaded, in fused order
+    rounds: dict[str, int] = field(default_factory=dict)  # how many stacks a name is, where it is several
     firing: tuple[str, ...] = ()  # those of them that are on
     train: str | None = None  # the stack that learns, never among ``firing``
     active: tuple[str, ...] = ()  # the part of ``firing`` that the batch in flight needs
@@ -40,6 +42,17 @@ class Composition:
     weights_ST: torch.Tensor | None = None  # the same per token of the batch in flight, made by its first site
     training: Training | None = None
     observer: Observer | None = None  # told of what passes every site while something is measured
+    undecided: tuple[str, ...] = ()  # loaded beside others since it was last said what fires
+
+    def warn_of_undecided(self) -> None:
+        """Says once that what was loaded last is off: PEFT loads an adapter beside others and turns nothing on."""
+        names, self.undecided = self.undecided, ()
+        on = list(self.firing if self.train is None else (*self.firing, self.train))
+        warnings.warn(
+            f"{', '.join(names)} was loaded and does not fire, only {on} do: the PeftModel's set_adapter({names[0]!r}) "
+            f"fires it alone, base_model.fire({[*self.firing, *names]}) beside the others",
+            stacklevel=2,
+        )
 
     def weigh(self, active: tuple[str, ...], weights_BS: torch.Tensor | None) -> None:
         self.active, self.weights_BS, self.weights_ST = active, weights_BS, None

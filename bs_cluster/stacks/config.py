@@ -22,6 +22,9 @@ class PeftMethod(str):
 
 
 METHOD = PeftMethod("BRAINSTACK")
+# What an exported adapter calls its method. Where nobody imported this package PEFT knows neither name, and fails with
+# a KeyError that shows the one in the file: this one says what to do.
+EXPORTED = "BRAINSTACK: pip install 'bs-cluster[stacks]', and import bs_cluster.stacks before loading"
 PREFIX = "stack_"
 
 
@@ -29,7 +32,9 @@ PREFIX = "stack_"
 class StackConfig(PeftConfig):
     """One stack: ``experts`` LoRA pairs of ``rank`` on each target module, gated top-``top_k`` per token.
 
-    ``position`` (the domain's place in the curriculum) and ``round`` fix where the stack sits in the fused block.
+    ``position`` (the domain's place in the curriculum) and ``round`` fix where the stack sits in the fused block. With
+    ``rounds`` above one it is as many stacks of a domain in one adapter, the rounds up to ``round``: they fire together
+    and do not learn.
     """
 
     rank: int = field(default=16, metadata={"help": "LoRA rank R of each expert"})
@@ -41,6 +46,7 @@ class StackConfig(PeftConfig):
     exclude_modules: list[str] | set[str] | str | None = field(default=None, metadata={"help": "never wrapped"})
     domain: str = field(default="default", metadata={"help": "domain whose gate weight multiplies this stack"})
     round: int = field(default=1, metadata={"help": "round of residual boosting, from 1"})
+    rounds: int = field(default=1, metadata={"help": "how many rounds it holds, of which ``round`` is the last"})
     position: int = field(default=0, metadata={"help": "the domain's place in the curriculum, from 0"})
 
     def __post_init__(self) -> None:
@@ -48,6 +54,8 @@ class StackConfig(PeftConfig):
         self.peft_type = METHOD  # type: ignore[assignment]
         if self.top_k > self.experts:
             raise ValueError(f"top_k is {self.top_k} but a stack has {self.experts} experts; lower top_k")
+        if not 1 <= self.rounds <= self.round:
+            raise ValueError(f"{self.rounds} rounds of which the last is round {self.round} cannot be")
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             if isinstance(value, list | tuple):

@@ -7,6 +7,8 @@
                                              stack_router {name: (E, I)}
                                              stack_noise  {name: (E, I)}      used in training only
 
+An adapter of several rounds has their number before these dimensions, and is as many stacks of the block.
+
 The entries of frozen stacks are views into one contiguous block, so that ten of them cost two thin products and
 no second copy. A stack's place in the block follows (curriculum position, round), never the order of loading.
 
@@ -41,6 +43,7 @@ class Packed:
     """
 
     names: tuple[str, ...]
+    spans: dict[str, range]  # which stacks of the block each name is
     room: bool
     read_XI: torch.Tensor
     write_MO: torch.Tensor
@@ -81,20 +84,20 @@ class StackLinear(nn.Module, BaseTunerLayer):
 
     # --- adding and freezing stacks -------------------------------------------------------------------------
 
-    def update_layer(self, name: str, inference_mode: bool) -> None:
-        """Adds an untrained stack: A and router random, B and noise zero, so that the model is unchanged."""
+    def update_layer(self, name: str, rounds: int, inference_mode: bool) -> None:
+        """Adds untrained stacks: A and router random, B and noise zero, so that the model is unchanged."""
         device = self.device
-        experts, rank = self.experts, self.rank
-        a_ERI = torch.empty(experts, rank, self.in_features, device=device)
-        router_EI = torch.empty(experts, self.in_features, device=device)
+        experts, rank = (rounds, self.experts) if rounds > 1 else (self.experts,), self.rank
+        a_ERI = torch.empty(*experts, rank, self.in_features, device=device)
+        router_EI = torch.empty(*experts, self.in_features, device=device)
         if device.type != "meta":
             bound = 1.0 / math.sqrt(self.in_features)  # Kaiming-uniform with a = sqrt(5)
             nn.init.uniform_(a_ERI, -bound, bound)
             nn.init.normal_(router_EI, std=self.router_init_std)
         self.stack_A[name] = nn.Parameter(a_ERI, requires_grad=not inference_mode)
-        self.stack_B[name] = nn.Parameter(torch.zeros(experts, rank, self.out_features, device=device))
+        self.stack_B[name] = nn.Parameter(torch.zeros(*experts, rank, self.out_features, device=device))
         self.stack_router[name] = nn.Parameter(router_EI)
-        self.stack_noise[name] = nn.Parameter(torch.zeros(experts, self.in_features, device=device))
+        self.stack_noise[name] = nn.Parameter(torch.zeros(*experts, self.in_features, device=device))
         for part in PARTS:
             getattr(self, part)[name].requires_grad_(not inference_mode)
 
@@ -118,13 +121,13 @@ class StackLinear(nn.Module, BaseTunerLayer):
             return self.packed
         packed = self.packed = self.allocate(names, learns, dtype)
         self.chosen = None
-        m = self.experts * self.rank
-        for i, name in enumerate(names):
-            read_XI = self._read_rows(packed, i)
+        m, width = self.experts * self.rank, self.experts * (self.rank + 1)
+        for name, span in packed.spans.items():
+            read_SxI = packed.read_XI[span.start * width : span.stop * width].unflatten(0, (len(span), width))
             places = {
-                "stack_A": read_XI[:m],
-                "stack_B": packed.write_MO[i * m : (i + 1) * m],
-                "stack_router": read_XI[m:],
+                "stack_A": read_SxI[:, :m],
+                "stack_B": packed.write_MO[span.start * m : span.stop * m],
+                "stack_router": read_SxI[:, m:],
             }
             for part, place in places.items():
                 entry = getattr(self, part)[name]
@@ -133,10 +136,14 @@ class StackLinear(nn.Module, BaseTunerLayer):
 
     def allocate(self, names: tuple[str, ...], room: bool, dtype: torch.dtype) -> Packed:
         """A block for these stacks, not yet filled, with ``room`` for one that learns."""
-        stacks, m = len(names) + room, self.experts * self.rank
+        spans, stacks, m = {}, 0, self.experts * self.rank
+        for name in names:
+            spans[name] = range(stacks, stacks + self.composition.rounds.get(name, 1))
+            stacks = spans[name].stop
+        stacks += room
         empty = partial(torch.empty, dtype=dtype, device=self.device)
         read_XI = empty(stacks * (m + self.experts) + room * self.experts, self.in_features)
-        return Packed(names, room, read_XI, empty(stacks * m, self.out_features))
+        return Packed(names, spans, room, read_XI, empty(stacks * m, self.out_features))
 
     def _read_rows(self, packed: Packed, place: int) -> torch.Tensor:
         width = self.experts * (self.rank + 1)
@@ -150,10 +157,11 @@ class StackLinear(nn.Module, BaseTunerLayer):
         else fires.
         """
         packed, names, learns = self.pack(dtype), self.composition.active, self.composition.train is not None
-        places = [packed.names.index(name) for name in names]
-        first = places[0] if places else len(packed.names)
+        places = [place for name in names for place in packed.spans[name]]
+        end = max((span.stop for span in packed.spans.values()), default=0)
+        first = places[0] if places else end
         stop = first + len(places)
-        if places == list(range(first, stop)) and (stop == len(packed.names) or not learns):
+        if places == list(range(first, stop)) and (stop == end or not learns):
             return self._slice(packed, first, stop, learns)
         if self.chosen is None or not self.chosen.serves(names, learns, dtype):
             chosen, m = self.allocate(names, learns, dtype), self.experts * self.rank
@@ -161,7 +169,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
                 self._read_rows(chosen, i).copy_(self._read_rows(packed, place))
                 chosen.write_MO[i * m : (i + 1) * m] = packed.write_MO[place * m : (place + 1) * m]
             self.chosen = chosen
-        return self._slice(self.chosen, 0, len(names), learns)
+        return self._slice(self.chosen, 0, len(places), learns)
 
     def _slice(self, packed: Packed, first: int, stop: int, learns: bool) -> tuple[torch.Tensor, torch.Tensor]:
         m, width = self.experts * self.rank, self.experts * (self.rank + 1)
@@ -181,7 +189,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
         same on all of them.
         """
         dtype = getattr(self.base_layer, "compute_dtype", None) or self.base_layer.weight.dtype
-        return torch.cat([self.stack_B[name].detach().to(dtype).flatten(0, 1) for name in names])
+        return torch.cat([self.stack_B[name].detach().to(dtype).flatten(0, -2) for name in names])
 
     def effective(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A (M, I) and B (M, O) of a learning stack, confined to what the bases leave free.
@@ -190,7 +198,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
         changes nothing (DESIGN: enforcement is exact and survives freezing). That is why a bf16 base has these products
         in fp32 too: in bf16 a stack was stored with another loss than it had in training, by 0.005 nats.
         """
-        a_MI, b_MO = self.stack_A[name].flatten(0, 1), self.stack_B[name].flatten(0, 1)
+        a_MI, b_MO = self.stack_A[name].flatten(0, -2), self.stack_B[name].flatten(0, -2)
         if self.basis_OK is not None:
             b_MO = b_MO - (b_MO @ self.basis_OK) @ self.basis_OK.t()
         if self.basis_IK is not None:
@@ -218,6 +226,8 @@ class StackLinear(nn.Module, BaseTunerLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         state = self.composition
+        if state.undecided:
+            state.warn_of_undecided()
         if self._disable_adapters or (not state.active and state.train is None):
             return self.base_output(x)
         read_XI, write_MO = self._rows(x.dtype)

@@ -21,6 +21,7 @@ from bs_cluster.adapter_format import PARTS, tensor_key
 from bs_cluster.stacks.basis import Basis
 from bs_cluster.stacks.composition import Composition, Training
 from bs_cluster.stacks.config import PREFIX, StackConfig
+from bs_cluster.stacks.fixed_gates import MeanGates
 from bs_cluster.stacks.layer import StackLinear
 from bs_cluster.stacks.lm_loss import completion_nll
 from bs_cluster.stacks.moments import Measurement, Moments, Observer, ReadEnergy, WrittenEnergy
@@ -81,7 +82,7 @@ class StackModel(BaseTuner):
             self.sites.append(layer)
             self._replace_module(parent, target_name, layer, target)
             target = layer
-        target.update_layer(adapter_name, peft_config.inference_mode)
+        target.update_layer(adapter_name, peft_config.rounds, peft_config.inference_mode)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         setattr(parent, child_name, new_module)  # new parameters are made on the base layer's device already
@@ -91,6 +92,12 @@ class StackModel(BaseTuner):
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         learns = None if inference_mode or len(names) != 1 or self._config(names[0]).inference_mode else names[0]
         self.fire([name for name in names if name != learns], train=learns)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *arguments: Any, **settings: Any) -> None:
+        """PEFT's way of loading one beside others, which go on alone: the next forward says so if nobody decides."""
+        super().inject_adapter(model, adapter_name, *arguments, **settings)
+        if adapter_name not in self.active_adapters:
+            self.composition.undecided += (adapter_name,)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Removes a stack; the others go on firing or learning as they did."""
@@ -108,12 +115,16 @@ class StackModel(BaseTuner):
     def fire(self, frozen: Sequence[str], train: str | None = None) -> None:
         """Turns on the stacks ``frozen`` (all others stay loaded and cost nothing) and lets ``train`` learn.
 
-        Raises KeyError for a name not loaded.
+        Raises KeyError for a name not loaded, ValueError where several rounds in one adapter are to learn.
         """
         known = self.peft_config
         for name in (*frozen, *([train] if train else [])):
             if name not in known:
                 raise KeyError(f"stack {name!r} is not loaded; loaded are {sorted(known)}")
+        if train is not None and self._config(train).rounds > 1:
+            raise ValueError(
+                f"{train!r} holds {self._config(train).rounds} rounds, which are frozen; train another one"
+            )
         order = sorted((name for name in known if name != train), key=lambda name: self._config(name).order)
         for site in self.sites:
             for name in known:
@@ -121,8 +132,10 @@ class StackModel(BaseTuner):
                     getattr(site, part)[name].requires_grad_(name == train)
         on = set(frozen)
         self.composition.resident = tuple(order)
+        self.composition.rounds = {name: rounds for name in known if (rounds := self._config(name).rounds) > 1}
         self.composition.firing = tuple(name for name in order if name in on)
         self.composition.train = train
+        self.composition.undecided = ()
         self.composition.weigh(self.composition.firing, None)
         self.active_adapter = [*self.composition.firing, *([train] if train else [])]
 
@@ -142,7 +155,7 @@ class StackModel(BaseTuner):
         names = tuple(
             name for name in state.firing if (d := column.get(self._config(name).domain)) is not None and on_D[d]
         )
-        columns = [column[self._config(name).domain] for name in names]
+        columns = [column[self._config(name).domain] for name in names for _ in range(state.rounds.get(name, 1))]
         weights_BS = weights_BD[:, columns].float()
         state.weigh(names, None if bool((weights_BS == 1).all()) else weights_BS)
         try:
@@ -269,7 +282,25 @@ class StackModel(BaseTuner):
             yield energies
 
     @contextmanager
+    def measuring_gates(self, names: Sequence[str]) -> Iterator[MeanGates]:
+        """While it lasts, every forward adds to the mean gates of the stacks ``names``, which must fire."""
+        self._must_fire(names)
+
+        def routers(site: int, names: Sequence[str]) -> torch.Tensor:
+            return torch.cat([self.sites[site].stack_router[name] for name in names])
+
+        first = self.sites[0]
+        with self._observed(
+            MeanGates(names, routers, len(self.sites), first.experts, first.top_k, first.device)
+        ) as gates:
+            yield gates
+
+    @contextmanager
     def _observed(self, observer: Watching) -> Iterator[Watching]:
+        if several := [name for name in self.composition.firing if name in self.composition.rounds]:
+            raise ValueError(
+                f"{several} hold several rounds in one adapter; what is measured is measured round by round"
+            )
         self.composition.observer = observer
         try:
             yield observer

@@ -51,7 +51,9 @@ def test_a_hub_model_that_cannot_be_had_is_told_with_the_way_out(tmp_path, monke
 
 
 def test_a_missing_package_names_its_pip_command(tmp_path, monkeypatch):
-    absent = EmbeddedBase("no_such_package_of_ours", "pip install that-package", "0" * 64, lambda folder: folder)
+    absent = EmbeddedBase(
+        "no_such_package_of_ours", "pip install that-package", "0" * 64, lambda folder: folder, "a/b", "mit"
+    )
     monkeypatch.setitem(EMBEDDED, "absent", absent)
     with pytest.raises(BaseModelError, match="not installed; run: pip install that-package"):
         prepare_base(BaseSection(model="embedded:absent", cache_dir=str(tmp_path)))
@@ -65,7 +67,7 @@ def test_other_bytes_than_expected_are_refused_and_leave_nothing_behind(tmp_path
         gguf.write_bytes(b"GGUF but not ours")
         return gguf
 
-    monkeypatch.setitem(EMBEDDED, "forged", EmbeddedBase("torch", "pip install forged", "0" * 64, obtain))
+    monkeypatch.setitem(EMBEDDED, "forged", EmbeddedBase("torch", "pip install forged", "0" * 64, obtain, "a/b", "mit"))
     with pytest.raises(BaseModelError, match=r"model\.gguf has SHA-256 [0-9a-f]{64}, expected 0{64}; reinstall"):
         prepare_base(BaseSection(model="embedded:forged", cache_dir=str(tmp_path)))
     assert [path.name for path in (tmp_path / "bases").iterdir()] == [".forged-00000000.lock"]

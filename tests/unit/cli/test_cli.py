@@ -46,6 +46,17 @@ def test_help_answers_before_anything_heavy_is_imported(words):
     assert done.stdout.startswith("usage: bs_cluster")
 
 
+def test_a_plain_install_says_what_a_verb_needs(held):
+    words = ["domains", "list", *demo(held)]
+    code = f"import sys\nsys.modules['pyarrow'] = None\nfrom bs_cluster.cli.main import main\nsys.exit(main({words!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "bs_cluster domains needs pyarrow, which is not installed" in done.stderr
+    assert "pip install 'bs-cluster[cluster]'" in done.stderr
+
+
 def test_the_module_is_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "bs_cluster.cli", "--version"], capture_output=True, text=True, cwd=ROOT, check=True

@@ -45,11 +45,12 @@ def test_a_library_that_one_package_owns_is_forbidden_to_all_others():
 
 # Who may import what: the package and its jobs what a user installs, tests and benchmarks the tools for developers too.
 EXTRAS = {
-    "bs_cluster": ("embedded",),
-    "jobs": ("embedded",),
-    "cluster": ("embedded",),
-    "benchmarks": ("embedded", "dev"),
-    "tests": ("embedded", "dev"),
+    "bs_cluster": ("cluster", "embedded"),
+    "bs_cluster/stacks": ("stacks",),  # what an exported adapter is loaded with
+    "jobs": ("cluster", "embedded"),
+    "cluster": ("cluster", "embedded"),
+    "benchmarks": ("cluster", "embedded", "dev"),
+    "tests": ("cluster", "embedded", "dev"),
 }
 # Modules that are ours wherever they lie: pytest's path holds tests/, and helpers stand beside their tests.
 OURS = {"bs_cluster", "benchmarks", "tests", "unit"} | {path.stem for path in FILES}

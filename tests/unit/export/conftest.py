@@ -1,0 +1,36 @@
+import dataclasses
+
+import pytest
+from tiny_bundle import commit_bundle
+from tiny_campaign import write_inputs
+from tiny_history import domain_record
+
+from bs_cluster.campaign.campaign import Campaign
+from bs_cluster.campaign.encoding import encode_domains
+from bs_cluster.promotion import HAND
+from bs_cluster.records import CHAMPION
+
+DOMAINS = ("aa", "bb")
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="session")
+def bundled(inputs):
+    """A campaign of two closed domains of two rounds, in float32, with a bundle that is champion."""
+    bundled = commit_bundle(inputs, inputs / "store", DOMAINS, rounds=2)
+    bundled.store.promote(1, CHAMPION, HAND, "the first")
+    rows = encode_domains(Campaign.of(bundled.config))
+    for position, domain in enumerate(DOMAINS):
+        frozen = bundled.store.put_bytes("rows.parquet", rows[domain].to_parquet())
+        record = dataclasses.replace(
+            domain_record(bundled.store, domain, position),
+            rows=frozen.sha256,
+            data_fingerprint=rows[domain].fingerprint,
+            data_counts=rows[domain].counts,
+        )
+        bundled.store.close_domain(record)
+    return bundled
