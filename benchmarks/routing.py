@@ -28,7 +28,7 @@ from bs_cluster.inference.scoring import score_routed
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.router.anchor import fit_anchor
-from bs_cluster.router.fit import CrossFit, Lessons, fit_judges
+from bs_cluster.router.fit import CrossFit, Lessons, cross_fit, fit_judges
 from bs_cluster.router.folds import deal_folds
 from bs_cluster.router.regret import Judged, RowsRouting, routing_groups, rows_of
 from bs_cluster.store import Store
@@ -118,15 +118,16 @@ def main() -> None:
         settings = finished.config.router.model_copy(update={"kind": kind})
         states = encode(finished.prompts, kind == "anchored")
         for seed in range(arguments.seeds):
-            fold_B = deal_folds(taught.row_ids, taught.owners, taught.domains, settings.folds, seed)
-            judges = fit_judges(Lessons(taught, states, anchor, settings, seed), fold_B, np.unique(fold_B).tolist())
-            fitted = judges.choose(states, taught.owners, taught.domains, fold_B)
+            lessons = Lessons(taught, states, anchor, settings, seed)
+            fitted = cross_fit(lessons)
             finished.measure(finished.unmeasured(fitted))
             judged = Judged.of(finished.table, fitted)
             kinds, owners = routing_groups(judged)
             for name, routing in (kinds | owners if seed == 0 else kinds).items():
                 print(line(f"{kind} seed {seed}", name, routing), flush=True)
             if arguments.soft:
+                fold_B = deal_folds(taught.row_ids, taught.owners, taught.domains, settings.folds, seed)
+                judges = fit_judges(lessons, fold_B, np.unique(fold_B).tolist())
                 gates_BD = 1 / (1 + np.exp(-judges.logits(states, fold_B)))
                 change_B = finished.soft_nll(gates_BD) - judged.nll["routed"]
                 for name, rows in rows_of(judged.kinds).items():
