@@ -3,8 +3,8 @@
     python -m benchmarks.evidence --campaigns stacks_store:embedded stacks_store:embedded1 stacks_store:embedded2
     python -m benchmarks.evidence                     # the page and its figures alone, from results that are there
 
-A campaign is named by its store and its name, and is finished; its store is only read. What must be chosen for rivals is
-chosen on validation rows of the first one that is ever named. Results lie in --results, trained LoRAs in --work: the
+A campaign is named by its store and its name, and is finished; its store is only read. What must be chosen for rivals
+is chosen on validation rows of the first one that is ever named. Results lie in --results, trained LoRAs in --work: the
 same command goes on where it was interrupted.
 """
 

@@ -1,4 +1,4 @@
-"""What the stage keeps of a campaign: losses of the very same rows under everything that was tried, as one JSON file."""
+"""What the stage keeps of a campaign: losses of the very same rows under all that was tried, in one JSON file."""
 
 from __future__ import annotations
 

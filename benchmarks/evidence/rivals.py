@@ -1,4 +1,4 @@
-"""PEFT LoRAs on one base: trained, loaded, merged, scored. Trained ones lie in a folder, so that none is trained twice."""
+"""PEFT LoRAs on one base: trained, loaded, merged, scored. A folder keeps them, so that none is trained twice."""
 
 from __future__ import annotations
 
