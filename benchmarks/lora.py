@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from peft import LoraConfig
 from torch import nn
+from transformers import PreTrainedModel
 
 from bs_cluster.config.schema import TrainingSection
 from bs_cluster.data.batch import collate_packed
@@ -28,19 +29,23 @@ def packed_nll(model: nn.Module, rows: Sequence[EncodedRow]) -> torch.Tensor:
 
 
 def learn(
-    model: nn.Module,
+    model: PreTrainedModel,
     parameters: Mapping[str, nn.Parameter],
     batches: Iterable[Sequence[EncodedRow]],
     training: TrainingSection,
 ) -> None:
-    """A step for each batch, as a round of ours takes it: its optimizer, its rate by step, its clipping; the loss is
-    the mean over the batch's completion tokens. ``training.steps`` says how long the rate's curve is."""
+    """A step for each batch, as a round of ours takes it: its optimizer, its rate by step, its clipping, products in
+    the base's dtype and weights in fp32; the loss is the mean over the batch's completion tokens. ``training.steps``
+    says how long the rate's curve is."""
     optimizer = build_optimizer(parameters, training)
     rate = Rate(optimizer, training)
+    dtype, device = model.dtype, model.device
     for step, rows in enumerate(batches, start=1):
         rate.set(step, None)
         model.train()
-        packed_nll(model, rows).mean().backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = packed_nll(model, rows).mean()
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters.values(), training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()

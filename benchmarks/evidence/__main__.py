@@ -5,7 +5,7 @@
 
 A campaign is named by its store and its name, and is finished; its store is only read. What must be chosen for rivals
 is chosen on validation rows of the first one that is ever named. Results lie in --results, trained LoRAs in --work: the
-same command goes on where it was interrupted.
+same command goes on where it was interrupted, and begins anew with a campaign that was run anew.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from bs_cluster.records import Record
 from bs_cluster.training.round import round_seed
 
 RATES = (5e-4, 1e-3, 2e-3)
+RATE_DOMAINS = 3  # those with the shortest rows: the others cost as much as these together
 WEIGHTS, DENSITIES = (0.2, 0.5, 1.0), (0.2, 0.5)
 CHOSEN_MERGES = {"ties": "ties", "dare": "dare_ties"}
 Say = Callable[[str], None]
@@ -35,10 +36,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Choices(Record):
-    """What was chosen on the validation rows of ``campaign``, all its domains' together, and their losses there: the
-    learning ``rate``, and the weight and density of each merge."""
+    """What was chosen on validation rows of ``campaign``, and their losses there: the learning ``rate``, on those of
+    ``rate_domains``, each under its own LoRA; on those of all domains, the weight and density of each merge."""
 
     campaign: str
+    rate_domains: tuple[str, ...]
     rates: dict[str, float]
     rate: float
     merges: dict[str, dict[str, float]]
@@ -50,19 +52,23 @@ def choose(campaign: Campaign, file: Path, work: Path, say: Say) -> Choices:
     """Read from the file where they were made before."""
     if file.exists():
         return Choices.from_dict(json.loads(file.read_text()))
-    held = [row for rows in campaign.rows.values() for row in rows.validation]
-    tokens = sum(row.completion_length for row in held)
+    short = tuple(sorted(campaign.domains, key=lambda domain: _length(campaign.batches[domain]))[:RATE_DOMAINS])
     rates: dict[str, float] = {}
     for rate in RATES:
         rivals = _rivals(campaign, work, rate)
-        nll = 0.0
-        for domain in campaign.domains:
+        nll, tokens = 0.0, 0
+        for domain in short:
             _train_lora(campaign, rivals, rate, domain)
             nll += sum(rivals.score(campaign.rows[domain].validation))
+            tokens += sum(row.completion_length for row in campaign.rows[domain].validation)
         rates[f"{rate:g}"] = nll / tokens
-        say(f"rate {rate:g}: {nll / tokens:.4f} on {len(held)} validation rows")
+        say(f"rate {rate:g}: {nll / tokens:.4f} on validation rows of {', '.join(short)}")
     rate = min(RATES, key=lambda rate: rates[f"{rate:g}"])
     rivals, names = _rivals(campaign, work, rate), _names(campaign)
+    for domain in campaign.domains:
+        _train_lora(campaign, rivals, rate, domain)
+    held = [row for rows in campaign.rows.values() for row in rows.validation]
+    tokens = sum(row.completion_length for row in held)
     merges: dict[str, dict[str, float]] = {}
     best: dict[str, tuple[float, float]] = {}
     for name, kind in CHOSEN_MERGES.items():
@@ -76,7 +82,7 @@ def choose(campaign: Campaign, file: Path, work: Path, say: Say) -> Choices:
                 say(f"{name}, weight {weight:g}, density {density:g}: {losses[weight, density]:.4f}")
         best[name] = min(losses, key=losses.__getitem__)
     weight, density = ({name: pair[i] for name, pair in best.items()} for i in (0, 1))
-    choices = Choices(campaign.config.campaign, rates, rate, merges, weight, density)
+    choices = Choices(campaign.config.campaign, short, rates, rate, merges, weight, density)
     write_json(file, choices.to_dict())
     return choices
 
@@ -84,7 +90,7 @@ def choose(campaign: Campaign, file: Path, work: Path, say: Say) -> Choices:
 def measure(campaign: Campaign, file: Path, work: Path, choices: Choices, say: Say) -> None:
     """Everything that the campaign's file does not hold yet."""
     rivals = _rivals(campaign, work, choices.rate)
-    if not file.exists():
+    if not file.exists() or not _is_of(Instead.load(file), campaign):
         say("labels are told by the classifier")
         _begin(campaign, rivals, choices).save(file)
     for name, attempt in _attempts(campaign, rivals, choices).items():
@@ -124,6 +130,12 @@ def _begin(campaign: Campaign, rivals: Rivals, choices: Choices) -> Instead:
         classified=campaign.classify(rivals.bare),
         tried={"base": base},
     )
+
+
+def _is_of(found: Instead, campaign: Campaign) -> bool:
+    """Whether it is of this very campaign, and not of one of the same name that was run anew."""
+    losses = campaign.losses
+    return found.row_ids == losses.row_ids and found.ours == {mode: tuple(nll) for mode, nll in losses.nll.items()}
 
 
 def _attempts(campaign: Campaign, rivals: Rivals, choices: Choices) -> dict[str, Callable[[], Tried]]:
@@ -192,12 +204,16 @@ def pooled_batches(of_domains: Sequence[Sequence[Batch]], seed: int) -> list[Bat
     return [rows[i * len(rows) // len(batches) : (i + 1) * len(rows) // len(batches)] for i in range(len(batches))]
 
 
+def _length(batches: Sequence[Batch]) -> int:
+    return sum(len(row.input_ids) for batch in batches for row in batch)
+
+
 def _names(campaign: Campaign) -> list[str]:
     return [f"lora:{domain}" for domain in campaign.domains]
 
 
 def _rivals(campaign: Campaign, work: Path, rate: float) -> Rivals:
-    folder = work / campaign.config.campaign / f"{rate:g}"
+    folder = work / campaign.bundle.digest()[:12] / f"{rate:g}"
     folder.mkdir(parents=True, exist_ok=True)
     return Rivals(campaign.config.base, folder, campaign.rank, campaign.config.sweep.batch_tokens)
 

@@ -238,23 +238,24 @@ def _seed_table(campaigns: Sequence[Instead]) -> str:
 def _how(campaigns: Sequence[Instead], choices: Choices) -> list[str]:
     rates = ", ".join(f"{rate} {loss(value)}" for rate, value in choices.rates.items())
     merges = "; ".join(
-        f"{name.upper()} weight {choices.weight[name]:g}, density {choices.density[name]:g}, the best of "
-        f"{len(choices.merges[name])} tried ({loss(min(choices.merges[name].values()))} to {loss(max(choices.merges[name].values()))})"
-        for name in choices.merges
+        f"{name.upper()} weight {choices.weight[name]:g}, density {choices.density[name]:g}, the best of {len(tried)} "
+        f"tried ({loss(min(tried.values()))} to {loss(max(tried.values()))})"
+        for name, tried in choices.merges.items()
     )
     edge = choices.rate in (min(map(float, choices.rates)), max(map(float, choices.rates)))
     ranks = sorted({found.rank for found in campaigns})
     lines = [
         "The campaigns are finished ones of the product (`make run`), read from their stores. A domain's LoRA takes "
-        "the rows of all of its rounds, rounds that were not kept included, in the same order and batches, as many steps, "
-        "with the campaign's optimizer, schedule and clipping. Its last step counts; our rounds choose a snapshot.",
-        f"Rank {' and '.join(map(str, ranks))}: as many rank directions as the stacks of a domain that keeps all of its "
-        "rounds, whose expert routers have 6 % more parameters; where rounds were not kept, stacks have fewer. The "
+        "the rows of all of its rounds, rounds that were not kept included, in the same order and batches, as many "
+        "steps, with the campaign's optimizer, schedule and clipping. Its last step counts; ours choose a snapshot.",
+        f"Rank {' and '.join(map(str, ranks))}: as many rank directions as the stacks of a domain that keeps all of "
+        "its rounds, whose expert routers have 6 % more parameters; where rounds were not kept, stacks have fewer. The "
         "pooled and the sequential LoRA are one adapter of that rank; a fourfold rank made no difference in "
         "[CONVERGENCE](../benchmarks/CONVERGENCE.md).",
         "The pooled LoRA takes the rows of all domains shuffled, in as many batches as all domains together, with one "
         "schedule. The sequential one begins each domain with a fresh optimizer.",
-        f"The learning rate is {choices.rate:g}, the best on validation rows of `{choices.campaign}` ({rates}"
+        f"The learning rate is {choices.rate:g}, the best on validation rows of {', '.join(choices.rate_domains)} of "
+        f"`{choices.campaign}` ({rates}"
         + ("; the edge of what was tried" if edge else "")
         + f"), the same for every LoRA and campaign; so are the merges' settings: {merges}. Sum and mean are "
         "exact (`cat`), TIES and DARE are PEFT's `ties` and `dare_ties`, which merge A and B each for itself. Arrow is "
@@ -283,8 +284,8 @@ def _how(campaigns: Sequence[Instead], choices: Choices) -> list[str]:
         "\n".join(f"- {line}" for line in lines),
         table(header, times),
         f"{versions}. Seconds are of a machine that others used too, and rounds score, commit and upload in theirs: "
-        "they say what it costs to run this, not who is faster. The last column is the mean loss of the bare base as scored "
-        "for the rivals, less as the campaign recorded it: what the two harnesses differ by.",
+        "they say what it costs to run this, not who is faster. The last column is the mean loss of the bare base as "
+        "scored for the rivals, less as the campaign recorded it: what the two harnesses differ by.",
     ]
 
 
