@@ -23,8 +23,9 @@ def draw(campaigns: Sequence[Instead]) -> Figure:
         "intervals over rows of all campaigns together, small dots single campaigns. "
         f"Linear to {LINEAR} nats, then logarithmic",
     )
-    panels = figure.subplots(1, len(KINDS), squeeze=False, sharey=True)[0]
-    for axes, (kind, rows) in zip(panels, KINDS.items(), strict=True):
+    kinds = {kind: rows for kind, rows in KINDS.items() if difference(campaigns, BASE.nats, kind)}
+    panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    for axes, (kind, rows) in zip(panels, kinds.items(), strict=True):
         axes.set_title(rows, loc="left", fontsize=10.5, fontweight="bold", color=INK)
         axes.grid(axis="x", color=FAINT, linewidth=0.8)
         axes.axvline(0, color=GREY, linewidth=1.2)
@@ -42,6 +43,7 @@ def draw(campaigns: Sequence[Instead]) -> Figure:
             reach = max(reach, abs(found.low), abs(found.high))
         axes.set_xscale("symlog", linthresh=LINEAR)
         ticks = [tick for tick in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0) if tick <= reach]
+        ticks = ticks if len(ticks) < 4 else [tick for tick in ticks if tick != 0.2]
         ticks = [-tick for tick in reversed(ticks)] + [0.0, *ticks]
         axes.set_xlim(-1.25 * reach, 1.25 * reach)
         axes.set_xticks(ticks, [f"{tick:+g}".replace("-", "−") if tick else "0" for tick in ticks], fontsize=7.5)
