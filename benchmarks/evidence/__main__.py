@@ -11,6 +11,7 @@ same command goes on where it was interrupted, and begins anew with a campaign t
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def main() -> None:
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    until = time.monotonic() + arguments.seconds
     results = arguments.results / "instead"
     for named in arguments.campaigns:
         uri, _, name = named.rpartition(":")
@@ -40,7 +42,7 @@ def main() -> None:
             print(f"[{time.strftime('%H:%M:%S')}] {name:<12} {text}", flush=True)
 
         choices = instead.choose(campaign, arguments.results / "choices.json", arguments.work, say)
-        instead.measure(campaign, results / f"{name}.json", arguments.work, choices, say)
+        instead.measure(campaign, results / f"{name}.json", arguments.work, choices, arguments.only, until, say)
     page.write(arguments.results, arguments.docs)
 
 
@@ -50,6 +52,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "evidence" / "results")
     parser.add_argument("--work", type=Path, default=ROOT / ".runs" / "evidence", help="folder for trained LoRAs")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of EVIDENCE.md and images/")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="of what there is to try, this alone: pooled, lora:chat, …"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="begin nothing later than that; go on another time"
+    )
     parser.add_argument("--threads", type=int, default=0, help="torch threads; as found by torch if 0")
     return parser.parse_args()
 

@@ -28,8 +28,8 @@ from bs_cluster.records import Record
 from bs_cluster.training.round import round_seed
 
 RATES = (5e-4, 1e-3, 2e-3)
-RATE_DOMAINS = 3  # those with the shortest rows: the others cost as much as these together
-WEIGHTS, DENSITIES = (0.2, 0.5, 1.0), (0.2, 0.5)
+RATE_DOMAINS = 2  # those with the shortest rows: each of the others costs as much as both
+WEIGHTS, DENSITIES = (0.2, 0.5, 1.0), (0.2,)
 CHOSEN_MERGES = {"ties": "ties", "dare": "dare_ties"}
 Say = Callable[[str], None]
 
@@ -87,16 +87,21 @@ def choose(campaign: Campaign, file: Path, work: Path, say: Say) -> Choices:
     return choices
 
 
-def measure(campaign: Campaign, file: Path, work: Path, choices: Choices, say: Say) -> None:
-    """Everything that the campaign's file does not hold yet."""
+def measure(
+    campaign: Campaign, file: Path, work: Path, choices: Choices, only: Sequence[str], until: float, say: Say
+) -> None:
+    """Everything that the campaign's file does not hold yet, or what of it is named in ``only``; nothing is begun once
+    the clock (``time.monotonic``) is at ``until``."""
     rivals = _rivals(campaign, work, choices.rate)
     if not file.exists() or not _is_of(Instead.load(file), campaign):
         say("labels are told by the classifier")
         _begin(campaign, rivals, choices).save(file)
     for name, attempt in _attempts(campaign, rivals, choices).items():
         found = Instead.load(file)
-        if name not in found.tried:
+        wanted = name in only if only else True
+        if wanted and name not in found.tried and time.monotonic() < until:
             tried = attempt()
+            found = Instead.load(file)  # another process may have tried something else meanwhile
             found.with_tried(name, tried).save(file)
             mean = sum(tried.nll) / sum(found.tokens)
             say(f"{name}: {mean:.4f} on all rows, {tried.parameters:,} parameters, {tried.seconds:.0f} s")
@@ -153,7 +158,12 @@ def _attempts(campaign: Campaign, rivals: Rivals, choices: Choices) -> dict[str,
         seconds, parameters = _train_lora(campaign, rivals, rate, domain)
         return scored(parameters, seconds, f"{len(campaign.batches[domain])} steps")
 
+    def all_trained() -> None:
+        for domain in campaign.domains:
+            _train_lora(campaign, rivals, rate, domain)
+
     def merge(name: str, kind: str, weight: float, density: float | None) -> Tried:
+        all_trained()
         began = time.monotonic()
         parameters = rivals.merge(name, names, kind, weight, density, seed)
         seconds = time.monotonic() - began
@@ -176,6 +186,7 @@ def _attempts(campaign: Campaign, rivals: Rivals, choices: Choices) -> dict[str,
         return tried
 
     def routed() -> Tried:
+        all_trained()
         began = time.monotonic()
         folders = [rivals.folder / name for name in names]
         settings = campaign.config
