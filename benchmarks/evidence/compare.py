@@ -7,6 +7,8 @@ far seeds lie apart is shown beside them.
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -135,10 +137,11 @@ def _stage_of(found: Instead, offset: int, last: bool) -> list[str | None]:
 
 
 def difference(campaigns: Sequence[Instead], of: Of, kind: str, less: Of | None = None) -> Estimate | None:
-    """``of`` (less another), in nats per token over all rows of a kind for which it has a meaning; None without any."""
+    """``of`` (less another), in nats per token over all rows of a kind for which it has a meaning, of the campaigns in
+    which it was tried; None without any."""
     ids: list[str] = []
     nats, tokens = [], []
-    for found in campaigns:
+    for found in with_it(campaigns, of):
         nats_B = of(found) - (less(found) if less else 0.0)
         kinds_B = np.array([kind_of(owner, found.domains) for owner in found.owners])
         rows = np.flatnonzero((kinds_B == kind) & ~np.isnan(nats_B))
@@ -151,11 +154,21 @@ def difference(campaigns: Sequence[Instead], of: Of, kind: str, less: Of | None 
     return measured(estimate(np.bincount(unit_N, np.concatenate(nats)), np.bincount(unit_N, np.concatenate(tokens))))
 
 
-def domain_loss(campaigns: Sequence[Instead], of: Of, domain: str) -> float:
-    """Nats per token over the domain's rows of all campaigns."""
-    nats = tokens = 0.0
+def with_it(campaigns: Sequence[Instead], of: Of) -> list[Instead]:
+    """The campaigns in which all that ``of`` takes was tried."""
+    having = []
     for found in campaigns:
+        with contextlib.suppress(KeyError):  # of what was not tried, as Instead.nats says
+            of(found)
+            having.append(found)
+    return having
+
+
+def domain_loss(campaigns: Sequence[Instead], of: Of, domain: str) -> float:
+    """Nats per token over the domain's rows of the campaigns in which it was tried; NaN without any."""
+    nats = tokens = 0.0
+    for found in with_it(campaigns, of):
         rows = np.array(found.owners) == domain
         nats += float(of(found)[rows].sum())
         tokens += float(np.array(found.tokens)[rows].sum())
-    return nats / tokens
+    return nats / tokens if tokens else math.nan

@@ -8,11 +8,12 @@ fewer parameters a domain. What had to be chosen for them was chosen on validati
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import peft
@@ -27,7 +28,7 @@ from bs_cluster.data.encode import EncodedRow
 from bs_cluster.records import Record
 from bs_cluster.training.round import round_seed
 
-RATES = (5e-4, 1e-3, 2e-3)
+RATES = (2e-4, 5e-4, 1e-3)
 RATE_DOMAINS = 2  # those with the shortest rows: each of the others costs as much as both
 WEIGHTS, DENSITIES = (0.2, 0.5, 1.0), (0.2,)
 CHOSEN_MERGES = {"ties": "ties", "dare": "dare_ties"}
@@ -36,55 +37,65 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Choices(Record):
-    """What was chosen on validation rows of ``campaign``, and their losses there: the learning ``rate``, on those of
-    ``rate_domains``, each under its own LoRA; on those of all domains, the weight and density of each merge."""
+    """What was tried on validation rows of ``campaign``, and its losses there. ``rates`` are learning rates, each on
+    the rows of ``rate_domains`` under their own LoRAs; ``merges[name]`` weights and densities, as ``weight/density``,
+    each on the rows of all domains."""
 
     campaign: str
     rate_domains: tuple[str, ...]
     rates: dict[str, float]
-    rate: float
     merges: dict[str, dict[str, float]]
-    weight: dict[str, float]
-    density: dict[str, float]
+
+    @property
+    def rate(self) -> float:
+        return float(min(self.rates, key=self.rates.__getitem__))
+
+    def merge(self, name: str) -> tuple[float, float]:
+        """The best weight and density."""
+        tried = self.merges[name]
+        weight, density = min(tried, key=tried.__getitem__).split("/")
+        return float(weight), float(density)
 
 
 def choose(campaign: Campaign, file: Path, work: Path, say: Say) -> Choices:
-    """Read from the file where they were made before."""
-    if file.exists():
-        return Choices.from_dict(json.loads(file.read_text()))
+    """What the file does not hold yet is tried now, and kept there one by one."""
     short = tuple(sorted(campaign.domains, key=lambda domain: _length(campaign.batches[domain]))[:RATE_DOMAINS])
-    rates: dict[str, float] = {}
+    empty = Choices(campaign.config.campaign, short, {}, {name: {} for name in CHOSEN_MERGES})
+    choices = Choices.from_dict(json.loads(file.read_text())) if file.exists() else empty
     for rate in RATES:
-        rivals = _rivals(campaign, work, rate)
-        nll, tokens = 0.0, 0
-        for domain in short:
-            _train_lora(campaign, rivals, rate, domain)
-            nll += sum(rivals.score(campaign.rows[domain].validation))
-            tokens += sum(row.completion_length for row in campaign.rows[domain].validation)
-        rates[f"{rate:g}"] = nll / tokens
-        say(f"rate {rate:g}: {nll / tokens:.4f} on validation rows of {', '.join(short)}")
-    rate = min(RATES, key=lambda rate: rates[f"{rate:g}"])
-    rivals, names = _rivals(campaign, work, rate), _names(campaign)
+        if (key := f"{rate:g}") not in choices.rates:
+            loss = _of_rate(campaign, work, rate, choices.rate_domains)
+            say(f"rate {key}: {loss:.4f} on validation rows of {', '.join(choices.rate_domains)}")
+            choices = replace(choices, rates={**choices.rates, key: loss})
+            write_json(file, choices.to_dict())
+    rivals = None
+    for name, weight, density in itertools.product(CHOSEN_MERGES, WEIGHTS, DENSITIES):
+        if (key := f"{weight:g}/{density:g}") not in choices.merges[name]:
+            rivals = rivals or _rivals(campaign, work, choices.rate)
+            loss = _of_merge(campaign, rivals, choices.rate, CHOSEN_MERGES[name], weight, density)
+            say(f"{name}, weight {weight:g}, density {density:g}: {loss:.4f}")
+            choices = replace(choices, merges={**choices.merges, name: {**choices.merges[name], key: loss}})
+            write_json(file, choices.to_dict())
+    return choices
+
+
+def _of_rate(campaign: Campaign, work: Path, rate: float, domains: Sequence[str]) -> float:
+    """Nats per token of these domains' validation rows, each under its own LoRA learned at this rate."""
+    rivals = _rivals(campaign, work, rate)
+    nll = 0.0
+    for domain in domains:
+        _train_lora(campaign, rivals, rate, domain)
+        nll += sum(rivals.score(campaign.rows[domain].validation))
+    return nll / sum(row.completion_length for domain in domains for row in campaign.rows[domain].validation)
+
+
+def _of_merge(campaign: Campaign, rivals: Rivals, rate: float, kind: str, weight: float, density: float) -> float:
+    """Nats per token of all domains' validation rows under a merge of their LoRAs."""
     for domain in campaign.domains:
         _train_lora(campaign, rivals, rate, domain)
     held = [row for rows in campaign.rows.values() for row in rows.validation]
-    tokens = sum(row.completion_length for row in held)
-    merges: dict[str, dict[str, float]] = {}
-    best: dict[str, tuple[float, float]] = {}
-    for name, kind in CHOSEN_MERGES.items():
-        merges[name] = {}
-        losses: dict[tuple[float, float], float] = {}
-        for weight in WEIGHTS:
-            for density in DENSITIES:
-                rivals.merge(name, names, kind, weight, density, campaign.config.seed)
-                losses[weight, density] = sum(rivals.score(held)) / tokens
-                merges[name][f"weight {weight:g}, density {density:g}"] = losses[weight, density]
-                say(f"{name}, weight {weight:g}, density {density:g}: {losses[weight, density]:.4f}")
-        best[name] = min(losses, key=losses.__getitem__)
-    weight, density = ({name: pair[i] for name, pair in best.items()} for i in (0, 1))
-    choices = Choices(campaign.config.campaign, short, rates, rate, merges, weight, density)
-    write_json(file, choices.to_dict())
-    return choices
+    rivals.merge("tried", _names(campaign), kind, weight, density, campaign.config.seed)
+    return sum(rivals.score(held)) / sum(row.completion_length for row in held)
 
 
 def measure(
@@ -198,7 +209,7 @@ def _attempts(campaign: Campaign, rivals: Rivals, choices: Choices) -> dict[str,
     attempt("sum", lambda: merge("sum", "cat", 1.0, None))
     attempt("mean", lambda: merge("mean", "cat", 1 / len(names), None))
     for name, kind in CHOSEN_MERGES.items():
-        args = (name, kind, choices.weight[name], choices.density[name])
+        args = (name, kind, *choices.merge(name))
         attempt(name, lambda args=args: merge(*args))
     attempt("arrow", routed)
     attempt("pooled", pooled)

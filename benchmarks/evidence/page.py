@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from benchmarks.evidence.compare import (
     forgotten,
     forward,
     last_stage,
+    loras,
+    with_it,
 )
 from benchmarks.evidence.figure import draw
 from benchmarks.evidence.instead import Choices
@@ -28,7 +31,7 @@ from benchmarks.evidence.record import Instead
 from bs_cluster.estimates import Estimate
 from bs_cluster.report.markdown import table
 from bs_cluster.report.style import save, style
-from bs_cluster.report.wording import duration, interval, loss, signed
+from bs_cluster.report.wording import NOT_MEASURED, duration, interval, loss, signed
 
 DATA = {"embedded": "The embedded domains", "jsonl": "Real instructions"}
 
@@ -44,10 +47,10 @@ def write(results: Path, docs: Path) -> None:
 
 
 def read(results: Path) -> dict[str, list[Instead]]:
-    """Campaigns by what data they are of, in the order of their names; one that is not complete is left out."""
+    """Campaigns by what data they are of, in the order of their names; one without a LoRA a domain is left out."""
     found = [Instead.load(path) for path in sorted((results / "instead").glob("*.json"))]
-    complete = [one for one in found if f"sequential:{one.domains[-1]}" in one.tried]
-    by_data = sorted(complete, key=lambda one: one.data)
+    begun = [one for one in found if set(loras(one)) <= set(one.tried)]
+    by_data = sorted(begun, key=lambda one: one.data)
     return {data: list(own) for data, own in itertools.groupby(by_data, key=lambda one: one.data)}
 
 
@@ -123,8 +126,14 @@ def _main_table(campaigns: Sequence[Instead]) -> str:
 def _millions(campaigns: Sequence[Instead], method: Method) -> str:
     if method is BASE:
         return "0"
-    counts = sorted({round(method.parameters(found) / 1e6, 1) for found in campaigns})
+    counts = sorted({round(method.parameters(found) / 1e6, 1) for found in with_it(campaigns, method.nats)})
+    if not counts:
+        return NOT_MEASURED
     return f"{counts[0]:g} M" if len(counts) == 1 else f"{counts[0]:g} to {counts[-1]:g} M"
+
+
+def _loss(value: float) -> str:
+    return loss(value if math.isfinite(value) else None)
 
 
 def _paired(found: Estimate | None) -> str:
@@ -168,7 +177,7 @@ def _continual_table(campaigns: Sequence[Instead]) -> str:
 
     def average(method: Method) -> str:
         domains = campaigns[0].domains
-        return loss(sum(domain_loss(campaigns, method.nats, domain) for domain in domains) / len(domains))
+        return _loss(sum(domain_loss(campaigns, method.nats, domain) for domain in domains) / len(domains))
 
     of_name = {method.name: method for method in (*RIVALS, *OURS)}
     sequential, pooled = of_name["one LoRA, domain after domain"], of_name["one LoRA on pooled data"]
@@ -222,7 +231,7 @@ def _domain_table(campaigns: Sequence[Instead]) -> str:
     lines = []
     for method in shown:
         losses = [domain_loss(campaigns, method.nats, domain) for domain in domains]
-        lines.append([_named(method), *map(loss, losses), loss(sum(losses) / len(losses))])
+        lines.append([_named(method), *map(_loss, losses), _loss(sum(losses) / len(losses))])
     return table(["", *domains, "mean"], lines).replace("\\\\*", "\\*")
 
 
@@ -238,8 +247,9 @@ def _seed_table(campaigns: Sequence[Instead]) -> str:
 def _how(campaigns: Sequence[Instead], choices: Choices) -> list[str]:
     rates = ", ".join(f"{rate} {loss(value)}" for rate, value in choices.rates.items())
     merges = "; ".join(
-        f"{name.upper()} weight {choices.weight[name]:g}, density {choices.density[name]:g}, the best of {len(tried)} "
-        f"tried ({loss(min(tried.values()))} to {loss(max(tried.values()))})"
+        "{} weight {:g}, density {:g}, the best of {} tried ({} to {})".format(
+            name.upper(), *choices.merge(name), len(tried), loss(min(tried.values())), loss(max(tried.values()))
+        )
         for name, tried in choices.merges.items()
     )
     edge = choices.rate in (min(map(float, choices.rates)), max(map(float, choices.rates)))
@@ -271,7 +281,7 @@ def _how(campaigns: Sequence[Instead], choices: Choices) -> list[str]:
             f"{found.our_parameters / 1e6:.1f} M",
             duration(found.our_seconds),
             duration(sum(found.tried[f"lora:{domain}"].seconds for domain in found.domains)),
-            duration(found.tried["pooled"].seconds),
+            duration(found.tried["pooled"].seconds if "pooled" in found.tried else None),
             _harness(found),
         ]
         for found in campaigns

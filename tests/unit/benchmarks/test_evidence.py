@@ -53,15 +53,12 @@ def instead(campaign: str = "demo", seed: int = 1, **nll: tuple[float, ...]) -> 
 
 
 def choices() -> Choices:
-    tried = {"weight 1, density 0.2": 1.0, "weight 0.5, density 0.2": 1.1}
+    tried = {"1/0.2": 1.0, "0.5/0.2": 1.1}
     return Choices(
         campaign="demo",
         rate_domains=("aa", "bb"),
         rates={"0.0005": 1.2, "0.001": 1.1, "0.002": 1.3},
-        rate=1e-3,
         merges={"ties": tried, "dare": tried},
-        weight={"ties": 1.0, "dare": 1.0},
-        density={"ties": 0.2, "dare": 0.2},
     )
 
 
@@ -120,11 +117,24 @@ def test_pooled_batches_hold_every_row_as_often_as_all_domains_batches():
     assert any(len({row.domain for row in batch}) == 2 for batch in pooled)
 
 
-def test_a_campaign_that_is_not_complete_is_left_out(tmp_path):
-    begun = instead("begun")
-    tried = {name: one for name, one in begun.tried.items() if name != "sequential:cc"}
-    folder = kept(tmp_path, instead(), dataclasses.replace(begun, tried=tried))
-    assert [one.campaign for one in page.read(folder)["embedded"]] == ["demo"]
+def without(found: Instead, *names: str) -> Instead:
+    return dataclasses.replace(found, tried={name: one for name, one in found.tried.items() if name not in names})
+
+
+def test_a_campaign_that_has_only_begun_is_left_out_and_what_is_missing_of_another_is_a_dash(tmp_path):
+    folder = kept(tmp_path, without(instead(), "pooled", "sequential:cc"), without(instead("begun"), "lora:cc"))
+    groups = page.read(folder)
+    assert [one.campaign for one in groups["embedded"]] == ["demo"]
+    written = page.render(groups, choices())
+    assert "| one LoRA on pooled data | – | – | – |" in written
+    assert "| all LoRAs summed | 0 M | 1.000 | −0.500 [−0.500, −0.500] |" in written
+
+
+def test_a_method_is_compared_over_the_campaigns_that_have_it():
+    both = [instead(), without(instead("begun", pooled=(0.0,) * 6), "pooled")]
+    found = difference(both, lambda found: found.nats("pooled"), "domain", SERVED.nats)
+    assert found is not None
+    assert found.mean == -0.5
 
 
 def test_the_page_says_that_a_rival_is_better_where_it_is(tmp_path):
