@@ -26,7 +26,7 @@ from benchmarks.evidence.compare import (
     with_it,
 )
 from benchmarks.evidence.figure import draw
-from benchmarks.evidence.instead import Choices
+from benchmarks.evidence.instead import WEIGHTS, Choices
 from benchmarks.evidence.record import Instead
 from bs_cluster.estimates import Estimate
 from bs_cluster.report.markdown import table
@@ -80,12 +80,12 @@ def render(groups: dict[str, list[Instead]], choices: Choices) -> str:
 
 def _of_data(data: str, campaigns: Sequence[Instead]) -> list[str]:
     first = campaigns[0]
-    seeds = ", ".join(str(found.seed) for found in campaigns)
+    seeds = f"seed{'s' * (len(campaigns) > 1)} {', '.join(str(found.seed) for found in campaigns)}"
     title = DATA.get(data, data)
     rows = "; ".join(f"{sum(found.tokens):,} tokens of {len(found.tokens)} rows" for found in campaigns)
     return [
         f"### {title}",
-        f"{len(campaigns)} campaigns ({', '.join(f'`{found.campaign}`' for found in campaigns)}, seeds {seeds}) of "
+        f"{_counted(campaigns)} ({', '.join(f'`{found.campaign}`' for found in campaigns)}, {seeds}) of "
         f"{', '.join(first.domains)} on `{first.base}`, scored on {rows}.",
         _main_table(campaigns),
         "*\\* is told the row's label, or chooses in hindsight: nobody can serve it. A label is of no use to rows that "
@@ -104,6 +104,13 @@ def _of_data(data: str, campaigns: Sequence[Instead]) -> list[str]:
         "Less ours routed on rows of the domains, seed by seed:",
         _seed_table(campaigns),
     ]
+
+
+def _counted(campaigns: Sequence[Instead]) -> str:
+    """How many, and that one says nothing of how trainings vary."""
+    if len(campaigns) == 1:
+        return "**One campaign alone, so that intervals know nothing of how trainings vary**"
+    return f"{len(campaigns)} campaigns"
 
 
 def _named(method: Method) -> str:
@@ -267,9 +274,12 @@ def _how(campaigns: Sequence[Instead], choices: Choices) -> list[str]:
         f"The learning rate is {choices.rate:g}, the best on validation rows of {', '.join(choices.rate_domains)} of "
         f"`{choices.campaign}` ({rates}"
         + ("; the edge of what was tried" if edge else "")
-        + f"), the same for every LoRA and campaign; so are the merges' settings: {merges}. Sum and mean are "
+        + f"), the same for every LoRA and campaign; so are the merges' settings: {merges}. A weight of "
+        f"{min(WEIGHTS):g} or {max(WEIGHTS):g} is the edge of what was tried. Sum and mean are "
         "exact (`cat`), TIES and DARE are PEFT's `ties` and `dare_ties`, which merge A and B each for itself. Arrow is "
         "PEFT's (three LoRAs a token, temperature 1), at every projection, no label and no classifier.",
+        "No LoRA and no stack was trained on a mixed row or on general text. Our meta-router, and nothing else here, "
+        "has learned from measured losses of *other* mixed rows and of general text of *other* kinds.",
         "The classifier is the one the meta-router starts from: whitened states of the base on training prompts, "
         "nearest neighbours, and the base where a prompt is far from all.",
     ]
