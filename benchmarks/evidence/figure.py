@@ -42,8 +42,7 @@ def draw(campaigns: Sequence[Instead]) -> Figure:
             axes.plot(means, [place] * len(means), "o", color=INK, markersize=2.6, linestyle="none", zorder=3)
             reach = max(reach, abs(found.low), abs(found.high))
         axes.set_xscale("symlog", linthresh=LINEAR)
-        ticks = [tick for tick in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0) if tick <= reach]
-        ticks = ticks if len(ticks) < 4 else [tick for tick in ticks if tick != 0.2]
+        ticks = [tick for tick in ((0.1, 0.2, 0.5) if reach < 1 else (0.1, 0.4, 1.0, 3.0, 10.0)) if tick <= reach]
         ticks = [-tick for tick in reversed(ticks)] + [0.0, *ticks]
         axes.set_xlim(-1.25 * reach, 1.25 * reach)
         axes.set_xticks(ticks, [f"{tick:+g}".replace("-", "−") if tick else "0" for tick in ticks], fontsize=7.5)
