@@ -33,6 +33,7 @@ from bs_cluster.report.markdown import table
 from bs_cluster.report.style import save, style
 from bs_cluster.report.wording import NOT_MEASURED, duration, interval, loss, signed
 
+SEEDS = 3  # what a claim wants at least
 DATA = {"embedded": "The embedded domains", "jsonl": "Real instructions"}
 
 
@@ -74,8 +75,29 @@ def render(groups: dict[str, list[Instead]], choices: Choices) -> str:
     ]
     for data, campaigns in groups.items():
         parts += _of_data(data, campaigns)
+    parts += ["### Not measured", _missing(groups)]
     parts += _how(list(itertools.chain.from_iterable(groups.values())), choices)
     return "\n\n".join(parts) + "\n"
+
+
+def _missing(groups: dict[str, list[Instead]]) -> str:
+    few = [DATA.get(data, data).lower() for data, campaigns in groups.items() if len(campaigns) < SEEDS]
+    lines = [f"{title}: not measured at all" for data, title in DATA.items() if data not in groups]
+    lines += [f"fewer than {SEEDS} seeds of {title}" for title in few]
+    lines += [
+        f"`{found.campaign}`: {method.name}"
+        for campaigns in groups.values()
+        for found in campaigns
+        for method in RIVALS
+        if found not in with_it([found], method.nats)
+    ]
+    lines += [
+        "what is served, followed through the campaign: a meta-router is made once, at its end",
+        "a pooled and a sequential LoRA with as many parameters as all LoRAs together",
+        "merges of whole deltas (PEFT's `ties_svd` and `dare_ties_svd`)",
+        "residual boosting against one stack of as many steps",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _of_data(data: str, campaigns: Sequence[Instead]) -> list[str]:
