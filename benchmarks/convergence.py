@@ -24,13 +24,14 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from torch import nn
 
 from benchmarks.__main__ import machine_name
+from benchmarks.lora import lora_config, packed_nll
 from bs_cluster.base import LoadedBase, load_base
 from bs_cluster.config.schema import BaseSection, DataSection
-from bs_cluster.data.batch import collate_packed, plan_batches
+from bs_cluster.data.batch import plan_batches
 from bs_cluster.data.encode import EncodedRow, encode_rows
 from bs_cluster.data.rows import make_row
 from bs_cluster.quiet import KEEP_FREED_MEMORY, quieten
@@ -38,7 +39,6 @@ from bs_cluster.report.style import BLUE, FAINT, GOLD, GREY, INK, PALE_BLUE, PAL
 from bs_cluster.stacks import StackConfig, StackModel
 from bs_cluster.stacks.balance import LoadBalance
 from bs_cluster.stacks.composition import Training
-from bs_cluster.stacks.lm_loss import completion_nll
 from bs_cluster.stacks.model import SEVEN_PROJECTIONS
 
 EVAL_EVERY = 10
@@ -147,11 +147,10 @@ def _stack(method: Method, base: LoadedBase) -> Built:
     balance = LoadBalance(method.experts, method.top_k, method.balance, len(tuner.sites), torch.device("cpu"))
 
     def backward(rows: list[EncodedRow]) -> None:
-        batch = collate_packed(rows)
-        tokens = batch["input_ids"].numel()
+        tokens = sum(len(row.input_ids) for row in rows)
         noise_PET = torch.randn(len(tuner.sites), method.experts, tokens) if method.noise else None
         with tuner.training_step(Training(noise_PET, None, tokens, balance)):
-            _nll(base, batch).mean().backward()
+            packed_nll(base.model, rows).mean().backward()
         balance.finish_step(balance.totals())
 
     parts = [(name, p) for name, p in peft.named_parameters() if p.requires_grad]
@@ -159,12 +158,12 @@ def _stack(method: Method, base: LoadedBase) -> Built:
 
 
 def _lora(method: Method, base: LoadedBase) -> Built:
-    config = LoraConfig(r=method.rank, lora_alpha=method.alpha, use_rslora=True, target_modules=SEVEN_PROJECTIONS)
+    config = lora_config(method.rank, method.alpha / method.rank**0.5)
     peft = get_peft_model(base.model, config)  # adapters in fp32, as our stacks' master weights are
     parts = [(name, p) for name, p in peft.named_parameters() if p.requires_grad]
 
     def backward(rows: list[EncodedRow]) -> None:
-        _nll(base, collate_packed(rows)).mean().backward()
+        packed_nll(base.model, rows).mean().backward()
 
     return backward, parts, peft, sum(p.numel() for _, p in parts)
 
@@ -173,15 +172,11 @@ def _is_b(name: str) -> bool:
     return "lora_B" in name or "stack_B" in name
 
 
-def _nll(base: LoadedBase, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return completion_nll(base.model, batch["labels"], input_ids=batch["input_ids"], position_ids=batch["position_ids"])
-
-
 @torch.no_grad()
 def _validate(model: nn.Module, base: LoadedBase, held: list[EncodedRow]) -> float:
     model.eval()
     plan = plan_batches([len(row.input_ids) for row in held], EVAL_TOKENS)
-    losses = torch.cat([_nll(base, collate_packed([held[i] for i in batch])) for batch in plan])
+    losses = torch.cat([packed_nll(base.model, [held[i] for i in batch]) for batch in plan])
     return float(losses.double().mean())
 
 

@@ -128,7 +128,6 @@ HOOKS = {
     "prefix": "PEFT",
     "tuner_layer_cls": "PEFT",
     "target_module_mapping": "PEFT",
-    "set_adapter": "PEFT",
     "active_adapter": "PEFT",
     "_pre_injection_hook": "PEFT",
     "_create_and_replace": "PEFT",
