@@ -39,7 +39,7 @@ class AnswerText:
         """Characters that stay: not half of one, not blanks that may be the last, not what may begin a stop."""
         text = text.rstrip(HALF_A_CHARACTER)
         begun = [len(text) - n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
-        return min([len(text.rstrip()), *begun])
+        return len(text[: min([len(text), *begun])].rstrip())  # blanks before a stop go with it
 
     def _show(self, text: str) -> str:
         piece, self._shown = text[self._shown :], max(self._shown, len(text))

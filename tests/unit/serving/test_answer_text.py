@@ -1,6 +1,6 @@
 """Text that grows: pieces together are the whole, and nothing shown is ever taken back."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny import EOS, tiny_tokenizer
 
@@ -39,6 +39,7 @@ def up_to_a_stop(text: str, stops: list[str]) -> str:
 
 
 @given(TEXTS, st.lists(st.text("ab \né", max_size=3), max_size=3))
+@example("a b ", ["b "])
 def test_pieces_end_before_the_first_stop_and_hold_none_of_it(text, stops):
     pieces = pieces_of(tokens_of(text), *stops)
     assert "".join(pieces) == up_to_a_stop(text, stops)
