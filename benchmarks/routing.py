@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Set
+from collections.abc import Callable, Iterator, Sequence, Set
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,6 +27,7 @@ from bs_cluster.estimates import estimate
 from bs_cluster.inference.scoring import score_routed
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
+from bs_cluster.records import RowLoss
 from bs_cluster.router.anchor import fit_anchor
 from bs_cluster.router.fit import CrossFit, Lessons, cross_fit, fit_judges
 from bs_cluster.router.folds import deal_folds
@@ -53,10 +54,7 @@ class Finished:
             self.stacked.attach(store.manifest(ref.manifest), store)
         self.stacked.fire(self.stacked.names)
         records = {record.domain: record for record in store.domains()}
-        parts = [
-            DomainRows.from_parquet(store.get_bytes(record.rows), record.data_fingerprint, record.data_counts)
-            for record in (records[domain] for domain in self.domains)
-        ]
+        parts = [DomainRows.of(records[domain], store.get_bytes) for domain in self.domains]
         self.train = [part.train[: self.config.router.anchor_prompts] for part in parts]
         parts.append(DomainRows.from_parquet(files["unowned.parquet"], "", {}))
         self.rows: list[EncodedRow] = [row for part in parts for row in part.sweep]
@@ -77,25 +75,22 @@ class Finished:
 
     def measure(self, asked: Set[tuple[int, int]]) -> None:
         """Measures these rows under these combinations."""
-        for batch in plan_work(
-            sorted(asked), [len(row.input_ids) for row in self.rows], self.config.sweep.batch_tokens
-        ):
-            weights = [mask_weights(mask, len(self.domains)) for _, mask in batch.requests]
-            losses = score_routed(self.stacked, [self.rows[row] for row, _ in batch.requests], weights, self.domains)
-            for (row, mask), loss in zip(batch.requests, losses, strict=True):
-                self.table.record(row, mask, loss)
+        for row, mask, loss in self._scored(sorted(asked), lambda row, mask: mask_weights(mask, len(self.domains))):
+            self.table.record(row, mask, loss)
 
     def soft_nll(self, gates_BD: np.ndarray) -> np.ndarray:
         """Summed loss (B,) of every row with each domain weighted by its gate."""
         asked = [(row, 0) for row in range(len(self.rows))]
-        lengths = [len(row.input_ids) for row in self.rows]
-        nll_B = np.empty(len(self.rows))
-        for batch in plan_work(asked, lengths, self.config.sweep.batch_tokens):
-            rows = [row for row, _ in batch.requests]
-            weights = [tuple(gates_BD[row].tolist()) for row in rows]
-            losses = score_routed(self.stacked, [self.rows[row] for row in rows], weights, self.domains)
-            nll_B[rows] = [loss.nll for loss in losses]
-        return nll_B
+        by_row = {row: loss.nll for row, _, loss in self._scored(asked, lambda row, mask: gates_BD[row].tolist())}
+        return np.array([by_row[row] for row in range(len(self.rows))])
+
+    def _scored(
+        self, asked: Sequence[tuple[int, int]], weights: Callable[[int, int], Sequence[float]]
+    ) -> Iterator[tuple[int, int, RowLoss]]:
+        for batch in plan_work(asked, [len(row.input_ids) for row in self.rows], self.config.sweep.batch_tokens):
+            rows = [self.rows[row] for row, _ in batch.requests]
+            losses = score_routed(self.stacked, rows, [weights(*pair) for pair in batch.requests], self.domains)
+            yield from ((*pair, loss) for pair, loss in zip(batch.requests, losses, strict=True))
 
 
 def main() -> None:

@@ -39,12 +39,7 @@ class Campaign:
         self.report = json.loads(store.get_bytes(self.bundle.file("report.json").sha256))
         records = {record.domain: record for record in store.domains()}
         self.records: list[DomainRecord] = [records[domain] for domain in self.domains]
-        self.rows = {
-            record.domain: DomainRows.from_parquet(
-                store.get_bytes(record.rows), record.data_fingerprint, record.data_counts
-            )
-            for record in self.records
-        }
+        self.rows = {record.domain: DomainRows.of(record, store.get_bytes) for record in self.records}
         unowned = store.get_bytes(self.bundle.file("unowned.parquet").sha256)
         self.parts = [*self.rows.values(), DomainRows.from_parquet(unowned, "", {})]
         known = {row.id: row for part in self.parts for row in part.sweep}

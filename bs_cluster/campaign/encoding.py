@@ -92,12 +92,7 @@ def encode_domains(campaign: Campaign) -> dict[str, DomainRows]:
     read anew, less any that a closed domain has trained or been judged on.
     """
     config, store, domains = campaign.config, campaign.store, campaign.domains
-    closed = {
-        record.domain: DomainRows.from_parquet(
-            store.get_bytes(record.rows), record.data_fingerprint, record.data_counts
-        )
-        for record in store.domains()
-    }
+    closed = {record.domain: DomainRows.of(record, store.get_bytes) for record in store.domains()}
     if set(closed) >= set(domains):
         return {name: closed[name] for name in domains}
     tokenizer = load_tokenizer(config.base)

@@ -78,7 +78,7 @@ def recompute(
 
     losses = bundle_losses(store, bundle)
     alone = [_alone(store, record, stacked, config, rows_each, say) for record in closings(store, bundle)]
-    rows = {record.domain: _rows(store, record) for record in closings(store, bundle)}
+    rows = {record.domain: DomainRows.of(record, store.get_bytes) for record in closings(store, bundle)}
     unowned = DomainRows.from_parquet(store.get_bytes(bundle.file(UNOWNED).sha256), "", {})
     table = _table(store, bundle, [*rows.values(), unowned])
     masks, unmeasured = _masks(table, losses)
@@ -147,7 +147,7 @@ def _alone(
 ) -> Alone:
     name, names = record.domain, stacked.of(record.domain)
     say(f"{name} alone")
-    validation = _rows(store, record).validation
+    validation = DomainRows.of(record, store.get_bytes).validation
     if len(validation) != len(record.row_losses):
         raise IntegrityError(
             f"domain {name} closed with {len(record.row_losses)} losses and holds {len(validation)} validation rows; "
@@ -261,10 +261,6 @@ def _stored(losses: ModeLosses, mode: str, place: int) -> RowLoss:
     nll = losses.nll[mode][place]
     assert nll is not None
     return RowLoss(nll, losses.tokens[place])
-
-
-def _rows(store: Store, record: DomainRecord) -> DomainRows:
-    return DomainRows.from_parquet(store.get_bytes(record.rows), record.data_fingerprint, record.data_counts)
 
 
 def _spaced(places: Sequence[int], count: int | None) -> list[int]:

@@ -7,7 +7,7 @@ claim rows by keyword or by duplicate) cannot change what an earlier one is judg
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.data.rows import Check, Question
 from bs_cluster.errors import IntegrityError
+from bs_cluster.records import DomainRecord
 
 SCHEMA = pa.schema(
     [
@@ -71,6 +72,11 @@ class DomainRows:
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(lines, schema=SCHEMA), sink)
         return sink.getvalue()
+
+    @classmethod
+    def of(cls, record: DomainRecord, read: Callable[[str], bytes]) -> DomainRows:
+        """The rows that a domain closed with; ``read`` gives the store's bytes by digest."""
+        return cls.from_parquet(read(record.rows), record.data_fingerprint, record.data_counts)
 
     @classmethod
     def from_parquet(cls, data: bytes, fingerprint: str, counts: dict[str, int]) -> DomainRows:

@@ -34,8 +34,7 @@ class Source:
         return [manifest for _, manifest in self.stacks]
 
     def rows(self, domain: str) -> DomainRows:
-        record = self.records[domain]
-        return DomainRows.from_parquet(self.store.get_bytes(record.rows), record.data_fingerprint, record.data_counts)
+        return DomainRows.of(self.records[domain], self.store.get_bytes)
 
 
 def read_source(store: Store, bundle: BundleManifest, digest: str, wanted: Wanted) -> Source:

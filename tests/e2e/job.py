@@ -38,6 +38,21 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "RAY_ADDRESS": "local", **more}
 
 
+def as_user(*arguments: str) -> str:
+    """What Python says to these arguments in a process of its own, started from anywhere."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=environment(),
+        cwd=os.sep,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @contextmanager
 def cluster(log: Path) -> Iterator[str]:
     """A head node of two CPUs for one job after another; its address."""

@@ -1,14 +1,11 @@
 """``bs_cluster export`` of a campaign that was really trained: what leaves is what was measured there."""
 
 import json
-import os
-import subprocess
-import sys
 
 import mlflow
 import pytest
 import torch
-from job import environment
+from job import as_user
 from peft import PeftModel
 
 from bs_cluster.base import load_base
@@ -27,17 +24,7 @@ def export(finished, tmp_path):
     def export(*words: str):
         folder = tmp_path / "exported"
         place = ["--store", finished.store.uri, "--campaign", "tiny", "--to", str(folder), "--json"]
-        done = subprocess.run(
-            [sys.executable, "-m", "bs_cluster.cli", "export", *place, *words],
-            env=environment(),
-            cwd=os.sep,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return folder, json.loads(done.stdout)
+        return folder, json.loads(as_user("-m", "bs_cluster.cli", "export", *place, *words))
 
     return export
 

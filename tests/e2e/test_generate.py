@@ -1,12 +1,10 @@
 """``jobs/generate.py`` on the bundle of a finished campaign."""
 
-import os
 import runpy
-import subprocess
 import sys
 
 import pytest
-from job import ROOT, environment
+from job import ROOT, as_user
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -30,19 +28,10 @@ def generate(finished, monkeypatch, capsys):
 def test_answers_routed_and_shows_the_gates(finished):
     """As a user starts it: in a process of its own, from anywhere."""
     arguments = ["--campaign", "tiny", "--store", finished.store.uri, "--max-new-tokens", "4", "aa alpha1", "bb beta2"]
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *arguments],
-        env=environment(),
-        cwd=os.sep,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("[routed]") == 2
-    assert "> aa alpha1" in done.stdout
-    assert "> bb beta2" in done.stdout
+    told = as_user(SCRIPT, *arguments)
+    assert told.count("[routed]") == 2
+    assert "> aa alpha1" in told
+    assert "> bb beta2" in told
 
 
 def test_isolated_fires_that_domain_alone(generate):

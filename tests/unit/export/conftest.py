@@ -2,7 +2,6 @@ import dataclasses
 
 import pytest
 from tiny_bundle import commit_bundle
-from tiny_campaign import write_inputs
 from tiny_history import domain_record
 
 from bs_cluster.campaign.campaign import Campaign
@@ -11,11 +10,6 @@ from bs_cluster.promotion import HAND
 from bs_cluster.records import CHAMPION
 
 DOMAINS = ("aa", "bb")
-
-
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory):
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,12 @@
 import pytest
 from serving import server
 from tiny_bundle import commit_bundle
-from tiny_campaign import write_inputs
 
 from bs_cluster.promotion import HAND
 from bs_cluster.records import CHAMPION
 from bs_cluster.serving.runtime import BundleRuntime
 
 DOMAINS = ("aa", "bb")
-
-
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory):
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="session")
