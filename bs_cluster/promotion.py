@@ -9,7 +9,7 @@ are of sweep rows that the meta-router which is judged never saw.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -121,10 +121,15 @@ def _change(group: str, rows: Sequence[tuple[RowLoss, RowLoss | None]], toleranc
     return GroupChange(group, found if finite else None, len(rows), worse)
 
 
-def decide(policy: Policy, change: ServedChange | None) -> Decision:
-    """``change`` is None where there is no champion to compare with: then the bundle is it, unless a person says so."""
+def decide(policy: Policy, change: ServedChange | None, outdated: int | None = None) -> Decision:
+    """``change`` is None where there is no champion to compare with: then the bundle is it, unless a person says so.
+    ``outdated`` is the champion's number where it holds a retired stack: no harm is a reason to go on serving that."""
     if policy == "manual":
         return Decision(CHALLENGER, "promotion is by hand: bs_cluster bundles promote")
+    if outdated is not None:
+        worse = ", ".join(item.group for item in change.worse) if change else ""
+        told = f"; served worse than by it: {worse}" if worse else ""
+        return Decision(CHAMPION, f"bundle {outdated} holds what was retired{told}")
     if change is None:
         return Decision(CHAMPION, "the first bundle")
     if policy == "always":
@@ -140,8 +145,14 @@ def decide(policy: Policy, change: ServedChange | None) -> Decision:
     return Decision(CHAMPION, told)
 
 
-def standing(promotions: Sequence[Promotion]) -> Standing:
-    """What a history of promotions comes to. A rollback takes off every champion after the one that it names."""
+def standing(
+    promotions: Sequence[Promotion], outdated: Collection[int] = (), withdrawn: Collection[int] = ()
+) -> Standing:
+    """What a history of promotions comes to. A rollback takes off every champion after the one that it names.
+
+    ``outdated`` are the numbers of bundles with a retired stack: none of them is challenger or can be rolled back to,
+    but the one that is served goes on until another follows. ``withdrawn`` ones are not served at all any more.
+    """
     champions: list[Promotion] = []
     challenger = None
     for promotion in promotions:
@@ -153,7 +164,11 @@ def standing(promotions: Sequence[Promotion]) -> Standing:
             champions.pop()
         if not champions or champions[-1].bundle != promotion.bundle:
             champions.append(promotion)
-    return Standing(champions[-1] if champions else None, tuple(champions[:-1]), challenger)
+    champions = [promotion for promotion in champions if promotion.bundle not in withdrawn]
+    former = tuple(promotion for promotion in champions[:-1] if promotion.bundle not in outdated)
+    if challenger is not None and challenger.bundle in outdated:
+        challenger = None
+    return Standing(champions[-1] if champions else None, former, challenger)
 
 
 def write_losses(losses: ModeLosses) -> bytes:

@@ -426,3 +426,45 @@ class Promotion(Record):
     alias: str
     by: str
     reason: str
+
+
+# What became of a domain whose stacks were retired: it is gone; it trains anew; what is left of it closes again.
+REMOVED, REPLACED, ROLLED_BACK = "removed", "replaced", "rolled back"
+FATES = (REMOVED, REPLACED, ROLLED_BACK)
+
+
+@dataclass(frozen=True)
+class Retirement(Record):
+    """Stacks that are taken out of a campaign. They stay in its history; nothing counts them any more.
+
+    ``domain`` is the one that was asked for, ``fates`` what becomes of it and of each domain that is retrained with it.
+    ``kept`` names the dependants that stay as they are, each with the retired stacks that fired while it trained; none
+    where it only kept out of their directions. ``withdrawn``: no bundle that holds one of ``stacks`` is served from
+    then on; else one is until a bundle without them follows. ``when`` is a UTC time, ISO 8601.
+    """
+
+    schema_version: int
+    number: int
+    domain: str
+    fates: dict[str, str]
+    stacks: tuple[StackRef, ...]
+    kept: dict[str, tuple[str, ...]]
+    withdrawn: bool
+    reason: str
+    when: str
+
+
+@dataclass(frozen=True)
+class Erasure(Record):
+    """Bytes that are deleted on request: what only the retired ``stacks`` of ``domain``, its closings that are not in
+    force and the bundles which held those stacks lead to. ``digests`` gives the size in bytes of each; history,
+    manifests and closing records stay and name them.
+    """
+
+    schema_version: int
+    number: int
+    domain: str
+    stacks: tuple[StackRef, ...]
+    digests: dict[str, int]
+    reason: str
+    when: str

@@ -32,6 +32,7 @@ from bs_cluster.records import (
 from bs_cluster.report.inputs import History, ReportInputs, RouterFacts
 from bs_cluster.report.record import Report
 from bs_cluster.report.stack_figure import draw_stack
+from bs_cluster.retirement import told_today
 from bs_cluster.router.files import Reading, save_router
 from bs_cluster.router.regret import RoutingReport
 from bs_cluster.stacks.basis import Basis
@@ -47,13 +48,14 @@ def report_inputs(campaign: Campaign, measured: Measured, timing: Mapping[str, f
     records = store.domains()
     manifests = [manifest for _, manifest in store.stacks()]
     tokens = {domain: [row.completion_length for row in rows[domain].validation] for domain in domains}
-    served, decision = judge(store, next_number(store), routing.losses, config.promotion)
+    stacks = [ref for ref, _ in store.stacks()]
+    served, decision = judge(store, next_number(store), stacks, routing.losses, config.promotion)
     return ReportInputs(
         campaign=config.campaign,
         config_yaml=to_yaml(config),
         base=manifests[0].base,
         domains=domains,
-        records=tuple(records),
+        records=told_today(records),
         histories={manifest.stack.name: _history(store, manifest) for manifest in manifests},
         losses=routing.losses,
         rows_note=ROWS_NOTE,

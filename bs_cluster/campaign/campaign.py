@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bs_cluster.config.identity import curriculum
+from bs_cluster.config.identity import config_digest, curriculum
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.store.store import Store
 
@@ -39,6 +39,12 @@ class Campaign:
         folder = root / self.name / "report"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    @property
+    def ray_run(self) -> str:
+        """The name of its training run. Ray Train restores state by name: a changed config is another run, and so is
+        the same one after stacks were retired."""
+        return f"{self.name}-{config_digest(self.config)[:12]}-{len(self.store.retirements())}"
 
     @property
     def ray_storage(self) -> str:

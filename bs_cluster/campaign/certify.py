@@ -52,9 +52,8 @@ def certificate_of(
 
 
 def closings(store: Store, bundle: BundleManifest) -> list[DomainRecord]:
-    """The closing record of each domain of a bundle, in the bundle's order."""
-    records = {record.domain: record for record in store.domains()}
-    return [records[domain] for domain in bundle.domains if domain in records]
+    """How each domain of a bundle had closed when the bundle was committed, in the bundle's order."""
+    return store.closings_of(bundle)
 
 
 def general_text(losses: ModeLosses, domains: Sequence[str]) -> GeneralText:

@@ -88,11 +88,14 @@ def encode_unowned(config: CampaignConfig) -> DomainRows:
 def encode_domains(campaign: Campaign) -> dict[str, DomainRows]:
     """Every domain's encoded splits, in curriculum order.
 
-    A closed domain's rows are those of its record, whatever its sources give today; the rows of an open domain are
-    read anew, less any that a closed domain has trained or been judged on.
+    A closed domain's rows are those of its record, whatever its sources give today, and so are those of one that closes
+    again on the rounds that it has left; the rows of an open domain are read anew, less any that a closed domain has
+    trained or been judged on.
     """
     config, store, domains = campaign.config, campaign.store, campaign.domains
-    closed = {record.domain: DomainRows.of(record, store.get_bytes) for record in store.domains()}
+    now = store.live()
+    records = [*now.closings.values(), *now.reopened.values()]
+    closed = {record.domain: DomainRows.of(record, store.get_bytes) for record in records}
     if set(closed) >= set(domains):
         return {name: closed[name] for name in domains}
     tokenizer = load_tokenizer(config.base)

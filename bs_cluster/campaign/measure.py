@@ -104,8 +104,11 @@ def sweep_digest(
 
 
 def parent_mask(manifests: Sequence[StackManifest], domain: str, domains: Sequence[str]) -> int:
-    """The domains that fired while ``domain`` trained its last stack, itself included, as a bitmask."""
+    """The domains that fired while ``domain`` trained its last stack, itself included, as a bitmask; -1 where one of
+    their stacks was retired since, so that no combination is what it was."""
     own = [m for m in manifests if m.stack.domain == domain]
+    if own and not {m.stack for m in manifests}.issuperset(own[-1].context):
+        return -1
     active = {domain, *(stack.domain for stack in own[-1].context)} if own else set()
     return sum(1 << d for d, name in enumerate(domains) if name in active)
 

@@ -131,9 +131,9 @@ def certificate_in(store: Store, bundle: BundleManifest) -> Certificate:
 
 def _judged_against(store: Store, bundle: BundleManifest) -> BundleManifest | None:
     """The champion when the bundle was committed, by the store's history."""
-    refs = [entry.ref for entry in store.history()]
-    before = sum(ref.startswith(PROMOTIONS) for ref in refs[: refs.index(bundle_ref(bundle.number))])
-    champion = standing(store.promotions()[:before]).champion
+    refs, own = [entry.ref for entry in store.history()], bundle_ref(bundle.number)
+    before = sum(ref.startswith(PROMOTIONS) for ref in refs[: refs.index(own)])
+    champion = standing(store.promotions()[:before], *store.out_of_date(store.live(before=own))).champion
     return None if champion is None else store.bundle(champion.manifest)
 
 

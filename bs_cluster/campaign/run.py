@@ -27,7 +27,7 @@ from bs_cluster.campaign.signals import stop_on_signals
 from bs_cluster.campaign.train import train_stacks
 from bs_cluster.config.identity import bundle_digest
 from bs_cluster.config.schema import CampaignConfig
-from bs_cluster.coordinator.coordinator import check_identity
+from bs_cluster.coordinator.coordinator import check_domains, check_identity
 from bs_cluster.coordinator.room import refuse_without_room
 from bs_cluster.errors import StoreError
 from bs_cluster.events import Event, StepDone
@@ -45,6 +45,7 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
     campaign = Campaign.of(config)
     check_targets(config.router.targets, campaign.domains, config.sweep)
     check_identity(campaign.store, config)
+    check_domains(campaign.store.live(), campaign.domains)
     recorder = Recorder(campaign, console.say)
     with stop_on_signals(), console.heartbeat(), recorder:
         done = finished_bundle(campaign)
@@ -110,12 +111,13 @@ def measure(campaign: Campaign, handles: Mapping[str, ray.ObjectRef], console: C
 
 
 def finished_bundle(campaign: Campaign) -> BundleManifest | None:
-    """The newest bundle, if it answers this very config with everything that is committed."""
+    """The newest bundle, those with retired stacks left out, if it answers this very config with everything live."""
     config, store, domains = campaign.config, campaign.store, campaign.domains
-    bundles = store.bundles()
+    outdated, _ = store.out_of_date()
+    bundles = [bundle for number, _, bundle in store.bundles() if number not in outdated]
     if not bundles:
         return None
-    bundle = bundles[-1][2]
+    bundle = bundles[-1]
     complete = bundle.stacks == tuple(ref for ref, _ in store.stacks()) and bundle.domains == domains
     return bundle if complete and campaign.all_closed and bundle.config_digest == bundle_digest(config) else None
 

@@ -55,7 +55,7 @@ def train_stacks(
 
     def run() -> None:
         try:
-            train_campaign(campaign.config, rows, coordinator.actor, campaign.ray_storage, decided)
+            train_campaign(campaign.config, rows, coordinator.actor, campaign.ray_storage, campaign.ray_run, decided)
         except BaseException as error:
             failure.append(error)
 

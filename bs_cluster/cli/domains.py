@@ -1,15 +1,13 @@
-"""The domains of a campaign: ``list`` them in curriculum order, ``add`` one to the campaign's YAML once its rows have
-been looked at. What ``add`` writes trains when the campaign's job runs next."""
+"""The domains of a campaign: ``list`` them, ``add`` one to the campaign's YAML once its rows have been looked at,
+take one out (``retire.py``). What ``add`` writes trains when the campaign's job runs next."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bs_cluster.cli import places
+from bs_cluster.cli import places, retire
 from bs_cluster.cli.output import Output, table
 from bs_cluster.errors import UsageError
 
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     from bs_cluster.config import CampaignConfig
     from bs_cluster.data.survey import RowsCheck
 
-HELP = "list a campaign's domains, add one"
+HELP = "list a campaign's domains; add, remove, replace one, roll one back"
 KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".gz": "jsonl", ".parquet": "parquet"}
 
 
@@ -33,12 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--steps", type=int, metavar="N", help="optimizer steps of a round (default: training.steps)")
     add.add_argument("--dry-run", action="store_true", help="show the plan, write nothing")
 
+    retire.add_arguments(actions)
+
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    return _list(arguments, output) if arguments.action == "list" else _add(arguments, output)
+    return {"list": _list, "add": _add}.get(arguments.action, retire.run)(arguments, output)
 
 
 def _list(arguments: argparse.Namespace, output: Output) -> int:
+    from bs_cluster.retirement import missing_parents, retirement_words  # noqa: PLC0415
+
     store = places.open_store(arguments)
     closed = store.domains()
     names = {record.domain for record in closed}
@@ -54,9 +56,19 @@ def _list(arguments: argparse.Namespace, output: Output) -> int:
         for record in closed
     ]
     lines = [table(("domain", "rounds kept", "base", "alone", "train rows"), rows)]
-    lines += [f"{stack.domain}: round {stack.round} committed, still training" for stack in open_stacks]
+    lines += [f"{stack.domain}: round {stack.round} committed, not closed" for stack in open_stacks]
     lines.append("losses in nats per completion token on the domain's validation rows")
-    value = {"closed": [record.to_dict() for record in closed], "open": [stack.name for stack in open_stacks]}
+    live = [ref for ref, _ in store.stacks()]
+    missing = {manifest.stack.domain: missing_parents(manifest, live) for _, manifest in store.stacks()}
+    lines += [f"{domain}: trained beside {', '.join(gone)}, retired since" for domain, gone in missing.items() if gone]
+    retired = store.retirements()
+    lines += [f"{fact.when[:10]}  {retirement_words(fact)}" for fact in retired]
+    value = {
+        "closed": [record.to_dict() for record in closed],
+        "open": [stack.name for stack in open_stacks],
+        "missing": {domain: list(gone) for domain, gone in missing.items() if gone},
+        "retirements": [fact.to_dict() for fact in retired],
+    }
     output.show(value, "\n".join(lines))
     return 0
 
@@ -64,7 +76,7 @@ def _list(arguments: argparse.Namespace, output: Output) -> int:
 def _add(arguments: argparse.Namespace, output: Output) -> int:
     from bs_cluster.base import tokenizer_if_here  # noqa: PLC0415  # torch and transformers, here and below
     from bs_cluster.config import parse_config, yaml12  # noqa: PLC0415
-    from bs_cluster.config.edit import with_domain  # noqa: PLC0415
+    from bs_cluster.config.edit import with_domain, write_whole  # noqa: PLC0415
     from bs_cluster.config.local_paths import missing_inputs  # noqa: PLC0415
     from bs_cluster.data.survey import check_rows  # noqa: PLC0415
     from bs_cluster.errors import ConfigError  # noqa: PLC0415
@@ -79,7 +91,7 @@ def _add(arguments: argparse.Namespace, output: Output) -> int:
     check = check_rows(config, arguments.name, tokenizer_if_here(config.base))
     plan = _plan(config, arguments.name, check)
     if not arguments.dry_run:
-        _write(path, edited)
+        write_whole(path, edited)
     done = f"{path} is as it was (--dry-run)" if arguments.dry_run else f"{path} has it; bs_cluster run --config {path}"
     value = {"domain": arguments.name, "rows": check.to_dict(), "plan": plan, "written": not arguments.dry_run}
     output.show(value, "\n".join([*_words(arguments.name, check, plan), done]))
@@ -105,10 +117,11 @@ def _plan(config: CampaignConfig, name: str, check: RowsCheck) -> dict[str, Any]
     from bs_cluster.config import curriculum, effective_domain  # noqa: PLC0415  # pydantic
     from bs_cluster.store import Store  # noqa: PLC0415
 
-    closed = Store(config.store.uri, config.campaign).domains()
+    store = Store(config.store.uri, config.campaign)
+    closed = store.domains()
     names = {record.domain for record in closed}
-    if name in names:
-        raise UsageError(f"campaign {config.campaign} has closed a domain {name!r} before; name the new one otherwise")
+    if name in {record.domain for record in store.closings()} | {ref.stack.domain for ref, _ in store.every_stack()}:
+        raise UsageError(f"campaign {config.campaign} had a domain {name!r} before; name the new one otherwise")
     domain, batch = effective_domain(config, name), config.training.global_batch
     assert domain.steps is not None
     shares = closed[-1].capacity if closed else {}
@@ -147,13 +160,3 @@ def _words(name: str, check: RowsCheck, plan: dict[str, Any]) -> list[str]:
     if free := plan["free"]:
         lines.append("free directions: " + ", ".join(f"width {w} {share:.0%}" for w, share in free.items()))
     return lines
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all, with the rights that the file has."""
-    target = path.resolve()
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(name, target.stat().st_mode)
-    os.replace(name, target)

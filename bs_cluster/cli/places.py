@@ -47,7 +47,15 @@ def name_of(arguments: argparse.Namespace) -> str:
 
 def open_store(arguments: argparse.Namespace) -> Store:
     """The campaign's store. Raises UsageError where a folder holds no such campaign, naming those that it has."""
-    uri, campaign = _place(arguments)
+    return _open(*_place(arguments))
+
+
+def store_of(config: CampaignConfig) -> Store:
+    """The store that a config names. Raises as ``open_store`` does."""
+    return _open(config.store.uri, config.campaign)
+
+
+def _open(uri: str, campaign: str) -> Store:
     from bs_cluster.store import Store  # noqa: PLC0415  # pyarrow and torch; --help must not wait for them
 
     store = Store(uri, campaign)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from bs_cluster.config.identity import campaign_identity, curriculum, effective_domain, identity_differences
@@ -29,6 +29,7 @@ from bs_cluster.records import (
     Step,
     TrainRound,
 )
+from bs_cluster.retirement import Live
 from bs_cluster.store.store import Store
 
 EVENTS_KEPT = 1000  # between two looks of the driver; older ones are dropped
@@ -75,16 +76,36 @@ class Coordinator:
         return Work(step, self._combined_basis() if confined else None)
 
     def _next(self) -> Step:
+        now, closings = self.store.live(), self.store.closings()
+        tried = [ref.stack for ref, _ in self.store.every_stack()]
+        tried += [outcome.stack for record in closings for outcome in record.rounds]
+        last_round: dict[str, int] = {}
+        for stack in tried:
+            last_round[stack.domain] = max(stack.round, last_round.get(stack.domain, 0))
         return next_step(
             Progress(
                 curriculum=self.order,
                 max_rounds={name: effective_domain(self.config, name).max_rounds or 1 for name in self.order},
                 cumulative=self.config.training.context == "cumulative",
                 committed=[ref for ref, _ in self.store.stacks()],
-                closed=frozenset(record.domain for record in self.store.domains()),
+                closed=frozenset(now.closings),
                 rejected=frozenset(o.stack.domain for o in self.outcomes.values() if not o.committed),
+                reopened=frozenset(now.reopened),
+                places=self._places(),
+                last_round=last_round,
             )
         )
+
+    def _places(self) -> dict[str, int]:
+        """Of every domain of the curriculum in the order of stacks. One that has stacks, or closed without any, keeps
+        its place; the others come after all that ever was, so that a place is taken once."""
+        ever = [(manifest.stack.domain, manifest.position) for _, manifest in self.store.every_stack()]
+        ever += [(record.domain, record.position) for record in self.store.closings()]
+        held = {manifest.stack.domain: manifest.position for _, manifest in self.store.stacks()}
+        held |= {record.domain: record.position for record in self.store.domains()}
+        free = 1 + max((place for _, place in ever), default=-1)
+        new = (domain for domain in self.order if domain not in held)
+        return held | {domain: free + number for number, domain in enumerate(new)}
 
     def _combined_basis(self) -> SharedBasis | None:
         records = [record for record in self.store.domains() if record.basis is not None]
@@ -143,6 +164,25 @@ class Coordinator:
         """Events after ``seen``; all that are kept, where ``seen`` is of a coordinator before this one."""
         known = seen.number if seen.epoch == self.place.epoch else 0
         return [told for told in self.events if told.place.number > known]
+
+
+def check_domains(now: Live, domains: Collection[str]) -> None:
+    """Raises ConfigError where a config and the history disagree about which domains there are."""
+    wrong = [
+        f"domains: {name} was removed from the campaign ({now.gone[name].reason}); take it out here too: the same "
+        f"bs_cluster domains remove does, or name a new domain otherwise"
+        for name in domains
+        if name in now.gone
+    ]
+    there = dict.fromkeys([ref.stack.domain for ref in now.stacks] + list(now.closings) + list(now.reopened))
+    wrong += [
+        f"domains: {name} is in the campaign and not here; put it back, or take it out of both: bs_cluster domains "
+        "remove"
+        for name in there
+        if name not in domains
+    ]
+    if wrong:
+        raise ConfigError(wrong)
 
 
 def check_identity(store: Store, config: CampaignConfig) -> None:

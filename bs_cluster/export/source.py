@@ -58,7 +58,7 @@ def read_source(store: Store, bundle: BundleManifest, digest: str, wanted: Wante
         raise UsageError(
             f"--rank {wanted.rank}: these {len(found)} stacks are of rank {whole} together; name 1 to {whole}"
         )
-    records = {record.domain: record for record in store.domains() if record.domain in wanted.gates}
+    records = {record.domain: record for record in store.closings_of(bundle) if record.domain in wanted.gates}
     return Source(store, bundle, digest, config, wanted, tuple(found), records)
 
 

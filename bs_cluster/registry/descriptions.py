@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bs_cluster.certificate import Certificate, summary
 from bs_cluster.errors import RegistryError
-from bs_cluster.records import BundleManifest, DomainRecord, RoundOutcome, Spread, StackId, StackManifest
+from bs_cluster.records import BundleManifest, DomainRecord, Retirement, RoundOutcome, Spread, StackId, StackManifest
 
 MAX_KEY = 250
 MAX_PARAM = 6000
@@ -93,11 +93,11 @@ def stack_tags(manifest: StackManifest, digest: str) -> dict[str, str]:
     }
 
 
-def stack_text(manifest: StackManifest, digest: str, store_uri: str) -> str:
-    """The description of a model version of a domain, Markdown."""
+def stack_text(manifest: StackManifest, digest: str, store_uri: str, own: Sequence[int]) -> str:
+    """The description of a model version of a domain, Markdown; ``own`` are the numbers of the rounds in it."""
     metrics, size = manifest.metrics, sum(entry.size for entry in manifest.files)
     number = manifest.stack.round
-    rounds = "this round alone" if number == 1 else f"rounds 1 to {number} together"
+    rounds = "this round alone" if len(own) == 1 else f"rounds {own[0]} to {number} together"
     beside = ", ".join(stack.name for stack in manifest.context) or "no other stack"
     confined = f"confined to directions outside basis `{manifest.basis[:12]}`" if manifest.basis else "not confined"
     return (
@@ -155,6 +155,14 @@ def domain_text(record: DomainRecord, campaign: str) -> str:
             "|---|---|---|---|---|---|---|",
             *rounds,
         ]
+    )
+
+
+def removed_text(retirement: Retirement, domain: str, campaign: str) -> str:
+    """The description of the registered model of a domain that was removed."""
+    return (
+        f"Domain **{domain}** was removed from campaign `{campaign}` on {retirement.when[:10]}: {retirement.reason}. "
+        "Its versions stay as history, none of them is champion."
     )
 
 

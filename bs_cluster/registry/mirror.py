@@ -21,12 +21,22 @@ from typing import Any, Literal
 
 from bs_cluster.certificate import CERTIFICATE, Certificate
 from bs_cluster.errors import RegistryError
-from bs_cluster.records import CHALLENGER, CHAMPION, BundleManifest, DomainRecord, StackId, StackManifest, StackRef
+from bs_cluster.records import (
+    CHALLENGER,
+    CHAMPION,
+    BundleManifest,
+    DomainRecord,
+    Manifest,
+    StackId,
+    StackManifest,
+    StackRef,
+)
 from bs_cluster.registry import descriptions
 from bs_cluster.registry.artifacts import write_bundle, write_domain
 from bs_cluster.registry.connection import Connection
 from bs_cluster.registry.runs import Point, Runs
 from bs_cluster.registry.versions import Entry, Versions
+from bs_cluster.retirement import Live
 from bs_cluster.store import Store
 
 HISTORY = "history.jsonl"
@@ -114,15 +124,23 @@ class Registry:
         self._connection.try_again()
         self._runs.refresh()
         self._versions.refresh(self._runs.experiment_id())
-        held = store.stacks()
-        stacks = [ref.stack for ref, _ in held if self._mirror_stack(store, _rounds_to(ref.stack, held))]
+        held, now = store.every_stack(), store.live()
+        stacks = [
+            pair[0].stack
+            for pair in held
+            if not _is_erased(now, pair[1]) and self._mirror_stack(store, _rounds_to(pair, held))
+        ]
         closed = [record for record in store.domains() if self._mirror_domain(record)]
         bundles = [
-            number for number, digest, manifest in store.bundles() if self._mirror_bundle(store, digest, manifest)
+            number
+            for number, digest, manifest in store.bundles()
+            if not _is_erased(now, manifest) and self._mirror_bundle(store, digest, manifest)
         ]
         self._mirror_report(store)
+        self._mirror_retired(store, now)
         served = store.standing()
-        self._versions.point({CHAMPION: served.champion, CHALLENGER: served.challenger})
+        newest = {f"{self.campaign}-{ref.stack.domain}": ref.manifest for ref, _ in store.stacks()}
+        self._versions.point(newest, {CHAMPION: served.champion, CHALLENGER: served.challenger})
         return SyncReport(
             stacks=tuple(stacks),
             rejected=tuple(outcome.stack for record in closed for outcome in record.rounds if not outcome.committed),
@@ -152,7 +170,7 @@ class Registry:
             run_id=run.info.run_id,
             tags=tags,
             metrics=descriptions.stack_metrics(manifest),
-            text=descriptions.stack_text(manifest, ref.manifest, store.uri),
+            text=descriptions.stack_text(manifest, ref.manifest, store.uri, [own.stack.round for own, _ in rounds]),
             model_text=descriptions.open_domain_text(ref.stack.domain, self.campaign),
         )
         with tempfile.TemporaryDirectory() as scratch:
@@ -203,9 +221,23 @@ class Registry:
             self._versions.register(entry, model)
         return True
 
+    def _mirror_retired(self, store: Store, now: Live) -> None:
+        """What was taken out stays where it is and says so, and why: rounds, the bundles that held them, and the model
+        of a domain that was removed."""
+        for ref, retirement in now.retired.items():
+            self._versions.retire(ref.manifest, retirement.reason)
+        for _, digest, manifest in store.bundles():
+            if held := now.retired_of(manifest.stacks):
+                self._versions.retire(digest, f"it holds {held[0].stack.name}: {now.retired[held[0]].reason}")
+        for domain, retirement in now.gone.items():
+            model = f"{self.campaign}-{domain}"
+            self._versions.describe(model, descriptions.removed_text(retirement, domain, self.campaign))
+
     def _mirror_report(self, store: Store) -> None:
-        """Show the newest bundle's report: its files, its text and, at the bundle's number as step, its key metrics."""
-        bundles = store.bundles()
+        """Show the report of the newest bundle that holds nothing retired: its files, its text and, at the bundle's
+        number as step, its key metrics."""
+        outdated, _ = store.out_of_date()
+        bundles = [bundle for bundle in store.bundles() if bundle[0] not in outdated]
         if not bundles:
             return
         number, digest, manifest = bundles[-1]
@@ -223,9 +255,15 @@ class Registry:
         self._runs.log_points(run, _at(number, values), {"mlflow.note.content": text, SHOWN_REPORT: digest})
 
 
-def _rounds_to(stack: StackId, held: Committed) -> Committed:
-    """The rounds of a stack's domain, from the first to this one: what the domain was when it was committed."""
-    return [pair for pair in held if pair[0].stack.domain == stack.domain and pair[0].stack.round <= stack.round]
+def _rounds_to(last: tuple[StackRef, StackManifest], held: Committed) -> Committed:
+    """The rounds of a stack's domain that it was trained on, and itself: what the domain was when it was committed."""
+    ref, manifest = last
+    return [pair for pair in held if pair[0].stack.domain == ref.stack.domain and pair[0] in (*manifest.parents, ref)]
+
+
+def _is_erased(now: Live, manifest: Manifest) -> bool:
+    """Whether files of it were erased on request, so that MLflow, wiped, cannot have it again."""
+    return any(entry.sha256 in now.erased for entry in manifest.files)
 
 
 def _certificate(store: Store, manifest: BundleManifest) -> Certificate | None:

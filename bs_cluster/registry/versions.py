@@ -18,6 +18,7 @@ from bs_cluster.records import CHAMPION, Promotion
 from bs_cluster.registry.connection import Connection, all_pages
 from bs_cluster.registry.descriptions import MAX_TAG, cut
 
+RETIRED = "retired"  # tag of a version whose stacks were taken out: why
 WHY = "promotion"  # tag of a bundle's version: what it became, and why
 
 
@@ -89,16 +90,21 @@ class Versions:
             with self._connection.to(f"describe {model}") as client:
                 self._models[model] = client.update_registered_model(model, text)
 
-    def point(self, served: Mapping[str, Promotion | None]) -> None:
-        """Let each domain's champion be its newest version, and the campaign's aliases be what ``served`` says, by
-        alias; the version tells why. What is right already costs nothing."""
-        newest: dict[str, ModelVersion] = {}
-        for version in sorted(self._versions.values(), key=lambda version: int(version.tags["order"])):
-            newest[version.name] = version
+    def retire(self, digest: str, reason: str) -> None:
+        """Let a version say that what it is of was taken out, and why. What says so already costs nothing."""
+        version, reason = self._versions.get(digest), cut(reason, MAX_TAG)
+        if version is not None and version.tags.get(RETIRED) != reason:
+            with self._connection.to(f"tag version {version.version} of {version.name}") as client:
+                client.set_model_version_tag(version.name, str(version.version), RETIRED, reason)
+
+    def point(self, newest: Mapping[str, str], served: Mapping[str, Promotion | None]) -> None:
+        """Let each domain's champion be the version that ``newest`` names by its manifest, none where it names none,
+        and the campaign's aliases be what ``served`` says, by alias; the version tells why. What is right already
+        costs nothing."""
         with self._connection.to(f"set the aliases of {self._campaign}") as client:
-            for name, version in newest.items():
-                if name != self._campaign:
-                    self._alias(client, name, CHAMPION, version)
+            for name in self._models:
+                if name != self._campaign and self._is_ours(name):
+                    self._alias(client, name, CHAMPION, self._versions.get(newest.get(name, "")))
             for alias, promotion in served.items():
                 if self._campaign not in self._models:
                     continue

@@ -75,7 +75,18 @@ class Blobs:
             return False
 
     def exists(self, digest: str) -> bool:
-        return self._files.size(blob_name(digest)) is not None
+        return self.size(digest) is not None
+
+    def size(self, digest: str) -> int | None:
+        """In bytes; None where there is no such blob."""
+        return self._files.size(blob_name(digest))
+
+    def erase(self, digest: str) -> None:
+        """Delete a blob here and in this machine's cache; one that is gone stays gone."""
+        self._sound.pop(digest, None)
+        for files in (self._files, self._cache):
+            if files is not None and files.size(blob_name(digest)) is not None:
+                files.delete(blob_name(digest))
 
     def require(self, entry: FileEntry, wanted_by: str) -> None:
         if self._files.size(blob_name(entry.sha256)) != entry.size:

@@ -26,7 +26,7 @@ class Collected(Record):
 def live_digests(committed: Committed) -> set[str]:
     """Every digest that a ref or a manifest names, whatever for. Raises ``IntegrityError`` where one is unreadable."""
     texts = [canonical_json(content) for content in committed.refs().values()]
-    texts += [canonical_json(manifest.to_dict()) for _, manifest in committed.stacks()]
+    texts += [canonical_json(manifest.to_dict()) for _, manifest in committed.every_stack()]
     texts += [canonical_json(manifest.to_dict()) for _, _, manifest in committed.bundles()]
     return {found.decode() for text in texts for found in _DIGESTS.findall(text)}
 

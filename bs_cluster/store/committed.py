@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from bs_cluster.errors import IntegrityError, NotInStoreError
-from bs_cluster.records import CHALLENGER, CHAMPION, BundleManifest, DomainRecord, Promotion, StackManifest, StackRef
+from bs_cluster.records import (
+    CHALLENGER,
+    CHAMPION,
+    BundleManifest,
+    DomainRecord,
+    Erasure,
+    Promotion,
+    Retirement,
+    StackManifest,
+    StackRef,
+)
+from bs_cluster.retirement import Fact, Live, live
 from bs_cluster.store.blobs import Blobs
 from bs_cluster.store.history import History, HistoryEntry, entry_name
 from bs_cluster.store.refs import (
     BUNDLES,
     DOMAINS,
+    ERASURES,
     PROMOTIONS,
+    RETIREMENTS,
     STACKS,
     Refs,
     bundle_ref,
     decode,
+    domain_of,
     number_of,
     record,
     stack_of,
@@ -59,22 +74,66 @@ class Committed:
         return {name: found[name] for name in [*(entry.ref for entry in chain), *loose]}
 
     def stacks(self) -> list[tuple[StackRef, StackManifest]]:
-        """Every committed stack, in the order in which stacks are fused: by (position, round)."""
+        """The live stacks, in the order in which stacks are fused: by (position, round)."""
+        refs = self.refs()
+        held = set(self._live(refs).stacks)
+        return [pair for pair in self._stacks(refs) if pair[0] in held]
+
+    def every_stack(self) -> list[tuple[StackRef, StackManifest]]:
+        """Every stack that was ever committed, in the same order."""
         return self._stacks(self.refs())
 
     def domains(self) -> list[DomainRecord]:
-        """Every closed domain, by position."""
+        """The closing of every domain that is closed, in the order in which they closed."""
+        return list(self.live().closings.values())
+
+    def closings(self) -> list[tuple[str, DomainRecord]]:
+        """Every closing that ever was, by the name of its ref and in the order in which they came."""
         refs = self.refs()
-        held = {ref for ref, _ in self._stacks(refs)}
-        records = []
-        for name in (name for name in refs if name.startswith(DOMAINS)):
-            found = record(DomainRecord, refs[name], name)
-            if f"{DOMAINS}/{found.domain}.json" != name:
-                raise IntegrityError(f"{name} holds the record of domain {found.domain!r}; repair the store")
-            if committed_rounds(found) != {ref for ref in held if ref.stack.domain == found.domain}:
-                raise IntegrityError(f"{name} does not tell the committed rounds of its domain; repair the store")
-            records.append(found)
-        return sorted(records, key=lambda found: found.position)
+        return [(name, _closing(refs, name)) for name in refs if name.startswith(DOMAINS)]
+
+    def closings_of(self, bundle: BundleManifest) -> list[DomainRecord]:
+        """How each domain of a bundle had closed when it was committed, in the bundle's order."""
+        refs = self.refs()
+        until = bundle_ref(bundle.number)
+        found: dict[str, DomainRecord] = {}
+        for name in itertools.takewhile(lambda name: name != until, refs):
+            if name.startswith(DOMAINS):
+                found[domain_of(name)] = _closing(refs, name)
+        return [found[domain] for domain in bundle.domains if domain in found]
+
+    def live(self, before: str | None = None, then: Retirement | None = None) -> Live:
+        """What is in force; or was, when the ref ``before`` had not yet been committed; or would be after ``then``."""
+        return self._live(self.refs(), before, [] if then is None else [then])
+
+    def retirements(self) -> list[Retirement]:
+        """Every retirement, by number."""
+        return [fact for fact in self._facts(self.refs()) if isinstance(fact, Retirement)]
+
+    def erasures(self) -> list[Erasure]:
+        """Every erasure, by number."""
+        return [fact for fact in self._facts(self.refs()) if isinstance(fact, Erasure)]
+
+    def _live(
+        self, refs: Mapping[str, Mapping[str, Any]], before: str | None = None, then: Sequence[Fact] = ()
+    ) -> Live:
+        self._stacks(refs)  # so that each is what its manifest says
+        return live([*self._facts(refs, before), *then])
+
+    def _facts(self, refs: Mapping[str, Mapping[str, Any]], before: str | None = None) -> Iterator[Fact]:
+        """What decides about the live, in the order of the commits."""
+        for name, content in refs.items():
+            if name == before:
+                return
+            if name.startswith(STACKS):
+                yield record(StackRef, content, name)
+            elif name.startswith(DOMAINS):
+                yield _closing(refs, name)
+            elif name.startswith((RETIREMENTS, ERASURES)):
+                fact = record(Retirement if name.startswith(RETIREMENTS) else Erasure, content, name)
+                if fact.number != number_of(name):
+                    raise IntegrityError(f"{name} holds number {fact.number}; repair the store")
+                yield fact
 
     def bundles(self) -> list[tuple[int, str, BundleManifest]]:
         """Every bundle as (number, manifest digest, manifest), by number."""
@@ -162,9 +221,11 @@ class Committed:
         return held
 
 
-def committed_rounds(found: DomainRecord) -> set[StackRef]:
-    """The stacks that a closing record says its domain has."""
-    return {StackRef(outcome.stack, outcome.manifest or "") for outcome in found.rounds if outcome.committed}
+def _closing(refs: Mapping[str, Mapping[str, Any]], name: str) -> DomainRecord:
+    found = record(DomainRecord, refs[name], name)
+    if found.domain != domain_of(name):
+        raise IntegrityError(f"{name} holds the record of domain {found.domain!r}; repair the store")
+    return found
 
 
 def without_entry(refs: Mapping[str, Any], chain: list[HistoryEntry]) -> list[str]:

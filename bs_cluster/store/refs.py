@@ -20,10 +20,13 @@ STACKS = "refs/stacks"
 DOMAINS = "refs/domains"
 BUNDLES = "refs/bundles"
 PROMOTIONS = "refs/promotions"
+RETIREMENTS = "refs/retirements"
+ERASURES = "refs/erasures"
 EPOCHS = "refs/epochs"
 _NAME, _NUMBER = r"[a-z0-9][a-z0-9_]{0,39}", r"[1-9][0-9]{0,8}"
 _COMMITTED = re.compile(
-    rf"{CAMPAIGN}|{STACKS}/{_NAME}/{_NUMBER}\.json|{DOMAINS}/{_NAME}\.json|({BUNDLES}|{PROMOTIONS})/{_NUMBER}\.json"
+    rf"{CAMPAIGN}|({STACKS}|{DOMAINS})/{_NAME}/{_NUMBER}\.json"
+    rf"|({BUNDLES}|{PROMOTIONS}|{RETIREMENTS}|{ERASURES})/{_NUMBER}\.json"
 )
 _EPOCH = re.compile(rf"{EPOCHS}/{_NUMBER}\.json")
 LARGEST_RECORD = 64 * 2**20  # bytes; what is larger is no record of ours and is not read
@@ -33,8 +36,9 @@ def stack_ref(ref: StackRef) -> str:
     return named(f"{STACKS}/{ref.stack.domain}/{ref.stack.round}.json")
 
 
-def domain_ref(domain: str) -> str:
-    return named(f"{DOMAINS}/{domain}.json")
+def domain_ref(domain: str, number: int) -> str:
+    """Of the domain's closing ``number``, from 1: it closes again where rounds were retired."""
+    return named(f"{DOMAINS}/{domain}/{number}.json")
 
 
 def bundle_ref(number: int) -> str:
@@ -43,6 +47,14 @@ def bundle_ref(number: int) -> str:
 
 def promotion_ref(number: int) -> str:
     return named(f"{PROMOTIONS}/{number}.json")
+
+
+def retirement_ref(number: int) -> str:
+    return named(f"{RETIREMENTS}/{number}.json")
+
+
+def erasure_ref(number: int) -> str:
+    return named(f"{ERASURES}/{number}.json")
 
 
 def epoch_ref(number: int) -> str:
@@ -72,9 +84,14 @@ def number_of(name: str) -> int:
     return int(name.rpartition("/")[2].removesuffix(".json"))
 
 
+def domain_of(name: str) -> str:
+    """The domain that the ref of a stack or of a closing is of."""
+    return name.split("/")[2]
+
+
 def stack_of(name: str) -> StackId:
     """The stack whose ref is called ``name``."""
-    return StackId(name.split("/")[2], number_of(name))
+    return StackId(domain_of(name), number_of(name))
 
 
 def encode(record: Record, what: str) -> bytes:

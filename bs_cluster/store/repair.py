@@ -24,14 +24,19 @@ from bs_cluster.store.refs import (
     CAMPAIGN,
     DOMAINS,
     EPOCHS,
+    ERASURES,
     PROMOTIONS,
     REFS,
+    RETIREMENTS,
     STACKS,
     Refs,
     bundle_ref,
+    domain_of,
     domain_ref,
+    erasure_ref,
     number_of,
     promotion_ref,
+    retirement_ref,
     stack_ref,
 )
 from bs_cluster.store.remote import RemoteFiles
@@ -188,6 +193,8 @@ class _Repair:
             loose.sort(key=lambda name: self._order(committed, audit.refs, name))
         except StoreError:
             return  # a manifest of theirs is lost
+        if len(loose) > 1 and any(name.startswith(RETIREMENTS) for name in loose):
+            return  # what was there before it and what came after follows from no word of theirs: a copy can tell
         for name in loose:
             history.append(name, audit.refs[name])
             self.mended.append(Mended(name, "entered in the history"))
@@ -200,9 +207,13 @@ class _Repair:
         elif name.startswith(BUNDLES):
             said = bundle_ref(committed.bundle(content.get("manifest", "")).number)
         elif name.startswith(DOMAINS):
-            said = domain_ref(content.get("domain", ""))
+            said = domain_ref(content.get("domain", ""), number_of(name))
         elif name.startswith(PROMOTIONS):
             said = promotion_ref(content.get("number", 0))
+        elif name.startswith(RETIREMENTS):
+            said = retirement_ref(content.get("number", 0))
+        elif name.startswith(ERASURES):
+            said = erasure_ref(content.get("number", 0))
         if said != name:
             self._aside(name, f"it is what {said} holds, and was never committed under this name")
         return said == name
@@ -213,12 +224,11 @@ class _Repair:
             return 0, 0, 0
         if name.startswith(BUNDLES):
             return 2, number_of(name), 0
-        if name.startswith(PROMOTIONS):
+        if name.startswith((PROMOTIONS, RETIREMENTS, ERASURES)):
             return 3, number_of(name), 0
         if name.startswith(STACKS):
             return 1, len(committed.manifest(refs[name]["manifest"]).parents), 0
-        domain = name.removeprefix(f"{DOMAINS}/").removesuffix(".json")
-        own = [other for other in refs if other.startswith(f"{STACKS}/{domain}/")]
+        own = [other for other in refs if other.startswith(f"{STACKS}/{domain_of(name)}/")]
         parents = [len(committed.manifest(refs[other]["manifest"]).parents) for other in own]
         return 1, max(parents, default=len(refs)), 1
 

@@ -3,9 +3,11 @@
     <uri>/<campaign>/blobs/sha256/<2>/<64 hex>           immutable bytes, named by their SHA-256
     <uri>/<campaign>/refs/campaign.json                  who this campaign is
     <uri>/<campaign>/refs/stacks/<domain>/<round>.json   create-if-absent; its appearance IS the commit
-    <uri>/<campaign>/refs/domains/<domain>.json          create-if-absent; its appearance closes the domain
+    <uri>/<campaign>/refs/domains/<domain>/<number>.json create-if-absent; its appearance closes the domain
     <uri>/<campaign>/refs/bundles/<number>.json          create-if-absent
     <uri>/<campaign>/refs/promotions/<number>.json       create-if-absent; which bundle is served from then on
+    <uri>/<campaign>/refs/retirements/<number>.json      create-if-absent; takes stacks out of what is live
+    <uri>/<campaign>/refs/erasures/<number>.json         create-if-absent; names bytes that are deleted on request
     <uri>/<campaign>/refs/epochs/<number>.json           create-if-absent; the newest is the one writer
     <uri>/<campaign>/history/<n>.json                    create-if-absent; the refs in the order of their commits
     <uri>/<campaign>/rounds/<stack>/                     scratch: the state of a round that is under way
@@ -33,20 +35,25 @@ from typing import Any
 from bs_cluster.errors import FencedError, IntegrityError, NotInStoreError, OutOfOrderError, StoreError
 from bs_cluster.promotion import Standing, standing
 from bs_cluster.records import (
+    CHAMPION,
     SCHEMA_VERSION,
     BundleManifest,
     DomainRecord,
+    Erasure,
     FileEntry,
     Promotion,
+    Retirement,
     StackManifest,
     StackRef,
     canonical_json,
     sha256_hex,
 )
+from bs_cluster.retirement import Live, committed_rounds
 from bs_cluster.store.adapter_check import check_adapter
 from bs_cluster.store.blobs import BLOBS, Blobs, safe_name
 from bs_cluster.store.collect import Collected, collect_garbage, collect_temporary
-from bs_cluster.store.committed import Committed, committed_rounds, without_entry
+from bs_cluster.store.committed import Committed, without_entry
+from bs_cluster.store.erase import only_of
 from bs_cluster.store.filesystem import TEMPORARY
 from bs_cluster.store.hashing import stage_entries
 from bs_cluster.store.history import History, HistoryEntry
@@ -58,9 +65,11 @@ from bs_cluster.store.refs import (
     domain_ref,
     encode,
     epoch_ref,
+    erasure_ref,
     is_epoch,
     number_of,
     promotion_ref,
+    retirement_ref,
     stack_ref,
 )
 from bs_cluster.store.repair import Repaired, repair_campaign
@@ -171,8 +180,13 @@ class Store:
         return self.publish_stack(manifest)
 
     def stacks(self) -> list[tuple[StackRef, StackManifest]]:
-        """Every committed stack, in the order in which stacks are fused: by (position, round)."""
+        """The live stacks, which are the committed ones less those that were retired since, in the order in which they
+        are fused: by (position, round)."""
         return self._committed.stacks()
+
+    def every_stack(self) -> list[tuple[StackRef, StackManifest]]:
+        """Every stack that was ever committed, retired or not, in the same order."""
+        return self._committed.every_stack()
 
     def manifest(self, digest: str) -> StackManifest:
         return self._committed.manifest(digest)
@@ -181,8 +195,11 @@ class Store:
 
     def close_domain(self, record: DomainRecord) -> None:
         """Close a domain: no further round of it may commit. Raises ``StoreError`` when the record's committed rounds
-        are not the store's, ``RefExistsError`` when the domain is closed with another record."""
-        name, content = domain_ref(record.domain), json.loads(encode(record, f"the record of domain {record.domain}"))
+        are not the live ones, ``RefExistsError`` when the domain is closed with another record."""
+        earlier = [other for _, other in self._committed.closings() if other.domain == record.domain]
+        closed = record.domain in self.live().closings
+        name = domain_ref(record.domain, len(earlier) + (0 if closed else 1))
+        content = json.loads(encode(record, f"the record of domain {record.domain}"))
         if self._is_committed(name, content):
             return
         said = committed_rounds(record)
@@ -198,8 +215,62 @@ class Store:
         self._commit(name, content)
 
     def domains(self) -> list[DomainRecord]:
-        """Every closed domain, by position."""
+        """Every closed domain, in the order in which they closed."""
         return self._committed.domains()
+
+    def closings(self) -> list[DomainRecord]:
+        """Every closing that ever was, in force or not, in the order in which they came."""
+        return [record for _, record in self._committed.closings()]
+
+    def closings_of(self, bundle: BundleManifest) -> list[DomainRecord]:
+        """How each domain of a bundle had closed when the bundle was committed, in its order."""
+        return self._committed.closings_of(bundle)
+
+    # What is taken out
+
+    def live(self, before: str | None = None, then: Retirement | None = None) -> Live:
+        """What is in force; or was, before the ref of this name was committed; or would be after ``then``."""
+        return self._committed.live(before, then)
+
+    def retire(self, retirement: Retirement) -> None:
+        """Take stacks out of what is live. Raises ``StoreError`` where one of them is not, ``RefExistsError`` when
+        another retirement has that number."""
+        name, content = retirement_ref(retirement.number), retirement.to_dict()
+        if self._is_committed(name, content):
+            return
+        held = set(self.live().stacks)
+        if gone := _stack_names(ref for ref in retirement.stacks if ref not in held):
+            raise StoreError(f"{', '.join(gone)} cannot be retired: not among the campaign's live stacks")
+        self._commit(name, content)
+
+    def retirements(self) -> list[Retirement]:
+        """Every retirement, first to last."""
+        return self._committed.retirements()
+
+    def erasures(self) -> list[Erasure]:
+        """Every erasure, first to last."""
+        return self._committed.erasures()
+
+    def erasable(self, domain: str, then: Retirement | None = None) -> dict[str, int]:
+        """What ``erase`` would delete, after the retirement ``then``: size in bytes by digest."""
+        led_to = only_of(self._committed, domain, self.live(then=then))
+        sizes = {digest: self._blobs.size(digest) for digest in sorted(led_to)}
+        return {digest: size for digest, size in sizes.items() if size is not None}
+
+    def erase(self, domain: str, reason: str, when: str) -> Erasure | None:
+        """Delete the bytes that only the retired stacks of ``domain`` lead to: the fact first, then the bytes, so that
+        one that was interrupted is finished by the same call. Returns the newest erasure of the domain, None where
+        there never was anything to erase."""
+        if found := self.erasable(domain):
+            earlier = self.live().erased
+            if fresh := {digest: size for digest, size in found.items() if digest not in earlier}:
+                retired = tuple(ref for ref in self.live().retired if ref.stack.domain == domain)
+                number = len(self.erasures()) + 1
+                erasure = Erasure(SCHEMA_VERSION, number, domain, retired, fresh, reason, when)
+                self._commit(erasure_ref(number), erasure.to_dict())
+            for digest in found:
+                self._blobs.erase(digest)
+        return next((fact for fact in reversed(self.erasures()) if fact.domain == domain), None)
 
     # Bundles
 
@@ -212,7 +283,7 @@ class Store:
             return manifest.number
         self._check_campaign(manifest.campaign, label)
         for stack in manifest.stacks:
-            self._require_stack(stack, label)
+            self._require_live(stack, label)
         for entry in manifest.files:
             self._blobs.require(entry, label)
         self.put_bytes(f"bundle-{manifest.number}.json", data)
@@ -235,6 +306,13 @@ class Store:
         digest = next((digest for number, digest, _ in self.bundles() if number == bundle), None)
         if digest is None:
             raise NotInStoreError(f"bundle {bundle} is not committed in campaign {self.campaign}; commit it first")
+        now = self.live()
+        stacks = next(manifest.stacks for number, _, manifest in self.bundles() if number == bundle)
+        if alias == CHAMPION and (gone := now.retired_of(stacks)):
+            raise StoreError(
+                f"bundle {bundle} holds {gone[0].stack.name}, which was retired ({now.retired[gone[0]].reason}); "
+                "promote a bundle without it"
+            )
         number = len(self.promotions()) + 1
         promotion = Promotion(SCHEMA_VERSION, number, bundle, digest, alias, by, reason)
         self._commit(promotion_ref(number), promotion.to_dict())
@@ -245,8 +323,16 @@ class Store:
         return self._committed.promotions()
 
     def standing(self) -> Standing:
-        """Who is champion, who was before, and who is challenger."""
-        return standing(self.promotions())
+        """Who is champion, who was before, and who is challenger. A bundle with a stack that was retired is none of
+        them any more, but for the champion, which stays until one follows it, unless the retirement withdrew it."""
+        return standing(self.promotions(), *self.out_of_date())
+
+    def out_of_date(self, now: Live | None = None) -> tuple[frozenset[int], frozenset[int]]:
+        """The numbers of the bundles with a retired stack, and of those among them that are withdrawn, by what is in
+        force, or was or will be."""
+        now, bundles = now or self.live(), self.bundles()
+        outdated = frozenset(number for number, _, bundle in bundles if now.retired_of(bundle.stacks))
+        return outdated, frozenset(n for n, _, bundle in bundles if not now.withdrawn.isdisjoint(bundle.stacks))
 
     # The campaign itself
 
@@ -365,7 +451,7 @@ class Store:
         refs = self._committed.refs()
         if left_out := without_entry(refs, self._history.entries()):
             held = self._committed
-            for read in (held.stacks, held.domains, held.bundles, held.promotions):
+            for read in (held.live, held.bundles, held.promotions):
                 read()
             for name in left_out:
                 self._history.append(name, refs[name])
@@ -381,11 +467,14 @@ class Store:
 
     def _check_place(self, manifest: StackManifest) -> None:
         domain = manifest.stack.domain
-        if self._refs.exists(domain_ref(domain)):
+        now = self.live()
+        if domain in now.closings:
             raise OutOfOrderError(
                 f"{manifest.stack.name} cannot be committed: domain {domain} is closed; "
-                "teach it more as a new domain of the curriculum"
+                "teach it more as a new domain of the curriculum, or domains replace"
             )
+        if domain in now.gone:
+            raise OutOfOrderError(f"{manifest.stack.name} cannot be committed: domain {domain} was removed")
         if manifest.schema_version != SCHEMA_VERSION:
             raise StoreError(
                 f"{manifest.stack.name} has schema version {manifest.schema_version}, not {SCHEMA_VERSION}"
@@ -399,7 +488,7 @@ class Store:
         if manifest.basis is not None and not self._blobs.exists(manifest.basis):
             raise NotInStoreError(f"{manifest.stack.name} names the basis {manifest.basis}, which the store has not")
         for parent in manifest.parents:
-            self._require_stack(parent, manifest.stack.name)
+            self._require_live(parent, manifest.stack.name)
 
     def _check_staged(self, manifest: StackManifest, directory: Path) -> None:
         said, staged = set(manifest.files), set(stage_entries(directory))
@@ -409,7 +498,7 @@ class Store:
                 f"only in the manifest: {_file_names(said - staged)}; only staged: {_file_names(staged - said)}"
             )
 
-    def _require_stack(self, ref: StackRef, wanted_by: str) -> None:
+    def _require_live(self, ref: StackRef, wanted_by: str) -> None:
         name = stack_ref(ref)
         if not self._refs.exists(name):
             raise NotInStoreError(f"{wanted_by} builds on {ref.stack.name}, which is not committed; commit it first")
@@ -418,6 +507,8 @@ class Store:
                 f"{wanted_by} builds on {ref.stack.name} with manifest {ref.manifest}, the store holds {held}; "
                 "parents are taken from Store.stacks()"
             )
+        if ref in (retired := self.live().retired):
+            raise StoreError(f"{wanted_by} builds on {ref.stack.name}, which was retired: {retired[ref].reason}")
 
 
 def _stack_names(refs: Iterable[StackRef]) -> list[str]:

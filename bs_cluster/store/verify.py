@@ -11,6 +11,7 @@ from bs_cluster.errors import IntegrityError, NotInStoreError, StoreError
 from bs_cluster.records import DomainRecord, Record, StackManifest
 from bs_cluster.store.blobs import BLOBS, DIGEST, Blobs, blob_name
 from bs_cluster.store.committed import Committed
+from bs_cluster.store.erase import erased
 from bs_cluster.store.filesystem import LocalFiles
 from bs_cluster.store.history import HISTORY, History, HistoryEntry, entry_name, is_entry
 from bs_cluster.store.refs import (
@@ -33,13 +34,14 @@ _WAYS_OUT = {
     "damaged": "repair, from a copy where nothing intact here says what it was",
     "planted": "repair moves it to aside/",
     "disagrees": "repair, from a copy where nothing here says which of them is right",
+    "erased": "the same domains remove or replace with --purge deletes it",
     "unreadable": "give this user the right to it, or look after the volume or service, and verify again",
 }
 
 
 @dataclass(frozen=True)
 class Problem(Record):
-    """``kind`` is missing, damaged, planted, disagrees or unreadable; ``object`` the name it concerns."""
+    """``kind`` is missing, damaged, planted, disagrees, erased or unreadable; ``object`` the name it concerns."""
 
     kind: str
     object: str
@@ -85,8 +87,8 @@ class Audit:
             self._try("the store", look)
         if not self.problems:  # else these say the same again
             for what, look in (
-                (STACKS, self._committed.stacks),
-                (DOMAINS, self._committed.domains),
+                (STACKS, self._committed.every_stack),
+                (DOMAINS, self._committed.live),
                 (BUNDLES, self._committed.bundles),
                 (PROMOTIONS, self._committed.promotions),
             ):
@@ -96,18 +98,27 @@ class Audit:
         return Verified(tuple(dict.fromkeys(self.problems)), len(self.refs), len(self.sizes), sum(self.sizes.values()))
 
     def needed(self) -> Iterator[tuple[str, str, int | None]]:
-        """Every blob that an intact ref leads to: who names it, its digest, and its size where that is recorded."""
+        """Every blob that an intact ref leads to and that was not erased on request: who names it, its digest, and its
+        size where that is recorded."""
+        gone = self.erased()
         for name, content in self.refs.items():
             try:
-                yield from self._needed_by(name, content)
+                yield from (wanted for wanted in self._needed_by(name, content) if wanted[1] not in gone)
             except StoreError:
                 continue  # that ref's own problem, which is told where it is read
+
+    def erased(self) -> set[str]:
+        """The blobs that were erased on request; none while the history cannot be read."""
+        try:
+            return erased(self._committed)
+        except StoreError:
+            return set()
 
     def _needed_by(self, name: str, content: dict[str, Any]) -> Iterator[tuple[str, str, int | None]]:
         if name.startswith(DOMAINS):
             closed = record(DomainRecord, content, name)
             yield from ((f"{name}, {what}", digest, None) for what, digest in closed.blobs().items())
-        elif name != CAMPAIGN and not name.startswith(PROMOTIONS):  # its bundle's ref leads to all that it needs
+        elif name.startswith((STACKS, BUNDLES)):  # these lead to all that the others need
             digest = str(content.get("manifest"))
             yield f"{name}, manifest", digest, None
             if digest in self.sizes:
@@ -187,6 +198,8 @@ class Audit:
                 self._look_for(blob_name(digest), f"{wanted_by} names it")
             elif size is not None and self.sizes[digest] != size:
                 self._add("disagrees", wanted_by, f"{size} bytes are named, blob {digest} has {self.sizes[digest]}")
+        for digest in sorted(self.erased() & self.sizes.keys()):
+            self._add("erased", blob_name(digest), "it was erased on request, and is there")
 
     def _look_for(self, name: str, why: str) -> None:
         """Say that a name which must be there is missing, or what stands there that is no file."""

@@ -9,26 +9,30 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from bs_cluster.config.identity import config_digest
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.errors import BrainstacksError, ClusterResourceError, TrainingError
 from bs_cluster.training.entry import run_worker
 
 
 def train_campaign(
-    config: CampaignConfig, rows: Mapping[str, Any], coordinator: Any, storage: str, decided: Callable[[], int]
+    config: CampaignConfig,
+    rows: Mapping[str, Any],
+    coordinator: Any,
+    storage: str,
+    name: str,
+    decided: Callable[[], int],
 ) -> None:
     """Runs workers until the coordinator (an actor's handle) has no step left. Blocks; restarts them up to
     ``training.max_failures`` times, and tries as often to bring a group up. ``decided`` counts the steps that are
     through: whenever there are more, failures are counted anew.
 
-    The run's name carries the config's digest: Ray Train restores state by name, and a changed config is another run.
+    ``name`` is the run's, by which Ray Train restores its state.
     Raises what a worker raised, where that is one of ours; TrainingError, ClusterResourceError.
     """
     while True:
         before = decided()
         try:
-            _trainer(config, rows, coordinator, storage).fit()
+            _trainer(config, rows, coordinator, storage, name).fit()
             return
         except TrainingFailedError as error:
             failure = what_failed(error, config.training.start_timeout_s)
@@ -37,9 +41,10 @@ def train_campaign(
                 raise failure from error
 
 
-def _trainer(config: CampaignConfig, rows: Mapping[str, Any], coordinator: Any, storage: str) -> TorchTrainer:
+def _trainer(
+    config: CampaignConfig, rows: Mapping[str, Any], coordinator: Any, storage: str, name: str
+) -> TorchTrainer:
     training = config.training
-    name = f"{config.campaign}-{config_digest(config)[:12]}"
     most = training.num_workers
     each = {"CPU": training.cpus_per_worker} | ({"GPU": 1.0} if training.use_gpu else {})
     return TorchTrainer(

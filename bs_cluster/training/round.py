@@ -134,7 +134,7 @@ def _training_of(config: CampaignConfig, domain: str) -> TrainingSection:
 def _others_fire(step: TrainRound) -> bool:
     """Whether this first round starts beside other domains' stacks, which may have made its domain worse than the base:
     then it must beat the base too."""
-    return step.stack.round == 1 and bool(step.context)
+    return bool(step.context) and all(stack.domain != step.stack.domain for stack in step.context)
 
 
 def _base_losses(session: Session, rows: Sequence[EncodedRow]) -> list[RowLoss]:

@@ -145,7 +145,7 @@ class TestStore:
     def test_one_that_is_not_is_a_finding_and_a_copy_mends_it(self, ran, held, tmp_path):
         copy = tmp_path / "copy"
         shutil.copytree(held, copy)
-        (Path(held) / "demo/refs/domains/chat.json").write_text("{}")
+        (Path(held) / "demo/refs/domains/chat/1.json").write_text("{}")
         next(path for path in (Path(held) / "demo/blobs").rglob("*") if path.is_file()).unlink()
         code, out, _ = ran("store", "verify", *demo(held, "--json"))
         assert code == 1
@@ -159,7 +159,7 @@ class TestStore:
         assert refs == [
             "refs/campaign.json",
             "refs/stacks/chat/1.json",
-            "refs/domains/chat.json",
+            "refs/domains/chat/1.json",
             "refs/stacks/math/1.json",
         ]
 

@@ -166,10 +166,10 @@ def test_a_domain_record_must_tell_what_is_committed(store, tmp_path):
         store.close_domain(dataclasses.replace(domain_record(store, "chat"), basis="e" * 64))
 
 
-def test_domains_are_ordered_by_position(store):
+def test_domains_come_in_the_order_in_which_they_closed(store):
     for domain, position in [("math", 1), ("chat", 0)]:
         store.close_domain(domain_record(store, domain, position))
-    assert [record.domain for record in store.domains()] == ["chat", "math"]
+    assert [record.domain for record in store.domains()] == ["math", "chat"]
 
 
 def test_bundles_are_numbered_and_ordered(store, tmp_path):

@@ -64,9 +64,9 @@ def test_the_history_tells_every_commit_in_order(store):
         "refs/campaign.json",
         "refs/stacks/chat/1.json",
         "refs/stacks/chat/2.json",
-        "refs/domains/chat.json",
+        "refs/domains/chat/1.json",
         "refs/stacks/math/1.json",
-        "refs/domains/math.json",
+        "refs/domains/math/1.json",
         "refs/bundles/1.json",
     ]
 
@@ -140,7 +140,7 @@ def test_where_nothing_intact_tells_a_repair_leaves_it_and_a_copy_mends_it(store
     copy = Store(str(tmp_path / "copy"), "demo")
     shutil.copytree(root(store), root(copy))
     weights(store).write_bytes(b"rotten")
-    (root(store) / "refs/domains/chat.json").unlink()
+    (root(store) / "refs/domains/chat/1.json").unlink()
     (root(store) / "history/4.json").unlink()
     left = store.repair().left
     assert {problem.kind for problem in left.problems} >= {"damaged", "missing"}
@@ -253,14 +253,14 @@ def test_a_forged_manifest_with_a_valid_digest_is_refused(tmp_path, change):
 
 def test_a_record_that_does_not_tell_its_refs_is_refused(store):
     """Record and history forged alike."""
-    name = root(store) / "refs/domains/math.json"
+    name = root(store) / "refs/domains/math/1.json"
     record = json.loads(name.read_bytes())
     record["rounds"] = []
     name.write_bytes(canonical_json(record))
     entry = root(store) / "history/6.json"
     entry.write_bytes(canonical_json({**json.loads(entry.read_bytes()), "content": record}))
     (root(store) / "history/7.json").unlink()
-    with pytest.raises(IntegrityError, match="does not tell the committed rounds"):
+    with pytest.raises(IntegrityError, match="does not tell the rounds"):
         afresh(store).domains()
 
 
