@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayError
 
 from bs_cluster.campaign.campaign import Campaign
+from bs_cluster.campaign.carried import carry_over
 from bs_cluster.campaign.lessons import teach_anchor
 from bs_cluster.data.batch import plan_batches
 from bs_cluster.data.encode import EncodedRow
@@ -134,6 +135,7 @@ def sweep_and_route(
     table = OutcomeTable([ids[row] for row in taught], [owners[row] for row in taught], domains)
     area = store.sweep_area(sweep_digest(manifests, rows, unowned, domains))
     started = time.monotonic()
+    carry_over(campaign, sweep_rows, area)
     reused, swept = 0, 0
     for shard in run_sweep(evaluators, sweep_rows, domains, config.sweep, area, on_progress):
         table.update(shard.table)
