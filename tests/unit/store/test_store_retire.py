@@ -72,7 +72,7 @@ def test_a_bundle_that_holds_it_is_served_on_but_never_promoted(held):
     with pytest.raises(StoreError, match="holds code_r1, which was retired"):
         held.promote(3, "champion", "hand", "all the same")
     held.promote(1, "champion", "hand", "without it")
-    assert held.standing().former == held.promotions()[:1], "bundle 3 is nothing to roll back to"
+    assert held.standing().former == (held.promotions()[0],), "bundle 3 is nothing to roll back to"
 
 
 def test_a_withdrawn_champion_leaves_its_place_to_the_one_before(held):
