@@ -114,7 +114,8 @@ def _entry(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _plan(config: CampaignConfig, name: str, check: RowsCheck) -> dict[str, Any]:
     """What the next run will do, as far as it can be known: JSON-ready."""
-    from bs_cluster.config import curriculum, effective_domain  # noqa: PLC0415  # pydantic
+    from bs_cluster.config import curriculum, effective_domain  # noqa: PLC0415  # pydantic and torch
+    from bs_cluster.coordinator.room import claimed_so_far  # noqa: PLC0415
     from bs_cluster.store import Store  # noqa: PLC0415
 
     store = Store(config.store.uri, config.campaign)
@@ -125,6 +126,8 @@ def _plan(config: CampaignConfig, name: str, check: RowsCheck) -> dict[str, Any]
     domain, batch = effective_domain(config, name), config.training.global_batch
     assert domain.steps is not None
     shares = closed[-1].capacity if closed else {}
+    if store.retirements():  # a closing speaks of claims that are free again
+        shares = claimed_so_far(store).claimed_share()
     return {
         "closed": [record.domain for record in closed],
         "trains": [other for other in curriculum(config) if other not in names],

@@ -1,6 +1,6 @@
 """Taking domains out of a finished campaign, as a user does: what is left is as it was, to the bit, and is served.
 
-One campaign: the middle domain is replaced and another rolled back, in one run; then the middle one is removed for good.
+One campaign: the middle domain is replaced and another rolled back, in one run; then the middle one is removed.
 """
 
 from __future__ import annotations
