@@ -7,6 +7,7 @@ record written by another version fails loudly instead of losing a field.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import types
@@ -37,7 +38,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)
         names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if set(data) != names:
             raise IntegrityError(
@@ -49,6 +50,11 @@ class Record:
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON of this record."""
         return sha256_hex(canonical_json(self.to_dict()))
+
+
+@functools.cache
+def _hints(kind: type[Record]) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 # What JSON gives for a hint; a float may be written without its point.
