@@ -14,9 +14,8 @@ DOMAINS = ("aa", "bb")
 
 @pytest.fixture(scope="session")
 def bundled(inputs):
-    """A campaign of two closed domains of two rounds, in float32, with a bundle that is champion."""
+    """A campaign of two closed domains of two rounds, in float32, with a bundle of them that is champion."""
     bundled = commit_bundle(inputs, inputs / "store", DOMAINS, rounds=2)
-    bundled.store.promote(1, CHAMPION, HAND, "the first")
     rows = encode_domains(Campaign.of(bundled.config))
     for position, domain in enumerate(DOMAINS):
         frozen = bundled.store.put_bytes("rows.parquet", rows[domain].to_parquet())
@@ -27,4 +26,7 @@ def bundled(inputs):
             data_counts=rows[domain].counts,
         )
         bundled.store.close_domain(record)
-    return bundled
+    manifest = dataclasses.replace(bundled.manifest, number=2)  # the first knew no closing
+    bundled.store.commit_bundle(manifest)
+    bundled.store.promote(2, CHAMPION, HAND, "the first of closed domains")
+    return dataclasses.replace(bundled, manifest=manifest)

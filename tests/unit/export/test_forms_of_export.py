@@ -263,7 +263,7 @@ class TestRefusals:
         return refused
 
     def test_a_domain_or_bundle_that_is_not_there(self, refused):
-        assert "domain 'math' is not in bundle 1; it has aa, bb" in refused("--domain", "math")
+        assert "domain 'math' is not in bundle 2; it has aa, bb" in refused("--domain", "math")
         assert "has no bundle 7" in refused("--domain", "aa", "--bundle", "7")
 
     def test_no_domain_or_an_unknown_form(self, refused):
