@@ -15,10 +15,10 @@ from bs_cluster.stacks.config import StackConfig
 
 
 def joined_config(rounds: Sequence[StackConfig]) -> StackConfig:
-    """The configuration of a domain's rounds, in order from the first, as one adapter. Raises ValueError for other
-    stacks than those, and for rounds that are not alike."""
+    """The configuration of a domain's rounds, one after another, as one adapter; a domain that trained anew counts on
+    from the rounds that it had. Raises ValueError for other stacks than those, and for rounds that are not alike."""
     last = rounds[-1]
-    for number, config in enumerate(rounds, start=1):
+    for number, config in enumerate(rounds, start=rounds[0].round):
         if (config.round, config.rounds) != (number, 1) or _kind(config) != _kind(last):
             raise ValueError(
                 f"{config.domain} round {config.round} stands where round {number} of {last.domain}, of the last one's "

@@ -72,8 +72,13 @@ def test_its_rounds_are_frozen(apart, tmp_path):
     torch.testing.assert_close(logits(whole), logits(apart))  # an untrained stack beside it changes nothing
 
 
-def test_only_rounds_of_one_domain_from_the_first_are_a_whole():
-    for names in (["chat_r2"], ["chat_r2", "chat_r1"], ["chat_r1", "chat_r3"], ["chat_r1", "math_r2"]):
+def test_a_domain_that_trained_anew_counts_on():
+    whole = joined_config([config("chat_r3"), config("chat_r4")])
+    assert (whole.rounds, whole.round) == (2, 4)
+
+
+def test_only_rounds_of_one_domain_one_after_another_are_a_whole():
+    for names in (["chat_r2", "chat_r1"], ["chat_r1", "chat_r3"], ["chat_r1", "math_r2"]):
         with pytest.raises(ValueError, match="is wanted"):
             joined_config([config(name) for name in names])
     with pytest.raises(ValueError, match="is wanted"):
