@@ -40,7 +40,7 @@ def measure(settings: Settings) -> list[Table]:
 
     cases = {
         "encode the prompt (base alone)": lambda: encode_states(stacked, [prompt], 0.45, pooled=True),
-        "decide (meta-router)": lambda: served.choose(states),
+        "decide (meta-router)": lambda: served.gates(states),
         "score the row, all five domains on": lambda: evaluator.score(rows, [[1.0] * DOMAINS]),
     }
     seconds = medians(take_turns(cases, settings.rounds * 4, settings.device))

@@ -37,7 +37,7 @@ from bs_cluster.report.terminal import render_terminal, terminal_console
 from bs_cluster.report.write import write_report
 from bs_cluster.sweep.targets import check_targets
 
-SWEEP_LINE_EVERY_S = 15.0
+PROGRESS_LINE_EVERY_S = 15.0
 
 
 def run_campaign(config: CampaignConfig, console: Console) -> int:
@@ -99,7 +99,9 @@ def measure(campaign: Campaign, handles: Mapping[str, ray.ObjectRef], console: C
         console.say(f"{'sweep':<14} {len(evaluators)} evaluators load {len(campaign.store.stacks())} stacks")
         rows = fetch(handles, console.say)
         unowned = fetch_unowned(start_unowned(campaign), console.say)
-        routing = sweep_and_route(campaign, evaluators, rows, unowned, _sweep_progress(console), console.say)
+        swept = _progress(console, "sweep", "outcomes", "outcomes are measured")
+        judged = _progress(console, "meta-router", "rows judged under its gates", "rows are judged under its gates")
+        routing = sweep_and_route(campaign, evaluators, rows, unowned, swept, console.say, judged)
         console.begin(f"{'answers':<14} rows are answered and checked")
         answers = answer_and_check(campaign, evaluators, rows, routing, console.say)
         console.begin(f"{'measure':<14} each domain alone, to compare with its closing")
@@ -157,14 +159,14 @@ def _on_event(console: Console, recorder: Recorder) -> Callable[[Event], None]:
     return on_event
 
 
-def _sweep_progress(console: Console) -> Callable[[int, int], None]:
+def _progress(console: Console, part: str, what: str, doing: str) -> Callable[[int, int], None]:
     last = -1.0
 
     def progress(done: int, total: int) -> None:
         nonlocal last
-        console.begin(f"{'sweep':<14} outcomes are measured")
-        if done == total or console.seconds - last >= SWEEP_LINE_EVERY_S:
+        console.begin(f"{part:<14} {doing}")
+        if done == total or console.seconds - last >= PROGRESS_LINE_EVERY_S:
             last = console.seconds
-            console.say(f"{'sweep':<14} {done}/{total} outcomes")
+            console.say(f"{part:<14} {done}/{total} {what}")
 
     return progress

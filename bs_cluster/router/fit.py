@@ -16,9 +16,9 @@ from bs_cluster.config.schema import RouterSection
 from bs_cluster.router.anchor import Anchor
 from bs_cluster.router.filled import filled_nll
 from bs_cluster.router.folds import deal_folds
-from bs_cluster.router.learned import Gates, Outcomes, Prompts, fit_gates, gate_inputs, replay_of
+from bs_cluster.router.learned import Gates, Outcomes, fit_gates, gate_inputs, replay_of
 from bs_cluster.router.learned_choice import Choice, choose_gates
-from bs_cluster.router.multilinear import choose, members
+from bs_cluster.router.multilinear import members, served_gates
 from bs_cluster.router.network_fit import train_router
 from bs_cluster.router.routers import AnchoredRouter, NetworkRouter, Router
 from bs_cluster.sweep.outcomes import OutcomeTable
@@ -39,7 +39,7 @@ class Lessons:
     seed: int
 
     def masks(self, table: OutcomeTable) -> list[int]:
-        """What a router taught by ``table``, some of these rows, may serve: every combination that was measured for
+        """What a router taught by ``table``, some of these rows, chooses from: every combination that was measured for
         some row; where there are more than ``learn_combinations``, those that a search begins with, and of the others
         the ones that are best for the most rows of ``table``."""
         masks, most = self.table.masks(), self.settings.learn_combinations
@@ -56,15 +56,15 @@ class Lessons:
 
 @dataclass(frozen=True)
 class Served:
-    """A trained router and the combinations it chooses from; ``choice`` is None for the network."""
+    """A trained router and the combinations that its logits choose from; ``choice`` is None for the network."""
 
     router: Router
     masks: tuple[int, ...]
     choice: Choice | None
 
-    def choose(self, states: Sequence[np.ndarray]) -> np.ndarray:
-        """The combination (B,) int64 that each prompt is answered with."""
-        return choose(self.router.logits(states), self.masks)
+    def gates(self, states: Sequence[np.ndarray]) -> np.ndarray:
+        """The gate weights (B, D) that each prompt is answered under."""
+        return served_gates(self.router.logits(states), self.masks)
 
 
 def fit_router(lessons: Lessons, rows: Sequence[int]) -> Served:
@@ -92,11 +92,11 @@ def fit_router(lessons: Lessons, rows: Sequence[int]) -> Served:
 
 
 class CrossFit(NamedTuple):
-    """Combinations (B,) int64 chosen for every row by what never saw it: the meta-router, and the domain that is best
-    alone for rows of its kind. ``anchor_B`` is the anchor's choice, which saw no outcome at all."""
+    """What every row would be answered under, decided by what never saw it: the meta-router's gates (B, D), and the
+    domain that is best alone for rows of its kind, as a combination (B,) int64. The anchor's gates saw no outcome."""
 
-    routed_B: np.ndarray
-    anchor_B: np.ndarray
+    routed_BD: np.ndarray
+    anchor_BD: np.ndarray
     best_single_B: np.ndarray
 
 
@@ -111,34 +111,21 @@ class Judges:
     def choose(
         self, states: Sequence[np.ndarray], owners: Sequence[str], domains: Sequence[str], fold_B: np.ndarray
     ) -> CrossFit:
-        """What is chosen for rows of these owners and folds."""
-        prompts = self._prompts(states)  # once for all: it is what judging costs
-        logits_BD = self._logits(states, prompts, fold_B)
-        routed_B, single_B = np.zeros(len(fold_B), dtype=np.int64), np.zeros(len(fold_B), dtype=np.int64)
+        """What is decided for rows of these owners and folds."""
+        # Once for all: it is what judging costs.
+        prompts = gate_inputs(self.anchor, np.stack([s if s.ndim == 1 else pool_states(s) for s in states]))
+        routed_BD, anchor_BD = np.zeros(prompts.anchor_BD.shape), np.zeros(prompts.anchor_BD.shape)
+        single_B = np.zeros(len(fold_B), dtype=np.int64)
         for fold in np.unique(fold_B).tolist():
-            held = np.flatnonzero(fold_B == fold)
-            routed_B[held] = choose(logits_BD[held], self.served[fold].masks)
-            single_B[held] = [self.best_single[fold][kind_of(owners[row], domains)] for row in held.tolist()]
-        # The anchor opens one gate at most, and every router has none and each alone among its combinations.
-        masks = next(iter(self.served.values())).masks
-        return CrossFit(routed_B, choose(prompts.anchor_BD, masks), single_B)
-
-    def logits(self, states: Sequence[np.ndarray], fold_B: np.ndarray) -> np.ndarray:
-        """Gate logits (B, D) float64 of rows of these folds."""
-        return self._logits(states, self._prompts(states), fold_B)
-
-    def _prompts(self, states: Sequence[np.ndarray]) -> Prompts:
-        return gate_inputs(self.anchor, np.stack([s if s.ndim == 1 else pool_states(s) for s in states]))
-
-    def _logits(self, states: Sequence[np.ndarray], prompts: Prompts, fold_B: np.ndarray) -> np.ndarray:
-        logits_BD = np.zeros(prompts.anchor_BD.shape)
-        for fold in np.unique(fold_B).tolist():
-            held, router = np.flatnonzero(fold_B == fold), self.served[fold].router
-            if isinstance(router, AnchoredRouter):
-                logits_BD[held] = router.gated(prompts.select(held))
+            held, served = np.flatnonzero(fold_B == fold), self.served[fold]
+            if isinstance(served.router, AnchoredRouter):
+                logits_BD = served.router.gated(prompts.select(held))
             else:
-                logits_BD[held] = router.logits([states[row] for row in held.tolist()])
-        return logits_BD
+                logits_BD = served.router.logits([states[row] for row in held.tolist()])
+            routed_BD[held] = served_gates(logits_BD, served.masks)
+            anchor_BD[held] = served_gates(prompts.anchor_BD[held], served.masks)
+            single_B[held] = [self.best_single[fold][kind_of(owners[row], domains)] for row in held.tolist()]
+        return CrossFit(routed_BD, anchor_BD, single_B)
 
 
 def fit_judges(lessons: Lessons, fold_B: np.ndarray, folds: Sequence[int]) -> Judges:

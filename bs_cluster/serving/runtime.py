@@ -1,4 +1,4 @@
-"""Answering prompts from a bundle: route, then generate with the domains that the meta-router chose.
+"""Answering prompts from a bundle: route, then generate under the gates that the meta-router gave.
 
 Shapes: B prompts, D domains.
 """
@@ -24,7 +24,6 @@ from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import BundleManifest, StackRef
 from bs_cluster.router.files import load_router
 from bs_cluster.store.store import Store
-from bs_cluster.sweep.combinations import mask_weights
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,7 @@ class BundleRuntime:
     def route(self, router_ids: Sequence[Sequence[int]]) -> torch.Tensor:
         """Served gate weights (B, D) of prompts as ``router_ids`` gives them."""
         states = encode_states(self.stacked, router_ids, self.card.mid_weight, self.card.pooled)
-        masks = self.served.choose(states).tolist()
-        return torch.tensor([mask_weights(mask, len(self.domains)) for mask in masks])
+        return torch.from_numpy(self.served.gates(states)).float()
 
     def answer(
         self, prompts: Sequence[str], weights_BD: torch.Tensor | None = None, max_new_tokens: int = 64

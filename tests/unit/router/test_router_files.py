@@ -47,7 +47,7 @@ def test_a_saved_router_gives_the_same_logits(kind, learned, tmp_path):
     card = save_router(tmp_path, served, READING)
     loaded = load(tmp_path)
     np.testing.assert_array_equal(loaded.router.logits(states), served.router.logits(states))
-    np.testing.assert_array_equal(loaded.choose(states), served.choose(states))
+    np.testing.assert_array_equal(loaded.gates(states), served.gates(states))
     assert (loaded.masks, card.pooled) == (served.masks, kind != "network")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["router.json", "router.safetensors"]
 

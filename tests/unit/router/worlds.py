@@ -13,8 +13,10 @@ import numpy as np
 from bs_cluster.config.schema import RouterSection
 from bs_cluster.records import RowLoss
 from bs_cluster.router.anchor import Anchor, fit_anchor
-from bs_cluster.router.fit import Lessons
-from bs_cluster.sweep.combinations import all_masks
+from bs_cluster.router.fit import Lessons, cross_fit
+from bs_cluster.router.judging import Score
+from bs_cluster.router.regret import Judged
+from bs_cluster.sweep.combinations import all_masks, mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable
 
 DOMAINS = ("chat", "code", "math")
@@ -62,3 +64,21 @@ def lessons(needs: Mapping[str, int], rows: int = 20, seed: int = 0, **settings)
         for mask in all_masks(3):
             table.record(row, mask, RowLoss(10 * float(loss_C[mask]), 10))
     return Lessons(table, list(states), anchor_of(), RouterSection(**settings), seed)
+
+
+def interpolated(table: OutcomeTable) -> Score:
+    """Losses under gates between combinations, as if they were the mean over combinations: in this world, where every
+    domain gains or harms by itself, that is what a weight does."""
+
+    def score(row_N: np.ndarray, gates_ND: np.ndarray) -> np.ndarray:
+        member_CD = np.array([mask_weights(mask, 3) for mask in all_masks(3)])
+        share_NC = np.where(member_CD, gates_ND[:, None], 1 - gates_ND[:, None]).prod(axis=2)
+        return (share_NC * table.nll_BC(all_masks(3))[row_N]).sum(axis=1)
+
+    return score
+
+
+def judge(taught: Lessons) -> Judged:
+    """Every row of ``taught`` under the gates of what never saw it."""
+    fitted, row_B, score = cross_fit(taught), np.arange(len(taught.states)), interpolated(taught.table)
+    return Judged.of(taught.table, fitted, score(row_B, fitted.routed_BD), score(row_B, fitted.anchor_BD))
