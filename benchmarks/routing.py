@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,6 +31,7 @@ from bs_cluster.router.fit import CrossFit, Lessons, cross_fit
 from bs_cluster.router.judging import gated_nll
 from bs_cluster.router.regret import Judged, RowsRouting, routing_groups, rows_of
 from bs_cluster.store import Store
+from bs_cluster.sweep.combinations import mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable
 
 SHOWN = ("label", "anchor", "best_single", "base", "oracle")
@@ -65,6 +67,12 @@ class Finished:
         new = [one for one in dict.fromkeys(asked) if one not in self._known]
         self._known |= zip(new, (loss.nll for loss in self._scorer(new)), strict=True)
         return np.array([self._known[one] for one in asked])
+
+    def complete(self, asked: Sequence[tuple[int, int]]) -> None:
+        """Measures these rows under these combinations, into the table."""
+        losses = self._scorer([(self.rows[row].id, mask_weights(mask, len(self.domains))) for row, mask in asked])
+        for (row, mask), loss in zip(asked, losses, strict=True):
+            self.table.record(row, mask, loss)
 
     def judged(self, fitted: CrossFit) -> Judged:
         """Every row under what was decided for it."""
