@@ -28,7 +28,7 @@ from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.router.anchor import fit_anchor
 from bs_cluster.router.fit import CrossFit, Lessons, cross_fit
-from bs_cluster.router.judging import gated_nll
+from bs_cluster.router.gated import gated_nll
 from bs_cluster.router.regret import Judged, RowsRouting, routing_groups, rows_of
 from bs_cluster.store import Store
 from bs_cluster.sweep.combinations import mask_weights
@@ -101,7 +101,7 @@ def main() -> None:
         settings = finished.config.router.model_copy(update={"kind": kind})
         states = encode(finished.prompts, kind == "anchored")
         for seed in range(arguments.seeds):
-            fitted = cross_fit(Lessons(finished.table, states, anchor, settings, seed))
+            fitted = cross_fit(Lessons(finished.table, states, anchor, settings, seed), finished.nll)
             judged = finished.judged(fitted)
             kinds, owners = routing_groups(judged)
             for name, routing in (kinds | owners if seed == 0 else kinds).items():

@@ -25,7 +25,7 @@ from bs_cluster.inference.evaluator import Evaluator
 from bs_cluster.inference.probe import probe_rows
 from bs_cluster.records import ModeLosses, Probe, StackManifest, canonical_json, sha256_hex
 from bs_cluster.report.record import SweepReport
-from bs_cluster.router.fit import Lessons, Served, fit_judges, fit_router
+from bs_cluster.router.fit import Lessons, Served, teach
 from bs_cluster.router.folds import deal_folds, sample_rows
 from bs_cluster.router.judging import judge_shard
 from bs_cluster.router.regret import Judged, RoutingReport, routing_report, rows_of
@@ -33,7 +33,7 @@ from bs_cluster.store import SweepArea
 from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.pool import EvaluatorPool
 from bs_cluster.sweep.shards import Shard, read_shards
-from bs_cluster.sweep.sweep import encode_prompts, run_sweep, score_gates
+from bs_cluster.sweep.sweep import Progress, encode_prompts, run_sweep, score_gates
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,8 @@ def sweep_and_route(
     evaluators: Sequence[Any],
     rows: Mapping[str, DomainRows],
     unowned: DomainRows,
-    on_progress: Callable[[int, int], None],
+    progress: Callable[[str, str], Progress],
     say: Callable[[str], None],
-    on_judged: Callable[[int, int], None],
 ) -> Routing:
     """Measures the outcomes, judges the meta-router by cross-fitting over all rows, and trains the one to serve."""
     config, store, domains = campaign.config, campaign.store, campaign.domains
@@ -131,7 +130,7 @@ def sweep_and_route(
     area = store.sweep_area(sweep_digest(manifests, rows, unowned, domains))
     started = time.monotonic()
     reused, swept = 0, 0
-    for shard in run_sweep(evaluators, sweep_rows, domains, config.sweep, area, on_progress):
+    for shard in run_sweep(evaluators, sweep_rows, domains, config.sweep, area, progress("sweep", "outcomes")):
         table.update(shard.table)
         reused, swept = reused + shard.held, swept + len(shard.table)
     seconds = time.monotonic() - started
@@ -143,16 +142,21 @@ def sweep_and_route(
     states = dict(zip(taught.tolist(), encode([prompts[row] for row in taught]), strict=True))
     anchor = teach_anchor(config, domains, rows, encode)
     lessons = Lessons(table, list(states.values()), anchor, config.router, config.seed)
-    judges = fit_judges(lessons, fold_B[taught], np.unique(fold_B).tolist())
-    served = fit_router(lessons, range(len(taught)))
+    tried = progress("meta-router", "losses under gates that may be served")
+
+    def try_gates(row_N: np.ndarray, gates_ND: np.ndarray) -> np.ndarray:
+        return score_gates(evaluators, sweep_rows, taught[row_N], gates_ND, config.sweep, tried)
+
+    judges, served = teach(lessons, fold_B[taught], np.unique(fold_B).tolist(), try_gates)
     # What judges is measured, never estimated: every row under its own gates.
     outcomes = Outcomes(sweep_rows, campaign, area)
     found, parents, masks = [], [], set()
+    judged_rows = progress("meta-router", "rows judged under their gates")
     for shard in outcomes.shards():
 
         def score(row_N: np.ndarray, gates_ND: np.ndarray, shard: Shard = shard) -> np.ndarray:
             def told(done: int, of: int) -> None:
-                on_judged(shard.start + len(shard.rows) * done // of, len(sweep_rows))
+                judged_rows(shard.start + len(shard.rows) * done // of, len(sweep_rows))
 
             return score_gates(evaluators, shard.rows, row_N, gates_ND, config.sweep, told)
 

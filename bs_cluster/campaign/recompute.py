@@ -44,7 +44,7 @@ from bs_cluster.inference.scoring import score_batch
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.promotion import FOREIGN, SERVED, group_of, standing
 from bs_cluster.records import BundleManifest, DomainRecord, ModeLosses, RowLoss
-from bs_cluster.router.fit import Lessons, fit_judges
+from bs_cluster.router.fit import Lessons, teach
 from bs_cluster.router.folds import deal_folds, sample_rows
 from bs_cluster.serving.runtime import bundle_config
 from bs_cluster.store import Store
@@ -96,7 +96,7 @@ def recompute(
     lines += statements(certified, now)
     if rows_each is None:
         say("the meta-router of each fold learns again, and its gates are compared")
-        gates_BD = _gates(config, table, rows, unowned, encoder(stacked, config))
+        gates_BD = _gates(config, table, rows, unowned, encoder(stacked, config), scorer)
         lines += gates_again(_routed_again(scorer, losses, dict(zip(table.row_ids, gates_BD.tolist(), strict=True))))
     agrees = all(one.verdict != "differs" for one in lines)
     return Recomputed(store.campaign, bundle.number, agrees, len(own) + len(rescored), tuple(lines))
@@ -108,6 +108,7 @@ def _gates(
     rows: Mapping[str, DomainRows],
     unowned: DomainRows,
     encode: Encode,
+    scorer: Scorer,
 ) -> np.ndarray:
     """The gate weights (B, D) of a meta-router which never saw it for each row of ``table``: the sweep rows of
     ``rows``, in the order of its domains, then the ``unowned``."""
@@ -121,7 +122,12 @@ def _gates(
     lessons = Lessons(
         table.subset(taught.tolist()), [states[row] for row in taught], anchor, config.router, config.seed
     )
-    judges = fit_judges(lessons, fold_B[taught], np.unique(fold_B).tolist())
+
+    def score(row_N: np.ndarray, gates_ND: np.ndarray) -> np.ndarray:
+        asked = [(lessons.table.row_ids[row], gates) for row, gates in zip(row_N, gates_ND.tolist(), strict=True)]
+        return np.array([loss.nll for loss in scorer(asked)])
+
+    judges = teach(lessons, fold_B[taught], np.unique(fold_B).tolist(), score).judges
     return judges.choose(states, table.owners, table.domains, fold_B).routed_BD
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import ray
@@ -99,9 +100,8 @@ def measure(campaign: Campaign, handles: Mapping[str, ray.ObjectRef], console: C
         console.say(f"{'sweep':<14} {len(evaluators)} evaluators load {len(campaign.store.stacks())} stacks")
         rows = fetch(handles, console.say)
         unowned = fetch_unowned(start_unowned(campaign), console.say)
-        swept = _progress(console, "sweep", "outcomes", "outcomes are measured")
-        judged = _progress(console, "meta-router", "rows judged under its gates", "rows are judged under its gates")
-        routing = sweep_and_route(campaign, evaluators, rows, unowned, swept, console.say, judged)
+        progress = functools.partial(_progress, console)
+        routing = sweep_and_route(campaign, evaluators, rows, unowned, progress, console.say)
         console.begin(f"{'answers':<14} rows are answered and checked")
         answers = answer_and_check(campaign, evaluators, rows, routing, console.say)
         console.begin(f"{'measure':<14} each domain alone, to compare with its closing")
@@ -159,12 +159,13 @@ def _on_event(console: Console, recorder: Recorder) -> Callable[[Event], None]:
     return on_event
 
 
-def _progress(console: Console, part: str, what: str, doing: str) -> Callable[[int, int], None]:
+def _progress(console: Console, part: str, what: str) -> Callable[[int, int], None]:
+    """Tells, now and then, how many of ``what`` are done of all."""
     last = -1.0
 
     def progress(done: int, total: int) -> None:
         nonlocal last
-        console.begin(f"{part:<14} {doing}")
+        console.begin(f"{part:<14} {what}")
         if done == total or console.seconds - last >= PROGRESS_LINE_EVERY_S:
             last = console.seconds
             console.say(f"{part:<14} {done}/{total} {what}")

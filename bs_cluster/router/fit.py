@@ -5,7 +5,7 @@ Shapes: B rows, D domains, C combinations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,8 +16,9 @@ from bs_cluster.config.schema import RouterSection
 from bs_cluster.router.anchor import Anchor
 from bs_cluster.router.filled import filled_nll
 from bs_cluster.router.folds import deal_folds
-from bs_cluster.router.learned import Gates, Outcomes, fit_gates, gate_inputs, replay_of
-from bs_cluster.router.learned_choice import Choice, choose_gates
+from bs_cluster.router.gated import Score, gated_nll
+from bs_cluster.router.learned import Gates, Outcomes, Prompts, Replay, fit_gates, gate_inputs, replay_of
+from bs_cluster.router.learned_choice import CANDIDATES, SHRINKAGES, Choice, Trial, choose_gates
 from bs_cluster.router.multilinear import members, served_gates
 from bs_cluster.router.network_fit import train_router
 from bs_cluster.router.routers import AnchoredRouter, NetworkRouter, Router
@@ -67,30 +68,6 @@ class Served:
         return served_gates(self.router.logits(states), self.masks)
 
 
-def fit_router(lessons: Lessons, rows: Sequence[int]) -> Served:
-    """The router that these rows of the table teach. Deterministic by ``lessons.seed``."""
-    table, states = lessons.table.subset(rows), [lessons.states[row] for row in rows]
-    masks = lessons.masks(table)
-    if lessons.settings.kind == "network":
-        trained = train_router(
-            states, targets_BD(table, lessons.settings.targets), lessons.settings.network, lessons.seed
-        )
-        return Served(NetworkRouter(trained.router), tuple(masks), None)
-    prompts = gate_inputs(lessons.anchor, np.stack(states))
-    member_CD = members(masks, len(table.domains)).numpy()
-    place = {domain: d for d, domain in enumerate(table.domains)}
-    domain_B = np.array([place.get(owner, -1) for owner in table.owners], dtype=np.int64)
-    outcomes = Outcomes(filled_nll(table, masks), table.tokens_B, domain_B, member_CD)
-    replay = replay_of(lessons.anchor)
-    choice = choose_gates(
-        prompts, outcomes, replay, table.row_ids, table.owners, table.domains, masks, seed=lessons.seed
-    )
-    gates = None
-    if choice.shrinkage is not None:
-        gates = Gates(fit_gates(prompts, outcomes, replay, choice.shrinkage), choice.everywhere)
-    return Served(AnchoredRouter(lessons.anchor, gates), tuple(masks), choice)
-
-
 class CrossFit(NamedTuple):
     """What every row would be answered under, decided by what never saw it: the meta-router's gates (B, D), and the
     domain that is best alone for rows of its kind, as a combination (B,) int64. The anchor's gates saw no outcome."""
@@ -128,22 +105,101 @@ class Judges:
         return CrossFit(routed_BD, anchor_BD, single_B)
 
 
-def fit_judges(lessons: Lessons, fold_B: np.ndarray, folds: Sequence[int]) -> Judges:
-    """A judge for each of ``folds``, taught without its rows; ``fold_B`` are the folds of the rows of ``lessons``."""
-    served, best_single = {}, {}
-    for fold in folds:
-        train = np.flatnonzero(fold_B != fold)
-        served[fold] = fit_router(lessons, train.tolist())
-        best_single[fold] = _best_singles(lessons.table, train)
-    return Judges(lessons.anchor, served, best_single)
+class Taught(NamedTuple):
+    """What judges every row, and what is served: the router that learned from all."""
+
+    judges: Judges
+    served: Served
 
 
-def cross_fit(lessons: Lessons) -> CrossFit:
+def teach(lessons: Lessons, fold_B: np.ndarray, folds: Sequence[int], score: Score) -> Taught:
+    """A judge for each of ``folds``, taught without its rows, and the router to serve. ``fold_B`` are the folds of the
+    rows of ``lessons``, ``score`` measures them under gates. Deterministic by ``lessons.seed``.
+
+    How far a judge leaves the anchor is decided by what the rows of other folds lose under gates that did not learn
+    from them.
+    """
+    every = np.arange(len(fold_B))
+    others = {fold: every[fold_B != fold] for fold in folds}
+    singles = {fold: _best_singles(lessons.table, rows) for fold, rows in others.items()}
+    if lessons.settings.kind == "network":
+        judging = {fold: _network(lessons, rows) for fold, rows in others.items()}
+        return Taught(Judges(lessons.anchor, judging, singles), _network(lessons, every))
+    school = _School(lessons, gate_inputs(lessons.anchor, np.stack(lessons.states)), replay_of(lessons.anchor))
+    learned = {fold: school.learn(rows, SHRINKAGES) for fold, rows in others.items()}
+    trial = _try(school, learned, fold_B, score)
+    judging = {}
+    for fold, rows in others.items():
+        judging[fold] = learned[fold].served(lessons.anchor, choose_gates(trial.select(rows)))
+    choice = choose_gates(trial)
+    shrinkages = (choice.learned.shrinkage,) if choice.learned else ()
+    return Taught(
+        Judges(lessons.anchor, judging, singles), school.learn(every, shrinkages).served(lessons.anchor, choice)
+    )
+
+
+def cross_fit(lessons: Lessons, score: Score) -> CrossFit:
     """Every row judged by a router trained without its fold; foreign rows by one that met no row of their kind."""
     table = lessons.table
     fold_B = deal_folds(table.row_ids, table.owners, table.domains, lessons.settings.folds, lessons.seed)
-    judges = fit_judges(lessons, fold_B, np.unique(fold_B).tolist())
+    judges = teach(lessons, fold_B, np.unique(fold_B).tolist(), score).judges
     return judges.choose(lessons.states, table.owners, table.domains, fold_B)
+
+
+def _network(lessons: Lessons, rows: np.ndarray) -> Served:
+    table, settings = lessons.table.subset(rows.tolist()), lessons.settings
+    states = [lessons.states[row] for row in rows.tolist()]
+    trained = train_router(states, targets_BD(table, settings.targets), settings.network, lessons.seed)
+    return Served(NetworkRouter(trained.router), tuple(lessons.masks(table)), None)
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """Weights (P, D) by shrinkage, and the combinations that they weigh."""
+
+    masks: tuple[int, ...]
+    weights: dict[float, np.ndarray]
+
+    def served(self, anchor: Anchor, choice: Choice) -> Served:
+        gates = None
+        if choice.learned is not None:
+            gates = Gates(self.weights[choice.learned.shrinkage], choice.learned.everywhere)
+        return Served(AnchoredRouter(anchor, gates), self.masks, choice)
+
+
+@dataclass(frozen=True)
+class _School:
+    lessons: Lessons
+    prompts: Prompts
+    replay: Replay
+
+    def learn(self, rows: np.ndarray, shrinkages: Sequence[float]) -> _Learned:
+        """What these rows teach."""
+        table = self.lessons.table.subset(rows.tolist())
+        masks = self.lessons.masks(table)
+        place = {domain: d for d, domain in enumerate(table.domains)}
+        domain_B = np.array([place.get(owner, -1) for owner in table.owners], dtype=np.int64)
+        member_CD = members(masks, len(table.domains)).numpy()
+        outcomes = Outcomes(filled_nll(table, masks), table.tokens_B, domain_B, member_CD)
+        prompts = self.prompts.select(rows)
+        return _Learned(tuple(masks), {s: fit_gates(prompts, outcomes, self.replay, s) for s in shrinkages})
+
+
+def _try(school: _School, learned: Mapping[int, _Learned], fold_B: np.ndarray, score: Score) -> Trial:
+    """Every row under the anchor's gates and under every candidate's, of what was taught without its fold."""
+    table, count = school.lessons.table, len(fold_B)
+    gates_KBD = np.zeros((1 + len(CANDIDATES), count, len(table.domains)))
+    for fold in np.unique(fold_B).tolist():
+        held, known = np.flatnonzero(fold_B == fold), learned[fold]
+        prompts = school.prompts.select(held)
+        gates_KBD[0, held] = served_gates(prompts.anchor_BD, known.masks)
+        for k, candidate in enumerate(CANDIDATES):
+            gates = Gates(known.weights[candidate.shrinkage], candidate.everywhere)
+            gates_KBD[1 + k, held] = served_gates(gates.logits(prompts), known.masks)
+    row_N = np.tile(np.arange(count), len(gates_KBD))
+    nll_KB = gated_nll(table, row_N, gates_KBD.reshape(len(row_N), -1), score).reshape(len(gates_KBD), count)
+    owned_B = np.array([owner in table.domains for owner in table.owners])
+    return Trial(nll_KB[0], nll_KB[1:], table.tokens_B, owned_B)
 
 
 def _best_singles(table: OutcomeTable, train: np.ndarray) -> dict[str, int]:

@@ -14,18 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from bs_cluster.router.fit import CrossFit, Judges
+from bs_cluster.router.gated import Score, gated_nll
 from bs_cluster.router.regret import Judged
 from bs_cluster.router.routers import NetworkRouter
-from bs_cluster.sweep.combinations import active_mask
-from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.shards import Shard
 
 # Numbers of all states in memory at a time, float32.
 STATES_NUMBERS = 1 << 26
 
 Prompt = Sequence[int]
-# Summed losses (N,) in nats of rows of a shard (N,) int64, each under its own gates (N, D).
-Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def judge_shard(
@@ -59,20 +56,6 @@ def judge_shard(
     row_N = np.tile(np.arange(rows), 2)
     nll_N = gated_nll(table, row_N, np.concatenate([fitted.routed_BD, fitted.anchor_BD]), score)
     return Judged.of(table, fitted, nll_N[:rows], nll_N[rows:])
-
-
-def gated_nll(table: OutcomeTable, row_N: np.ndarray, gates_ND: np.ndarray, score: Score) -> np.ndarray:
-    """Summed losses (N,) of rows of ``table`` under these gates: as the sweep measured them where they are a
-    combination of whole domains that it tried, else by ``score``, the same row under the same gates once."""
-    whole_N = ((gates_ND == 0) | (gates_ND == 1)).all(axis=1)
-    mask_N = np.array([active_mask(gates_D) for gates_D in gates_ND.tolist()], dtype=np.int64)
-    nll_N = np.where(whole_N, table.nll(row_N, mask_N), np.nan)
-    unknown_K = np.flatnonzero(np.isnan(nll_N))
-    if len(unknown_K):
-        asked = np.concatenate([row_N[unknown_K, None], gates_ND[unknown_K]], axis=1)
-        distinct, of_K = np.unique(asked, axis=0, return_inverse=True)
-        nll_N[unknown_K] = score(distinct[:, 0].astype(np.int64), distinct[:, 1:])[of_K.reshape(-1)]
-    return nll_N
 
 
 def _chunks(judges: Judges, rows: list[int], prompts: list[Prompt]) -> list[tuple[list[int], list[Prompt]]]:

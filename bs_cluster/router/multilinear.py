@@ -49,10 +49,3 @@ def served_gates(logits_BD: np.ndarray, masks: Sequence[int]) -> np.ndarray:
     member_CD = members(masks, logits_BD.shape[1]).double()
     weight_BC = (torch.from_numpy(logits_BD).double() @ member_CD.T).softmax(dim=1)
     return np.round((weight_BC @ member_CD).numpy() * LEVELS) / LEVELS
-
-
-def choose(logits_BD: np.ndarray, masks: Sequence[int]) -> np.ndarray:
-    """The most probable of ``masks`` (B,) int64 under independent gates: what stands in for the gates where only
-    combinations were measured, in choosing how far to learn. Of equals the first of ``masks`` wins."""
-    score_BC = logits_BD.astype(np.float64) @ members(masks, logits_BD.shape[1]).double().numpy().T
-    return np.array(masks, dtype=np.int64)[score_BC.argmax(axis=1)]

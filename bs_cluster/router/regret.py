@@ -19,7 +19,6 @@ from bs_cluster.errors import DataError
 from bs_cluster.estimates import Estimate, estimate
 from bs_cluster.records import Record
 from bs_cluster.router.fit import CrossFit, Served
-from bs_cluster.router.routers import AnchoredRouter
 from bs_cluster.sweep.combinations import full_mask
 from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.owners import kind_of
@@ -163,12 +162,12 @@ def routing_groups(judged: Judged) -> tuple[dict[str, RowsRouting], dict[str, Ro
 def routing_report(settings: RouterSection, judged: Judged, served: Served) -> RoutingReport:
     """The whole report."""
     kinds, owners = routing_groups(judged)
-    learned = isinstance(served.router, AnchoredRouter) and served.router.gates is not None
+    learned = None if served.choice is None else served.choice.learned
     return RoutingReport(
         kind=settings.kind,
-        served=settings.kind if settings.kind == "network" else "learned" if learned else "anchor",
-        shrinkage=None if served.choice is None else served.choice.shrinkage,
-        everywhere=served.choice is not None and served.choice.everywhere,
+        served=settings.kind if settings.kind == "network" else "anchor" if learned is None else "learned",
+        shrinkage=None if learned is None else learned.shrinkage,
+        everywhere=learned is not None and learned.everywhere,
         change=None if served.choice is None else served.choice.change,
         folds=settings.folds,
         kinds=kinds,

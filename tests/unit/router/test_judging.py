@@ -10,9 +10,10 @@ from bs_cluster.config.schema import RouterSection
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.records import RowLoss
 from bs_cluster.router import judging
-from bs_cluster.router.fit import Lessons, fit_judges
+from bs_cluster.router.fit import Lessons, teach
 from bs_cluster.router.folds import deal_folds, sample_rows
-from bs_cluster.router.judging import gated_nll, judge_shard
+from bs_cluster.router.gated import gated_nll
+from bs_cluster.router.judging import judge_shard
 from bs_cluster.router.multilinear import served_gates
 from bs_cluster.router.regret import Judged, routing_groups
 from bs_cluster.sweep.combinations import all_masks
@@ -38,7 +39,7 @@ def judged_in_shards(taught: Lessons, known, size: int, asked=None) -> Judged:
     own = dataclasses.replace(
         taught, table=table.subset(sample), states=[taught.states[row] for row in sample.tolist()]
     )
-    judges = fit_judges(own, fold_B[sample], np.unique(fold_B).tolist())
+    judges = teach(own, fold_B[sample], np.unique(fold_B).tolist(), interpolated(own.table)).judges
 
     def encode(prompts):
         if asked is not None:

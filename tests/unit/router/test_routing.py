@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from worlds import BASE_LOSS, DOMAINS, GAIN, OWN, anchor_of, features, judge, lessons
+from worlds import BASE_LOSS, DOMAINS, GAIN, OWN, anchor_of, features, judge, lessons, taught_by
 
 from bs_cluster.errors import DataError
 from bs_cluster.records import RowLoss
-from bs_cluster.router.fit import CrossFit, cross_fit, fit_router
+from bs_cluster.router.fit import CrossFit
 from bs_cluster.router.folds import deal_folds
 from bs_cluster.router.learned import Gates, gate_inputs
 from bs_cluster.router.learned_choice import HARM
@@ -23,9 +23,9 @@ from bs_cluster.sweep.outcomes import OutcomeTable
 FOREIGN = {f"foreign:{n}": 0 for n in range(4)}
 
 
-def served_masks(taught, owner: str) -> np.ndarray:
+def served_masks(taught, owner: str, measured=None) -> np.ndarray:
     """The domains to which a router taught by all rows gives more than half their weight, for fresh prompts."""
-    return mostly(fit_router(taught, range(len(taught.states))).gates(list(features(owner, 60, seed=99))))
+    return mostly(taught_by(taught, measured).served.gates(list(features(owner, 60, seed=99))))
 
 
 def mostly(gates_BD: np.ndarray) -> np.ndarray:
@@ -33,7 +33,7 @@ def mostly(gates_BD: np.ndarray) -> np.ndarray:
 
 
 def report_of(taught) -> RoutingReport:
-    return routing_report(taught.settings, judge(taught), fit_router(taught, range(len(taught.states))))
+    return routing_report(taught.settings, judge(taught), taught_by(taught).served)
 
 
 def test_where_a_label_suffices_the_label_is_served():
@@ -137,14 +137,13 @@ def test_the_order_of_domains_changes_no_decision():
         spread_D=taught.anchor.spread_D[list(order)],
     )
     other = dataclasses.replace(taught, table=permuted, anchor=anchor)
-    one, permuted_BD = cross_fit(taught).routed_BD[:, order], cross_fit(other).routed_BD
+    one, permuted_BD = judge(taught).fitted.routed_BD[:, order], judge(other).fitted.routed_BD
     assert np.mean(np.abs(one - permuted_BD) <= 1 / LEVELS) >= 0.99
 
 
 def test_the_same_seed_gives_the_same_router_and_the_same_judgement():
     taught = lessons({**OWN, "mixed:chat_math": 0b101, **FOREIGN})
-    rows = range(len(taught.states))
-    one, other = fit_router(taught, rows).router, fit_router(taught, rows).router
+    one, other = taught_by(taught).served.router, taught_by(taught).served.router
     assert isinstance(one, AnchoredRouter)
     assert isinstance(other, AnchoredRouter)
     assert one.gates is not None
@@ -165,7 +164,7 @@ def test_a_partial_table_teaches_the_same():
                 table.record(row, mask, RowLoss(10 * mean, 10))
     part = dataclasses.replace(whole, table=table)
     for owner, need in {**OWN, "mixed:chat_math": 0b101}.items():
-        assert (served_masks(part, owner) == need).mean() >= 0.9
+        assert (served_masks(part, owner, whole.table) == need).mean() >= 0.9
     unmeasured = np.full(len(table.owners), 0b011)
     with pytest.raises(DataError, match="not measured under mask 3"):
         measured_nll(table, unmeasured)
@@ -224,6 +223,6 @@ def test_every_row_is_judged_by_a_router_that_never_saw_it():
     for row in range(len(taught.states)):
         for mask, mean in taught.table.losses(row).items():
             table.record(row, mask ^ 7 if row in odd else mask, RowLoss(10 * mean, 10))
-    routed_BD = cross_fit(dataclasses.replace(taught, table=table)).routed_BD
+    routed_BD = judge(dataclasses.replace(taught, table=table)).fitted.routed_BD
     anchor_BD = served_gates(AnchoredRouter(taught.anchor, None).logits(taught.states), list(all_masks(3)))
     np.testing.assert_array_equal(mostly(routed_BD[odd]), mostly(anchor_BD[odd]))

@@ -13,8 +13,9 @@ import numpy as np
 from bs_cluster.config.schema import RouterSection
 from bs_cluster.records import RowLoss
 from bs_cluster.router.anchor import Anchor, fit_anchor
-from bs_cluster.router.fit import Lessons, cross_fit
-from bs_cluster.router.judging import Score
+from bs_cluster.router.fit import Lessons, Taught, cross_fit, teach
+from bs_cluster.router.folds import deal_folds
+from bs_cluster.router.gated import Score
 from bs_cluster.router.regret import Judged
 from bs_cluster.sweep.combinations import all_masks, mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable
@@ -78,7 +79,16 @@ def interpolated(table: OutcomeTable) -> Score:
     return score
 
 
-def judge(taught: Lessons) -> Judged:
-    """Every row of ``taught`` under the gates of what never saw it."""
-    fitted, row_B, score = cross_fit(taught), np.arange(len(taught.states)), interpolated(taught.table)
-    return Judged.of(taught.table, fitted, score(row_B, fitted.routed_BD), score(row_B, fitted.anchor_BD))
+def taught_by(lessons: Lessons, measured: OutcomeTable | None = None) -> Taught:
+    """Judges and the served router of all rows of ``lessons``; losses under gates are those of ``measured``, which has
+    every outcome, or of their own table."""
+    table = lessons.table
+    fold_B = deal_folds(table.row_ids, table.owners, table.domains, lessons.settings.folds, lessons.seed)
+    return teach(lessons, fold_B, np.unique(fold_B).tolist(), interpolated(measured or table))
+
+
+def judge(lessons: Lessons) -> Judged:
+    """Every row of ``lessons`` under the gates of what never saw it."""
+    score, row_B = interpolated(lessons.table), np.arange(len(lessons.states))
+    fitted = cross_fit(lessons, score)
+    return Judged.of(lessons.table, fitted, score(row_B, fitted.routed_BD), score(row_B, fitted.anchor_BD))
