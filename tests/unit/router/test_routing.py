@@ -94,7 +94,7 @@ def test_foreign_rows_of_kinds_never_met_get_the_base():
     # Losses are linear in gates here: a gate of an eighth costs an eighth of the harm.
     assert foreign.routed_minus["base"].mean <= 0.02
     assert foreign.routed_minus["base"].high <= 0.05
-    assert foreign.stayed_out >= 0.95
+    assert foreign.stayed_out >= 0.75
 
 
 def test_where_there_is_nothing_to_learn_the_anchor_is_served():
