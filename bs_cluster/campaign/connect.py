@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ray
 
+from bs_cluster import failpoints
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.errors import ConfigError
 from bs_cluster.quiet import KEEP_FREED_MEMORY
@@ -18,7 +19,8 @@ START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 def connect(config: CampaignConfig) -> None:
     """Joins the cluster of the job, or the one at ``RAY_ADDRESS``; starts a local one where there is none.
 
-    Raises ConfigError for a store that a job's processes would not find again.
+    Raises ConfigError for a store that a job's processes would not find again, UsageError for failpoints that there are
+    not.
     """
     if not _lasting(config.store.uri):
         raise ConfigError(
@@ -54,4 +56,4 @@ def process_environment(config: CampaignConfig) -> dict[str, str]:
         variables |= {"DS_ACCELERATOR": "cpu", **KEEP_FREED_MEMORY}
     if config.training.threads_per_worker:
         variables["OMP_NUM_THREADS"] = str(config.training.threads_per_worker)
-    return variables
+    return variables | failpoints.environment()

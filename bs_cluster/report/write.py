@@ -7,6 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from bs_cluster.failpoints import failpoint
 from bs_cluster.report.build import build_report
 from bs_cluster.report.figures import draw_figures
 from bs_cluster.report.inputs import ReportInputs
@@ -28,6 +29,7 @@ def write_report(inputs: ReportInputs, directory: str | Path) -> Report:
         report = dataclasses.replace(report, figures=draw_figures(inputs, report, staging / "figures"))
         (staging / "report.md").write_text(render_markdown(report), encoding="utf-8")
         (staging / "report.json").write_bytes(report.to_json())
+        failpoint("report.write")
         for name in [*(figure.file for figure in report.figures), "report.md", "report.json"]:
             (target / name).parent.mkdir(exist_ok=True)
             os.replace(staging / name, target / name)

@@ -13,6 +13,7 @@ import numpy as np
 
 from bs_cluster.base import pool_states
 from bs_cluster.config.schema import RouterSection
+from bs_cluster.failpoints import failpoint
 from bs_cluster.router.anchor import Anchor
 from bs_cluster.router.filled import filled_nll
 from bs_cluster.router.folds import deal_folds
@@ -69,6 +70,7 @@ class Served:
 
 def fit_router(lessons: Lessons, rows: Sequence[int]) -> Served:
     """The router that these rows of the table teach. Deterministic by ``lessons.seed``."""
+    failpoint("router.fit")
     table, states = lessons.table.subset(rows), [lessons.states[row] for row in rows]
     masks = lessons.masks(table)
     if lessons.settings.kind == "network":

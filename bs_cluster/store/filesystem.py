@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from bs_cluster.errors import IntegrityError, NotInStoreError, StoreError
+from bs_cluster.failpoints import failpoint
 from bs_cluster.store.hashing import CHUNK_BYTES, copy_hashed
 
 TEMPORARY = "tmp"
@@ -126,6 +127,7 @@ class LocalFiles:
             temporary = self._write_temporary(source, sha256)
             try:
                 make_folder(target.parent)
+                failpoint("store.rename")
                 os.replace(temporary, target)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -138,6 +140,7 @@ class LocalFiles:
             temporary = self._write_temporary(io.BytesIO(data), None)
             try:
                 make_folder(target.parent)
+                failpoint("store.link")
                 # Unlike a rename, a hard link fails when the name is taken; unlike O_EXCL, the file is whole at once.
                 os.link(temporary, target)
             except FileExistsError:
@@ -197,10 +200,13 @@ class LocalFiles:
     def _write_temporary(self, source: BinaryIO, sha256: str | None) -> Path:
         make_folder(self.path(TEMPORARY))
         temporary = self.path(TEMPORARY) / uuid.uuid4().hex
+        failpoint("store.stage")
         try:
             with temporary.open("xb") as sink:
                 actual, _ = copy_hashed(source, sink)
+                failpoint("store.write")
                 sink.flush()
+                failpoint("store.fsync")
                 os.fsync(sink.fileno())
             if sha256 is not None and actual != sha256:
                 raise changed(sha256, actual)
@@ -221,6 +227,7 @@ def make_folder(folder: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in ``folder`` durable: a rename or link survives a power cut only after this."""
+    failpoint("store.folder")
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -17,6 +17,7 @@ from bs_cluster.config.identity import domain_digest, effective_domain
 from bs_cluster.config.schema import CampaignConfig, TrainingSection
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.estimates import paired_difference, token_mean
+from bs_cluster.failpoints import failpoint
 from bs_cluster.inference.stacked import stack_config
 from bs_cluster.records import (
     SCHEMA_VERSION,
@@ -74,6 +75,7 @@ def train_round(session: Session, step: TrainRound, basis: Basis | None) -> tupl
     every_s = training.checkpoint_every_s
     checkpoints = Checkpoints(area, step.stack, identity, every_s, session.report, session.leaving)
     learned = learn(session, step.stack, training, rows.train, selection, parent_loss, seed, checkpoints)
+    failpoint("training.fold")
     tensors = stacked.tuner.freeze(name)
 
     stacked.fire([*context, name])
@@ -171,6 +173,7 @@ def _upload(
     """Writes and verifies the stack's files. Every rank hashes its own copy; only rank 0 uploads."""
     with tempfile.TemporaryDirectory(prefix="bs-stack-") as folder:
         directory = Path(folder)
+        failpoint("training.stage")
         write_adapter(directory, stack_config(session.config.stack, step.stack, step.position), tensors)
         lines = [json.dumps(line, sort_keys=True) for line in history]
         (directory / "history.jsonl").write_text("\n".join(lines) + "\n")
