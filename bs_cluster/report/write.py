@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -14,17 +15,22 @@ from bs_cluster.report.inputs import ReportInputs
 from bs_cluster.report.markdown import render_markdown
 from bs_cluster.report.record import Report
 
+STAGING = ".staging-"
+
 
 def write_report(inputs: ReportInputs, directory: str | Path) -> Report:
     """Write ``figures/*.png``, ``report.md`` and ``report.json`` (canonical JSON) under ``directory``; the report.
 
     All of it is made in a staging folder first, then moved in file by file with ``report.json`` last: a reader sees
-    whole files only, and a run killed on the way leaves the former ``report.json`` or none. Writing again replaces.
+    whole files only, and a run killed on the way leaves the former ``report.json`` or none. Writing again replaces, and
+    clears away what a killed run had staged.
     """
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     report = build_report(inputs)
-    with tempfile.TemporaryDirectory(dir=target, prefix=".staging-") as staging_name:
+    for left in target.glob(f"{STAGING}*"):
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=target, prefix=STAGING) as staging_name:
         staging = Path(staging_name)
         report = dataclasses.replace(report, figures=draw_figures(inputs, report, staging / "figures"))
         (staging / "report.md").write_text(render_markdown(report), encoding="utf-8")

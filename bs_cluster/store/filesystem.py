@@ -17,21 +17,12 @@ from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from bs_cluster.errors import IntegrityError, NotInStoreError, StoreError
+from bs_cluster.errors import IntegrityError, NotInStoreError, StoreError, way_out
 from bs_cluster.failpoints import failpoint
 from bs_cluster.store.hashing import CHUNK_BYTES, copy_hashed
 
 TEMPORARY = "tmp"
 ASIDE = "aside"  # where a repair moves what does not belong
-_WAYS_OUT = {
-    errno.EACCES: "give this user the right to it",
-    errno.EPERM: "give this user the right to it",
-    errno.ENOSPC: "make room on the volume, then run the same command again",
-    errno.EDQUOT: "make room on the volume, then run the same command again",
-    errno.EROFS: "mount the volume for writing, or name another store.uri",
-    errno.ENOTDIR: "a file stands where a folder belongs: move it away",
-    errno.EISDIR: "a folder stands where a file belongs: move it away",
-}
 
 
 class Files(Protocol):
@@ -249,8 +240,7 @@ def _told(path: Path, done: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise NotInStoreError(f"{path} does not exist") from error
     except OSError as error:
-        way_out = _WAYS_OUT.get(error.errno or 0, "look after the volume, then run the same command again")
-        raise StoreError(f"{path} cannot be {done} ({error.strerror}); {way_out}") from error
+        raise StoreError(f"{path} cannot be {done} ({error.strerror}); {way_out(error)}") from error
 
 
 def _no_file(path: Path) -> IntegrityError:

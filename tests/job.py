@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 JOB_TIMEOUT_S = 400
 WAIT_TIMEOUT_S = 300
 END_TIMEOUT_S = 60
