@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -31,11 +32,13 @@ from bs_cluster.registry.database import ensure_database  # noqa: E402
 from chaos.arena import Arena  # noqa: E402
 from chaos.campaign import Campaigns, Measures  # noqa: E402
 from chaos.commit import Commits  # noqa: E402
+from chaos.page import page  # noqa: E402
 from chaos.processes import Processes  # noqa: E402
 from chaos.record import Result, Results  # noqa: E402
 from chaos.rounds import Rounds  # noqa: E402
 from chaos.trials import KINDS, trials_at, trials_of_processes  # noqa: E402
 
+PAGE = HERE.parents[1] / "docs/CHAOS.md"
 SEED = 0
 SEEDS = 2
 DISTURBED = {"commit": Commits, "round": Rounds, "measure": Measures, "campaign": Campaigns}
@@ -46,13 +49,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--only", default="", help="trials whose name holds this, even if they are done")
+    parser.add_argument("--only", nargs="+", help="trials of these names, even if they are done; no page is written")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no trial after so many")
     arguments = parser.parse_args()
     results, until = Results(arguments.results), time.monotonic() + 60 * arguments.minutes
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     template = write_inputs(folder / "template")
     ensure_database(template / "mlflow.db", print)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that its cluster ends with it
     wrong = 0
     with contextlib.ExitStack() as stack:
         for kind in arguments.kinds:
@@ -69,7 +73,7 @@ def main() -> int:
                 trials_at(kind, results.passes[kind], SEED) if isinstance(arena, Arena) else trials_of_processes(SEEDS)
             )
             for trial in trials:
-                if arguments.only not in trial.name or (not arguments.only and trial in results.of):
+                if trial in results.of if arguments.only is None else trial.name not in arguments.only:
                     continue
                 if time.monotonic() > until:
                     break
@@ -77,6 +81,15 @@ def main() -> int:
                 results.add(result)
                 show(result)
                 wrong += bool(result.wrong)
+    planned = [
+        trial
+        for kind in KINDS
+        for trial in (
+            trials_at(kind, results.passes.get(kind, {}), SEED) if kind in DISTURBED else trials_of_processes(SEEDS)
+        )
+    ]
+    if arguments.only is None:
+        PAGE.write_text(page(results, planned))
     return 1 if wrong else 0
 
 

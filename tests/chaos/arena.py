@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from bs_cluster.store import Store
 from chaos import process
-from chaos.record import Result
+from chaos.record import Result, here
 from chaos.remains import Remains, compare, remains
 from chaos.trials import Trial
 
@@ -103,7 +103,7 @@ class Arena:
             ended=end.how,
             again=again.how,
             seconds=round(time.monotonic() - started, 1),
-            date=time.strftime("%Y-%m-%d"),
+            **here(),
             wrong=wrong,
             **steps,
         )

@@ -82,6 +82,7 @@ def _start(act: Callable[[], Any], rank: int, log: Path, asked: str, marks: Path
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.environ |= {ARMED: asked, HIT: str(marks), "RANK": str(rank)}
         failpoints._armed = failpoints.parse(os.environ)
         code = act()

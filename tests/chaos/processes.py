@@ -21,7 +21,7 @@ import psutil
 from bs_cluster.registry.database import ensure_database
 from bs_cluster.store import Store
 from chaos.campaign import tiny_settings
-from chaos.record import Result
+from chaos.record import Result, here
 from chaos.remains import Remains, compare, remains
 from chaos.trials import Trial
 
@@ -140,7 +140,7 @@ class Processes:
             ended=how,
             again=again,
             seconds=round(time.monotonic() - started, 1),
-            date=time.strftime("%Y-%m-%d"),
+            **here(),
             wrong=wrong,
             first_step_s=first_step_s,
             steps_lost=_steps_lost(before + after),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import platform
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +20,7 @@ class Result:
     """``ended`` is how the disturbed process did, ``again`` how the same command did afterwards (``process.End.how``).
     ``wrong`` tells, by kind (lost, doubled, torn, differs, raw, stuck), what was not as it must be. ``seconds`` are
     those of the whole trial; of a trial with training steps, ``first_step_s`` is the time from the second command to
-    its first step, and ``steps_lost`` the steps that were made twice."""
+    its first step, and ``steps_lost`` the steps that were made twice. ``here`` tells ``date`` and ``machine``."""
 
     trial: Trial
     struck: bool
@@ -25,9 +28,15 @@ class Result:
     again: str
     seconds: float
     date: str
+    machine: str
     wrong: Mapping[str, list[str]] = field(default_factory=dict)
     first_step_s: float | None = None
     steps_lost: int | None = None
+
+
+def here() -> dict[str, str]:
+    """Today and this machine, as far as times depend on it."""
+    return {"date": time.strftime("%Y-%m-%d"), "machine": f"{platform.machine()}, {os.cpu_count()} CPUs"}
 
 
 class Results:
