@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -171,12 +173,22 @@ def _upload(
     session: Session, step: TrainRound, tensors: Mapping[str, torch.Tensor], history: list[dict[str, float]]
 ) -> tuple[FileEntry, ...]:
     """Writes and verifies the stack's files. Every rank hashes its own copy; only rank 0 uploads."""
-    with tempfile.TemporaryDirectory(prefix="bs-stack-") as folder:
-        directory = Path(folder)
+    with staging_folder(f"{session.store.uri} {session.config.campaign} {step.stack.name} {session.rank}") as folder:
         failpoint("training.stage")
-        write_adapter(directory, stack_config(session.config.stack, step.stack, step.position), tensors)
+        write_adapter(folder, stack_config(session.config.stack, step.stack, step.position), tensors)
         lines = [json.dumps(line, sort_keys=True) for line in history]
-        (directory / "history.jsonl").write_text("\n".join(lines) + "\n")
+        (folder / "history.jsonl").write_text("\n".join(lines) + "\n")
         if session.rank == 0:
-            return session.store.upload_stack(directory)
-        return stage_entries(directory)
+            return session.store.upload_stack(folder)
+        return stage_entries(folder)
+
+
+@contextmanager
+def staging_folder(whose: str) -> Iterator[Path]:
+    """A temporary folder on this machine. What a process that was killed had staged for the same purpose, a gigabyte of
+    a large base's stack, goes first: nothing else would collect it."""
+    prefix = f"bs-stack-{sha256_hex(whose.encode())[:16]}-"
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+        yield Path(folder)

@@ -86,6 +86,8 @@ class Arena:
             }
         else:
             wrong["stuck"] = [f"the same command ended {again.how}: {again.log[-600:]}"]
+        if left := [path.name for path in (folder / "scratch").glob("bs-stack-*")]:
+            wrong.setdefault("torn", []).append(f"left over among temporary files: {', '.join(left)}")
         if end.how == "stuck":
             wrong.setdefault("stuck", []).append(f"no end within {campaign.patience_s:.0f} s")
         if end.how == "traceback" or (

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -84,6 +85,9 @@ def _start(act: Callable[[], Any], rank: int, log: Path, asked: str, marks: Path
         os.dup2(descriptor, 2)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.environ |= {ARMED: asked, HIT: str(marks), "RANK": str(rank)}
+        scratch = marks.with_name("scratch")
+        scratch.mkdir(exist_ok=True)
+        tempfile.tempdir = os.environ["TMPDIR"] = str(scratch)
         failpoints._armed = failpoints.parse(os.environ)
         code = act()
         told = marks / f"passed-{rank}.json"

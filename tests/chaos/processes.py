@@ -29,6 +29,7 @@ STOPPED_S = 8.0
 PATIENCE_S = 240.0  # from the blow to the end of the command, whatever the end
 SILENCE_S = 60.0
 RERUNS = 3
+STEP = re.compile(r"^\[(\d+):(\d+)\] \w+_r\d+ +step ", flags=re.M)
 TITLES = {
     "worker": "ray::RayTrainWorker",
     "coordinator": "ray::Coordinator",
@@ -107,15 +108,18 @@ class Processes:
         try:
             running = job.Running(campaign.config, logs / "log")
             struck = _strike(running, campaign, trial, draw)
-            how = _end(running, wrong)
-            again, first_step_s = "", None
+            how, first_step_s = _end(running, wrong)
+            again = ""
             for number in range(RERUNS):
                 campaign.serve()
-                later = job.run(campaign.config)
+                try:
+                    later = job.run(campaign.config)
+                except subprocess.TimeoutExpired as error:
+                    again = f"no end within {error.timeout:.0f} s"
+                    break
                 (logs / f"again-{number}.log").write_text(later.out + later.err)
                 again = "done" if later.code == 0 else "told"
-                if number == 0:
-                    first_step_s = _first_step(later.out)
+                first_step_s = first_step_s or _first_step(later.out)
                 if again == "done":
                     break
                 time.sleep(5)
@@ -186,14 +190,20 @@ def _name(process: psutil.Process) -> str:
     return Path(title[0]).name if title and not title[0].startswith("ray::") else "".join(title)
 
 
-def _end(running: job.Running, wrong: dict[str, list[str]]) -> str:
-    """How the command ended by itself, or that it had to be ended; nothing of its Ray is left behind."""
-    others, deadline = running.children(), time.monotonic() + PATIENCE_S
-    size, since = 0, time.monotonic()
+def _end(running: job.Running, wrong: dict[str, list[str]]) -> tuple[str, float | None]:
+    """How the command ended by itself, or that it had to be ended, and the seconds to its next step, where it made one
+    after the blow; nothing of its Ray is left behind."""
+    struck = time.monotonic()
+    others, deadline = running.children(), struck + PATIENCE_S
+    at_blow, first_step_s = running.log.stat().st_size, None
+    size, since = 0, struck
     how = ""
     while running.process.poll() is None and not how:
         if (now := running.log.stat().st_size) != size:
             size, since = now, time.monotonic()
+            later = running.log.read_bytes()[at_blow:].decode(errors="replace")
+            if first_step_s is None and STEP.search(later):
+                first_step_s = round(since - struck, 1)
         if time.monotonic() - since > SILENCE_S:
             wrong["stuck"] = [f"silent for {SILENCE_S:.0f} s: {running.log.read_text()[-600:]}"]
             how = "silent"
@@ -210,12 +220,12 @@ def _end(running: job.Running, wrong: dict[str, list[str]]) -> str:
             child.kill()
         except psutil.Error:
             continue
-    return how or ("done" if code == 0 else "killed" if code < 0 else "told")
+    return how or ("done" if code == 0 else "killed" if code < 0 else "told"), first_step_s
 
 
 def _first_step(out: str) -> float | None:
     """Seconds from a command's start to its first step, by its own clock."""
-    match = re.search(r"^\[(\d+):(\d+)\] \w+_r\d+ +step ", out, flags=re.M)
+    match = STEP.search(out)
     return 60.0 * int(match[1]) + int(match[2]) if match else None
 
 

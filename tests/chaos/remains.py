@@ -47,19 +47,15 @@ class Found:
 
 
 def remains(store: Store, database: Path) -> Remains:
-    torn = [f"{problem.object}: {problem.what}" for problem in store.verify().problems]
-    refs = {entry.ref: entry.content for entry in store.history()} if not torn else {}
+    seen = shown(database) if database.exists() else Counter()
+    if torn := [f"{problem.object}: {problem.what}" for problem in store.verify().problems]:
+        return Remains({}, [], torn, seen)
+    refs = {entry.ref: entry.content for entry in store.history()}
     store.gc(older_than_s=-1)
     root = Path(store.uri) / store.campaign
-    torn += [f"left over: {path.relative_to(root)}" for path in left_over(root)]
-    if not torn:
-        torn = [f"{problem.object}: {problem.what}" for problem in store.verify().problems]
-    return Remains(
-        refs={name: told(store, name, content) for name, content in refs.items()},
-        order=list(refs),
-        torn=torn,
-        shown=shown(database) if database.exists() else Counter(),
-    )
+    torn = [f"left over: {path.relative_to(root)}" for path in left_over(root)]
+    torn += [f"collected: {problem.object}: {problem.what}" for problem in store.verify().problems]
+    return Remains({name: told(store, name, content) for name, content in refs.items()}, list(refs), torn, seen)
 
 
 def left_over(root: Path) -> Iterable[Path]:

@@ -1,5 +1,5 @@
-"""A few trials of each kind that needs no cluster, by the command that runs them all (``make chaos``); and that it finds
-what it looks for.
+"""A few trials of each kind that needs no cluster, by the command that runs them all (``make chaos``); and that it
+finds what it looks for.
 """
 
 import os
