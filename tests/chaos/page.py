@@ -111,10 +111,7 @@ def _matrix(counted: Iterable[Result], faults: Sequence[str], what: str) -> str:
     cells: dict[str, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     for result in counted:
         cells[result.trial.place][result.trial.fault].append(result)
-    rows = [
-        [f"`{place}`" if what == "failpoint" else place, *(_cell(own.get(fault, [])) for fault in faults)]
-        for place, own in sorted(cells.items())
-    ]
+    rows = [[place, *(_cell(own.get(fault, [])) for fault in faults)] for place, own in sorted(cells.items())]
     return _table([what, *faults], rows)
 
 

@@ -84,8 +84,6 @@ class Processes:
         self.folder = folder
         self.campaign = Served(folder / "campaign", template)
         self.control = self._undisturbed()
-        found = compare(self._undisturbed(), self.control)
-        assert found.none, f"two undisturbed campaigns differ: {found}"
 
     def _undisturbed(self) -> Remains:
         self.campaign.begin()
