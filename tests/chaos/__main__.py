@@ -65,7 +65,7 @@ def main() -> int:
             arena = (
                 Processes(template, folder / kind)
                 if kind == "processes"
-                else Arena(DISTURBED[kind], template, folder / kind)
+                else Arena(DISTURBED[kind], template, folder / kind, anew=kind not in results.passes)
             )
             if isinstance(arena, Arena):
                 results.passed(kind, arena.passes)

@@ -70,6 +70,6 @@ def trials_of_processes(seeds: int) -> list[Trial]:
     return [
         Trial("processes", process, fault, seed)
         for seed in range(1, seeds + 1)
-        for process in PROCESSES
         for fault in SIGNALS
+        for process in PROCESSES
     ]
