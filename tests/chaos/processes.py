@@ -4,6 +4,7 @@ drawn by chance; then the same command again, as often as it says so. Each has a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -105,8 +106,9 @@ class Processes:
         wrong: dict[str, list[str]] = {}
         try:
             running = job.Running(campaign.config, logs / "log")
-            struck = _strike(running, campaign, trial, draw)
-            how, first_step_s = _end(running, wrong)
+            started_by = set(running.children())
+            struck = _strike(running, campaign, trial, draw, started_by)
+            how, first_step_s = _end(running, started_by, wrong)
             again = ""
             for number in range(RERUNS):
                 campaign.serve()
@@ -149,8 +151,10 @@ class Processes:
         )
 
 
-def _strike(running: job.Running, campaign: Served, trial: Trial, draw: random.Random) -> bool:
-    """Waits for the moment, then strikes; False where the campaign was over before."""
+def _strike(
+    running: job.Running, campaign: Served, trial: Trial, draw: random.Random, started: set[psutil.Process]
+) -> bool:
+    """Waits for the moment, then strikes; False where the campaign was over before. Adds to what the job has started."""
     shown = running.log.read_text
     sweeping = trial.place == "evaluator"
     what = "evaluators load" if sweeping else "loads"
@@ -160,13 +164,16 @@ def _strike(running: job.Running, campaign: Served, trial: Trial, draw: random.R
         running.wait_until(trial.place, lambda: bool(_targets(running, campaign, trial.place)))
     except AssertionError:
         return False
-    for target in _targets(running, campaign, trial.place):
+    started |= set(running.children())
+    targets = _targets(running, campaign, trial.place)
+    for target in targets:
         target.kill() if trial.fault == "kill" else target.suspend()
     if trial.fault == "stop":
         time.sleep(STOPPED_S)
-        for target in _targets(running, campaign, trial.place):
-            target.resume()
-    return True
+        for target in targets:
+            with contextlib.suppress(psutil.NoSuchProcess):  # its parent has given it up
+                target.resume()
+    return bool(targets)
 
 
 def _targets(running: job.Running, campaign: Served, place: str) -> list[psutil.Process]:
@@ -188,11 +195,11 @@ def _name(process: psutil.Process) -> str:
     return Path(title[0]).name if title and not title[0].startswith("ray::") else "".join(title)
 
 
-def _end(running: job.Running, wrong: dict[str, list[str]]) -> tuple[str, float | None]:
+def _end(running: job.Running, started: set[psutil.Process], wrong: dict[str, list[str]]) -> tuple[str, float | None]:
     """How the command ended by itself, or that it had to be ended, and the seconds to its next step, where it made one
     after the blow; nothing of its Ray is left behind."""
     struck = time.monotonic()
-    others, deadline = running.children(), struck + PATIENCE_S
+    deadline = struck + PATIENCE_S
     at_blow, first_step_s = running.log.stat().st_size, None
     size, since = 0, struck
     how = ""
@@ -208,16 +215,14 @@ def _end(running: job.Running, wrong: dict[str, list[str]]) -> tuple[str, float 
         if time.monotonic() > deadline:
             wrong["stuck"] = [f"no end within {PATIENCE_S:.0f} s: {running.log.read_text()[-600:]}"]
             how = "stuck"
-        others += [child for child in running.children() if child not in others]
+        started |= set(running.children())
         time.sleep(0.2)
     if how:
         running.process.kill()
     code = running.process.wait()
-    for child in others:
-        try:
+    for child in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
-        except psutil.Error:
-            continue
     return how or ("done" if code == 0 else "killed" if code < 0 else "told"), first_step_s
 
 
