@@ -154,7 +154,8 @@ class Processes:
 def _strike(
     running: job.Running, campaign: Served, trial: Trial, draw: random.Random, started: set[psutil.Process]
 ) -> bool:
-    """Waits for the moment, then strikes; False where the campaign was over before. Adds to what the job has started."""
+    """Waits for the moment, then strikes; False where the campaign was over before. Adds to what the job has
+    started."""
     shown = running.log.read_text
     sweeping = trial.place == "evaluator"
     what = "evaluators load" if sweeping else "loads"
