@@ -29,6 +29,10 @@ from chaos.trials import Trial
 STOPPED_S = 8.0
 PATIENCE_S = 240.0  # from the blow to the end of the command, whatever the end
 SILENCE_S = 60.0
+# How long after the workers, or the evaluators, begin to load a blow may come.
+IN_TRAINING_S = 6.0
+WHENEVER_S = 22.0
+OF_A_PHASE = ("worker", "coordinator", "controller", "evaluator")
 RERUNS = 3
 STEP = re.compile(r"^\[(\d+):(\d+)\] \w+_r\d+ +step ", flags=re.M)
 TITLES = {
@@ -157,11 +161,10 @@ def _strike(
     """Waits for the moment, then strikes; False where the campaign was over before. Adds to what the job has
     started."""
     shown = running.log.read_text
-    sweeping = trial.place == "evaluator"
-    what = "evaluators load" if sweeping else "loads"
+    what = "evaluators load" if trial.place == "evaluator" else "loads"
     try:
         running.wait_until(what, lambda: what in shown())
-        time.sleep(draw.uniform(1, 8) if sweeping else draw.uniform(0, 22))
+        time.sleep(draw.uniform(0, IN_TRAINING_S if trial.place in OF_A_PHASE else WHENEVER_S))
         running.wait_until(trial.place, lambda: bool(_targets(running, campaign, trial.place)))
     except AssertionError:
         return False
