@@ -51,7 +51,6 @@ class Results:
             if "passes" in held:
                 self.passes[held["kind"]] = held["passes"]
             else:
-                held.setdefault("machine", "x86_64, 2 CPUs")
                 result = Result(**{**held, "trial": Trial(**held["trial"])})
                 self.of[result.trial] = result
 
