@@ -43,23 +43,26 @@ def run(act: Callable[[], Any], log: Path, asked: str, marks: Path, patience_s: 
     children = {_start(act, rank, log, asked, marks): rank for rank in range(ranks)}
     codes: list[int] = []
     by_hand = ""
-    while children:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid in children:
-            del children[pid]
-            codes.append(os.waitstatus_to_exitcode(status))
-            if codes[-1] != 0:
-                time.sleep(0.3)
+    try:
+        while children:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid in children:
+                del children[pid]
+                codes.append(os.waitstatus_to_exitcode(status))
+                if codes[-1] != 0:
+                    time.sleep(0.3)
+                    _kill(children)
+                continue
+            struck = next(iter(set(marks.glob("*=hang@*")) - before), None)
+            if struck is not None and not by_hand and time.time() - struck.stat().st_mtime > AFTER_HIT_S and not codes:
+                by_hand = "hung"
                 _kill(children)
-            continue
-        struck = next(iter(set(marks.glob("*=hang@*")) - before), None)
-        if struck is not None and not by_hand and time.time() - struck.stat().st_mtime > AFTER_HIT_S and not codes:
-            by_hand = "hung"
-            _kill(children)
-        elif time.monotonic() - started > patience_s and not by_hand:
-            by_hand = "stuck"
-            _kill(children)
-        time.sleep(0.01)
+            elif time.monotonic() - started > patience_s and not by_hand:
+                by_hand = "stuck"
+                _kill(children)
+            time.sleep(0.01)
+    finally:
+        _kill(children)  # where this process is itself told to end
     ill = [code for code in codes if code != 0]
     how = by_hand or (
         "done" if not ill else "killed" if ill[0] < 0 else "traceback" if ill[0] == UNEXPECTED else "told"
