@@ -10,6 +10,7 @@ import ray
 from bs_cluster.campaign.answers import answer_and_check
 from bs_cluster.campaign.bundle import commit_bundle, report_inputs, stack_figures
 from bs_cluster.campaign.campaign import Campaign
+from bs_cluster.campaign.connect import loss_in_words
 from bs_cluster.campaign.console import Console
 from bs_cluster.campaign.encoding import fetch, fetch_unowned, start_encoding, start_unowned
 from bs_cluster.campaign.measure import (
@@ -47,7 +48,7 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
     check_targets(config.router.targets, campaign.domains, config.sweep)
     check_identity(campaign.store, config)
     recorder = Recorder(campaign, console.say)
-    with stop_on_signals(), console.heartbeat(), recorder:
+    with stop_on_signals(), loss_in_words(), console.heartbeat(), recorder:
         done = finished_bundle(campaign)
         if done is not None:
             console.say(f"campaign {campaign.name} is complete: bundle {done.number}, nothing left to do")

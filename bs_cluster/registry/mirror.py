@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from bs_cluster.certificate import CERTIFICATE, Certificate
 from bs_cluster.errors import RegistryError
+from bs_cluster.failpoints import failpoint
 from bs_cluster.records import CHALLENGER, CHAMPION, BundleManifest, DomainRecord, StackId, StackManifest, StackRef
 from bs_cluster.registry import descriptions
 from bs_cluster.registry.artifacts import write_bundle, write_domain
@@ -157,6 +158,7 @@ class Registry:
         )
         with tempfile.TemporaryDirectory() as scratch:
             model = Path(scratch) / "model"
+            failpoint("registry.mirror")
             write_domain(model, Path(scratch), store, rounds)
             self._versions.register(entry, model)
         return True

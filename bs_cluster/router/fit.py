@@ -13,6 +13,7 @@ import numpy as np
 
 from bs_cluster.base import pool_states
 from bs_cluster.config.schema import RouterSection
+from bs_cluster.failpoints import failpoint
 from bs_cluster.router.anchor import Anchor
 from bs_cluster.router.filled import filled_nll
 from bs_cluster.router.folds import deal_folds
@@ -119,6 +120,7 @@ def teach(lessons: Lessons, fold_B: np.ndarray, folds: Sequence[int], score: Sco
     How far a judge leaves the anchor is decided by what the rows of other folds lose under gates that did not learn
     from them.
     """
+    failpoint("router.fit")
     every = np.arange(len(fold_B))
     others = {fold: every[fold_B != fold] for fold in folds}
     singles = {fold: _best_singles(lessons.table, rows) for fold, rows in others.items()}

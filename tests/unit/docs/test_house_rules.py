@@ -53,7 +53,7 @@ EXTRAS = {
     "tests": ("cluster", "embedded", "dev"),
 }
 # Modules that are ours wherever they lie: pytest's path holds tests/, and helpers stand beside their tests.
-OURS = {"bs_cluster", "benchmarks", "tests", "unit"} | {path.stem for path in FILES}
+OURS = {"bs_cluster", "benchmarks", "chaos", "tests", "unit"} | {path.stem for path in FILES}
 
 
 def declared(extras: tuple[str, ...]) -> set[str]:
