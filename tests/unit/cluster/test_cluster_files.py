@@ -52,7 +52,7 @@ def test_ray_accepts_the_launcher_file(path):
 @pytest.mark.parametrize("path", LAUNCHERS)
 def test_the_launcher_pins_ray_and_names_local_files_only_by_path(path):
     (config,) = load(path)
-    assert any(f'ray[default,train,data]=={RAY}"' in command for command in config["setup_commands"])
+    assert any(f'ray[default,train,data,serve]=={RAY}"' in command for command in config["setup_commands"])
     assert not any(Path(local).is_absolute() for local in config["file_mounts"].values())
     assert any("mlflow server" in command for command in config["head_start_ray_commands"])
 
@@ -161,7 +161,7 @@ def test_the_kubernetes_job_runs_on_the_cluster_and_mlflow_is_selected():
 
 def test_the_image_pins_ray_and_a_cuda_with_a_compiler():
     dockerfile = (ROOT / "cluster/docker/Dockerfile").read_text()
-    assert f"ray[default,train,data]=={RAY}" in dockerfile
+    assert f"ray[default,train,data,serve]=={RAY}" in dockerfile
     assert re.search(r"nvidia/cuda:\S+-devel-", dockerfile)
 
 
