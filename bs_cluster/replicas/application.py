@@ -92,11 +92,13 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     Raises ConfigError for what is no setting, UsageError where there is no key.
     """
     settings = dict(arguments)
+    if lacking := [f"args.{name}: is missing" for name in ("store", "campaign") if name not in settings]:
+        raise ConfigError(lacking)
+    if "keys" in settings:
+        raise ConfigError([f"args.keys: everybody on the cluster reads this file; set {KEY_VARIABLE} where it starts"])
+    store_uri, campaign = settings.pop("store"), settings.pop("campaign")
     try:
-        store_uri, campaign = str(settings.pop("store")), str(settings.pop("campaign"))
         read = TypeAdapter(Settings).validate_python({**settings, "keys": keys_of_environment()})
-    except KeyError as lacking:
-        raise ConfigError([f"args: {lacking.args[0]} is missing"]) from lacking
     except ValidationError as error:
         wrong = [f"args.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         raise ConfigError(wrong) from error

@@ -36,12 +36,14 @@ def serve_replicas(
     if not outlasts_a_job(store.uri):
         raise UsageError(f"--store {store.uri} is this job's own copy; name a folder or bucket that all nodes reach")
     ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
     client = _get_global_client()
     assert client is not None
     there = client.http_config
     if (there.host, there.port) != (host, port):
-        raise UsageError(f"Ray Serve listens on {there.host}:{there.port} here already, not on {host}:{port}")
+        told = f"Ray Serve listens on {there.host}:{there.port} here already, not on {host}:{port}"
+        raise UsageError(f"{told}; name that, or run `serve shutdown` if nobody needs what it serves")
     try:
         with stop_on_signals():
             try:
@@ -55,8 +57,6 @@ def serve_replicas(
             _drain(store.campaign, settings.drain)
     finally:
         serve.delete(store.campaign)
-        if not serve.status().applications:
-            serve.shutdown()
 
 
 def _drain(campaign: str, drain_s: float) -> None:

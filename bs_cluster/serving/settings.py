@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from bs_cluster.errors import UsageError
 
@@ -17,6 +18,8 @@ class Settings:
     """``bundle`` is None for whoever is champion, ``max_prompt_tokens`` for what the campaign trained on; ``hosts`` are
     the names that requests may be sent to, any where there is none. Seconds: ``reload_every`` between two looks at the
     store, ``drain`` for answers to end in."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # where a file says it
 
     device: str = "cpu"
     bundle: int | None = None
