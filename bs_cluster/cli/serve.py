@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bs_cluster.store import Store
 
 HELP = "serve a bundle over HTTP: OpenAI's API, and a chat page"
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 SETTINGS = (
     "device",
     "bundle",
@@ -27,6 +28,7 @@ SETTINGS = (
     "max_waiting",
     "max_prompt_tokens",
     "max_tokens",
+    "resident_bytes",
     "reload_every",
     "drain",
     "log_prompts",
@@ -70,6 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a longer prompt gets 400 (default: the campaign's data.max_prompt_length)",
     )
     parser.add_argument("--max-tokens", **number, default=512, help="tokens of an answer at most (default: 512)")
+    parser.add_argument(
+        "--resident-bytes",
+        type=size,
+        metavar="SIZE",
+        help="of stacks in memory, such as 2G; the others are read when they are to fire (default: all are there)",
+    )
     parser.add_argument("--reload-every", **seconds, default=10.0, help="look for another champion (default: 10)")
     parser.add_argument("--drain", **seconds, default=60.0, help="running answers have after SIGTERM (default: 60)")
     parser.add_argument("--log-prompts", action="store_true", help="log prompts and answers; never without this")
@@ -130,6 +138,15 @@ def least_and_most(words: str) -> tuple[int, int]:
     if not 1 <= bounds[0] <= bounds[1]:
         raise argparse.ArgumentTypeError(f"{words!r}: at least 1, and no fewer at most than at least")
     return bounds
+
+
+def size(words: str) -> int:
+    """``3000000``, ``512M`` or ``2G``, in powers of 1,024."""
+    number, unit = (words[:-1], words[-1]) if words[-1:] in UNITS else (words, "")
+    try:
+        return int(float(number) * UNITS.get(unit, 1))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{words!r} is no size; say 3000000, 512M or 2G") from error
 
 
 def hosts(arguments: argparse.Namespace, keys: Sequence[str]) -> tuple[str, ...]:

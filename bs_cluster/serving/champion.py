@@ -11,6 +11,7 @@ from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.serving.catalogue import Catalogue
 from bs_cluster.serving.engine import Engine
 from bs_cluster.serving.metrics import Metrics
+from bs_cluster.serving.residency import Residency
 from bs_cluster.serving.runtime import bundle_config
 from bs_cluster.serving.scheduler import Scheduler
 from bs_cluster.serving.service import Limits, Service
@@ -27,7 +28,8 @@ def load(store: Store, settings: Settings, metrics: Metrics) -> Service:
     config = bundle_config(store, store.bundle(wanted[""]))
     # The engine makes its own masks, which this kernel takes on every device.
     stacked = StackedBase.load(config.base.model_copy(update={"attention": "sdpa"}), settings.device)
-    catalogue.load(wanted, stacked)
+    residency = Residency(stacked, settings.resident_bytes, metrics)
+    catalogue.load(wanted, stacked, residency)
     limits = Limits(settings.max_prompt_tokens or config.data.max_prompt_length, settings.max_tokens)
     length = limits.prompt_tokens + limits.answer_tokens
     reach = stacked.base.model.config.get_text_config().max_position_embeddings
@@ -36,7 +38,7 @@ def load(store: Store, settings: Settings, metrics: Metrics) -> Service:
             f"prompts of {limits.prompt_tokens} and answers of {limits.answer_tokens} tokens are more than the {reach} "
             "of the base; lower max_prompt_tokens or max_tokens"
         )
-    scheduler = Scheduler(Engine(stacked, settings.max_running, length), settings.max_waiting, metrics)
+    scheduler = Scheduler(Engine(stacked, settings.max_running, length), residency, settings.max_waiting, metrics)
     scheduler.start()
     service = Service(catalogue, scheduler, metrics, limits, settings)
     _show_bundles(service)
@@ -53,7 +55,7 @@ async def follow(service: Service) -> None:
             wanted = await asyncio.to_thread(catalogue.wanted)
             if wanted == catalogue.serving:
                 continue
-            loading = scheduler.call(partial(catalogue.load, wanted, scheduler.engine.stacked))
+            loading = scheduler.call(partial(catalogue.load, wanted, scheduler.engine.stacked, scheduler.residency))
             await asyncio.wrap_future(loading)
         except (BrainstacksError, OSError) as error:
             service.metrics.reloads.labels("failed").inc()

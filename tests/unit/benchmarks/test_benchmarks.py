@@ -129,6 +129,17 @@ def test_the_same_requests_are_answered_by_what_one_would_serve_with_instead(tmp
 
 
 @pytest.mark.slow
+def test_memory_of_stacks_is_measured_with_and_without_a_budget(tmp_path):
+    base = save_tiny_base(tmp_path / "base", "gemma3")
+    out = run("benchmarks.residency", "--base", str(base), "--domains", "4", "--room", "2")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if re.match(r"\| \d", line)]
+    assert [row[:2] for row in rows] == [["4", "all"], ["4", "2"]]
+    everything, scarce = rows
+    assert everything[4] == "nan"  # nothing is read once all are there
+    assert float(scarce[4].replace(",", "")) > 0
+
+
+@pytest.mark.slow
 def test_convergence_trains_every_method_on_the_same_rows(tmp_path):
     base = save_tiny_base(tmp_path / "base", "gemma3")
     rows = [{"prompt": f"say {word}", "completion": f"{word} {word} {word}"} for word in map(chr, range(97, 123))] * 4
