@@ -86,8 +86,8 @@ def stored(base: str, uri: str, domains: int) -> list[StackManifest]:
 def served(
     base: str, device: str, uri: str, manifests: Sequence[StackManifest], budget: int | None
 ) -> tuple[int, float, float]:
-    """(bytes that memory rose by above the base with one stack, ms of a request in the median, ms of one whose stack had
-    to be read)."""
+    """(bytes that memory rose by above the base with one stack, ms of a request whose stack is there, ms of one whose
+    stack has to be read), medians."""
     stacked, store = load(base, device), Store(uri, CAMPAIGN)
     residency = Residency(stacked, budget, Metrics(Prometheus()))
     residency.expect(manifests[0], store)
