@@ -66,6 +66,9 @@ def measure(settings: Settings) -> list[Table]:
         passes: dict[tuple[str, int], list[Pass]] = {case: [] for case in cases}
         for turn in range(1 + settings.rounds):
             for case, answer_all in cases.items():
+                print(
+                    f"{case[0]}, {case[1]} at once, turn {turn + 1}/{1 + settings.rounds}", file=sys.stderr, flush=True
+                )
                 done = answer_all()
                 if turn:  # the first pays for memory that later ones find
                     passes[case].append(done)
