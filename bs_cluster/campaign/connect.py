@@ -25,7 +25,7 @@ def connect(config: CampaignConfig) -> None:
     Raises ConfigError for a store that a job's processes would not find again, UsageError for failpoints that there are
     not.
     """
-    if not _lasting(config.store.uri):
+    if not outlasts_a_job(config.store.uri):
         raise ConfigError(
             [
                 f"store.uri = {config.store.uri!r} is relative, but a submitted job runs in a temporary copy of the "
@@ -52,7 +52,8 @@ def loss_in_words() -> Iterator[None]:
         ) from error
 
 
-def _lasting(uri: str) -> bool:
+def outlasts_a_job(uri: str) -> bool:
+    """Whether a submitted job, which runs in a copy of its working directory, finds this store and leaves it there."""
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     return "://" in uri or Path(uri).is_absolute() or not submitted
 
