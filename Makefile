@@ -1,6 +1,7 @@
 # make run: train the embedded campaign on a local Ray cluster.  make test: lint, types, import contracts, tests.
 # make test-cluster: several nodes that come and go.  make test-long: minutes for what a shorter test holds in part.
 # make check: what of it takes less than a minute.  make quick: tests that start no cluster, ranks or long job.
+# make chaos: docs/CHAOS.md, what is left of campaigns that are struck at every failpoint.
 # make bench: write benchmarks/RESULTS.md anew.  make evidence: docs/EVIDENCE.md, against what one would do instead.
 # All install what they need into .venv first. PYTHON picks the interpreter (3.11 or newer).
 PYTHON ?= python3
@@ -15,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: run test test-cluster test-long quick bench evidence check install ui stop clean
+.PHONY: run test test-cluster test-long quick bench evidence chaos check install ui stop clean
 
 run: install
 	$(PY) cluster/local.py run --config $(CONFIG) $(OVERRIDES)
@@ -54,6 +55,10 @@ evidence: install
 	$(PY) cluster/local.py run --config $(CONFIG) campaign=embedded1 seed=1
 	$(PY) cluster/local.py run --config $(CONFIG) campaign=embedded2 seed=2
 	$(PY) -m benchmarks.evidence --campaigns $(addprefix stacks_store:,embedded embedded1 embedded2)
+
+# Hours on two cores: docs/CHAOS.md, what each failpoint and each killed process cost. It goes on where it was interrupted.
+chaos: install
+	PYTHONPATH=.:tests $(PY) -m chaos
 
 check: install
 	.venv/bin/ruff check .

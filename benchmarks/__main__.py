@@ -27,7 +27,7 @@ from benchmarks.settings import Settings
 from benchmarks.table import Table
 from bs_cluster.quiet import KEEP_FREED_MEMORY, quieten
 
-SECTIONS = ("steps", "forward", "memory", "nullspace", "head", "sweep", "evaluators", "serving")
+SECTIONS = ("steps", "forward", "memory", "nullspace", "head", "sweep", "evaluators", "serving", "rivals")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "ray")
 DEFAULT_BASES = {"cpu": ["embedded:gemma3-270m"], "cuda": ["random:gemma3-12b:4"]}
 

@@ -32,16 +32,15 @@ from bs_cluster.quiet import quieten
 from bs_cluster.records import RowLoss
 from bs_cluster.report.gains import mask_gains
 from bs_cluster.router.anchor import fit_anchor
-from bs_cluster.router.fit import Lessons, fit_judges, fit_router
+from bs_cluster.router.fit import Lessons, teach
 from bs_cluster.router.folds import deal_folds, sample_rows
 from bs_cluster.router.judging import judge_shard
 from bs_cluster.router.regret import Judged, routing_report
 from bs_cluster.store import SweepArea
 from bs_cluster.store.filesystem import LocalFiles
 from bs_cluster.sweep.outcomes import OutcomeTable
-from bs_cluster.sweep.parts import PartWriter
 from bs_cluster.sweep.shards import read_shards
-from bs_cluster.sweep.sweep import encode_prompts, measure, run_sweep
+from bs_cluster.sweep.sweep import encode_prompts, run_sweep, score_gates
 
 PHASES = ("sweep", "learn", "judge", "write")
 FEATURES = 64
@@ -168,17 +167,20 @@ def case(count: int, domain_count: int, folder: Path) -> dict:
         features = np.stack(encode([prompt for _, prompt in training]))
         anchor = fit_anchor(features, [d for d, _ in training], domain_count)
         lessons = Lessons(table, list(states.values()), anchor, router, seed=0)
-        judges = fit_judges(lessons, fold_B[taught], np.unique(fold_B).tolist())
-        served = fit_router(lessons, range(len(taught)))
 
-    with costs.phase("judge"), PartWriter(area) as writer:
+        def tried(row_N: np.ndarray, gates_ND: np.ndarray) -> np.ndarray:
+            return score_gates(evaluators, rows, taught[row_N], gates_ND, sweep, lambda *_: None)
+
+        judges, served = teach(lessons, fold_B[taught], np.unique(fold_B).tolist(), tried)
+
+    with costs.phase("judge"):
         found = []
         for shard in read_shards(rows, domains, sweep, area):
 
-            def more(asked: np.ndarray, shard=shard) -> None:
-                measure(evaluators, shard, asked, sweep, writer, lambda *_: None)
+            def judged_under(row_N: np.ndarray, gates_ND: np.ndarray, shard=shard) -> np.ndarray:
+                return score_gates(evaluators, shard.rows, row_N, gates_ND, sweep, lambda *_: None)
 
-            found.append(judge_shard(judges, shard, prompts, fold_B, states, encode, more))
+            found.append(judge_shard(judges, shard, prompts, fold_B, states, encode, judged_under))
         judged = Judged.together(found)
         report = routing_report(router, judged, served)
 

@@ -16,10 +16,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import requests
 
@@ -77,19 +78,28 @@ def ask(url: str, campaign: str, prompt: str, tokens: int) -> Asked:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    return streamed(f"{url}/v1/chat/completions", body)
+
+
+def streamed(url: str, body: Mapping[str, Any]) -> Asked:
+    """A streamed chat completion, or a completion, of OpenAI's API."""
     started, first, used = time.perf_counter(), None, 0
-    with requests.post(f"{url}/v1/chat/completions", json=body, stream=True, timeout=600) as response:
+    with requests.post(url, json=body, stream=True, timeout=600) as response:
         response.raise_for_status()
         for line in response.iter_lines():
             if not line.startswith(b"data: {"):
                 continue
             chunk = json.loads(line.removeprefix(b"data: "))
-            if "usage" in chunk:
-                used = chunk["usage"]["completion_tokens"]
-            elif first is None and chunk["choices"][0]["delta"].get("content"):
+            if usage := chunk.get("usage"):
+                used = usage["completion_tokens"]
+            elif first is None and _said(chunk["choices"][0]):
                 first = time.perf_counter() - started
     whole = time.perf_counter() - started
     return Asked(whole if first is None else first, whole, used)
+
+
+def _said(choice: Mapping[str, Any]) -> str | None:
+    return choice["delta"].get("content") if "delta" in choice else choice["text"]
 
 
 def all_asked(url: str, campaign: str, tokens: int, at_once: int) -> Pass:

@@ -40,7 +40,7 @@ def measure(settings: Settings) -> list[Table]:
 
     cases = {
         "encode the prompt (base alone)": lambda: encode_states(stacked, [prompt], 0.45, pooled=True),
-        "decide (meta-router)": lambda: served.choose(states),
+        "decide (meta-router)": lambda: served.gates(states),
         "score the row, all five domains on": lambda: evaluator.score(rows, [[1.0] * DOMAINS]),
     }
     seconds = medians(take_turns(cases, settings.rounds * 4, settings.device))
@@ -50,11 +50,11 @@ def measure(settings: Settings) -> list[Table]:
         [(name, value * 1000) for name, value in seconds.items()],
         note=f"A prompt of {len(prompt)} tokens; ten stacks resident.",
     )
-    table.rows += [(name, value * 1000) for name, value in _swap_in(evaluator, settings).items()]
+    table.rows += [(name, value * 1000) for name, value in swap_in(evaluator, settings).items()]
     return [table]
 
 
-def _swap_in(evaluator: RandomEvaluator, settings: Settings) -> dict[str, float]:
+def swap_in(evaluator: RandomEvaluator, settings: Settings) -> dict[str, float]:
     """A stack leaves and comes back from a folder; then the first forward packs it among the others."""
     stacked, name = evaluator.stacked, evaluator.stacked.names[-1]
     rows = prompts(stacked.base.model.config.get_text_config().vocab_size, 1)

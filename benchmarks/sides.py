@@ -55,15 +55,16 @@ def nats(table: OutcomeTable) -> tuple[dict[str, np.ndarray], np.ndarray, list[s
     return by_column, tokens_B, [table.row_ids[row] for row in rows]
 
 
-def wanted(table: OutcomeTable) -> set[tuple[int, int]]:
-    return {
+def wanted(table: OutcomeTable) -> list[tuple[int, int]]:
+    """Rows, and combinations they are compared under and were not measured under."""
+    return [
         (row, mask)
         for row, owner in enumerate(table.owners)
         if owner in table.domains
         for masks in compared_masks(table.domains.index(owner), len(table.domains)).values()
         for mask in masks
         if mask not in table.losses(row)
-    }
+    ]
 
 
 def figures(records: Iterable[DomainRecord]) -> Mapping[str, str]:
@@ -88,7 +89,7 @@ def main() -> None:
     for campaign in arguments.campaigns:
         store = Store(arguments.store, campaign)
         finished = Finished(store, arguments.device)
-        finished.measure(wanted(finished.table))
+        finished.complete(wanted(finished.table))
         by_column, tokens_B, ids = nats(finished.table)
         reference = reference or (by_column, ids)
         if reference[1] != ids:

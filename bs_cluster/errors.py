@@ -4,7 +4,24 @@
 A message names the thing, the value and the way out.
 """
 
+import errno
 from signal import Signals
+
+_WAYS_OUT = {
+    errno.EACCES: "give this user the right to it",
+    errno.EPERM: "give this user the right to it",
+    errno.ENOSPC: "make room on the volume, then run the same command again",
+    errno.EDQUOT: "make room on the volume, then run the same command again",
+    errno.EROFS: "mount the volume for writing, or name another store.uri",
+    errno.ENOTDIR: "a file stands where a folder belongs: move it away",
+    errno.EISDIR: "a folder stands where a file belongs: move it away",
+}
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def way_out(error: OSError) -> str:
+    """What to do about an error of the operating system."""
+    return _WAYS_OUT.get(error.errno or 0, "look after the volume, then run the same command again")
 
 
 class BrainstacksError(Exception):
@@ -53,6 +70,18 @@ class RefExistsError(StoreError, FileExistsError):
 
 class NotInStoreError(StoreError, FileNotFoundError):
     """A blob or ref was asked for that the store does not hold."""
+
+
+class DiskError(BrainstacksError, OSError):
+    """A volume outside of the store is full or broken: that of the report, of temporary files."""
+
+    @classmethod
+    def of(cls, error: OSError) -> "DiskError | None":
+        """What ``error`` tells of a disk; None where it tells of something else."""
+        if error.errno not in _OF_THE_DISK:
+            return None
+        where = error.filename or "a file outside of the store"
+        return cls(f"{where} cannot be read or written ({error.strerror}); {way_out(error)}")
 
 
 class OutOfOrderError(BrainstacksError, RuntimeError):

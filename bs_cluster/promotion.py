@@ -20,6 +20,7 @@ from bs_cluster.estimates import Estimate, paired_difference
 from bs_cluster.records import CHALLENGER, CHAMPION, ModeLosses, Promotion, Record, RowLoss
 
 LOSSES = "losses.parquet"
+GATE = "gate:"  # before a domain, the name of its column there
 SERVED = "routed"  # the mode that is what people get
 MIXED, FOREIGN = "all mixed", "all foreign"  # rows of no single domain, of none: no domain can have such a name
 TOLERANCE = 0.01  # nats per completion token
@@ -172,10 +173,12 @@ def standing(
 
 
 def write_losses(losses: ModeLosses) -> bytes:
-    """Parquet: ``row_id``, ``owner``, ``tokens``, and the summed loss in nats under each mode."""
+    """Parquet: ``row_id``, ``owner``, ``tokens``, the summed loss in nats under each mode, and as ``gate:DOMAIN`` the
+    gate weight of each domain."""
     columns = {"row_id": losses.row_ids, "owner": losses.owners, "tokens": losses.tokens}
     arrays = {name: pa.array(values) for name, values in columns.items()}
     arrays |= {mode: pa.array(nll, pa.float64()) for mode, nll in losses.nll.items()}
+    arrays |= {GATE + domain: pa.array(gates, pa.float64()) for domain, gates in losses.gates.items()}
     sink = io.BytesIO()
     pq.write_table(pa.table(arrays), sink)
     return sink.getvalue()
@@ -184,4 +187,5 @@ def write_losses(losses: ModeLosses) -> bytes:
 def read_losses(data: bytes) -> ModeLosses:
     columns = pq.read_table(io.BytesIO(data)).to_pydict()
     rows, owners, tokens = (tuple(columns.pop(name)) for name in ("row_id", "owner", "tokens"))
-    return ModeLosses(rows, owners, tokens, {mode: tuple(nll) for mode, nll in columns.items()})
+    gates = {name.removeprefix(GATE): tuple(columns.pop(name)) for name in list(columns) if name.startswith(GATE)}
+    return ModeLosses(rows, owners, tokens, {mode: tuple(nll) for mode, nll in columns.items()}, gates)

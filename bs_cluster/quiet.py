@@ -31,3 +31,9 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for category in (FutureWarning, UserWarning):
         warnings.filterwarnings("ignore", category=category)
+
+
+def say_on_stderr() -> None:
+    """For a server: what this project logs, and others' warnings, with the time."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("bs_cluster").setLevel(logging.INFO)

@@ -214,12 +214,14 @@ class ModeLosses(Record):
     completion tokens, None where that mode has no meaning for the row or was not measured.
 
     ``owners`` holds each row's domain, or for a row that no domain owns its kind (``mixed:dose``, ``foreign:recipe``).
+    ``gates[domain][i]`` is the gate weight of that domain under which row i was ``routed``.
     """
 
     row_ids: tuple[str, ...]
     owners: tuple[str, ...]
     tokens: tuple[int, ...]
     nll: dict[str, tuple[float | None, ...]]
+    gates: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
         rows = len(self.row_ids)
@@ -227,6 +229,8 @@ class ModeLosses(Record):
         for mode, nll in self.nll.items():
             assert mode in MODES, f"unknown mode {mode!r}; the modes are {MODES}"
             assert len(nll) == rows, f"{mode} has {len(nll)} losses for {rows} rows"
+        for domain, gates in self.gates.items():
+            assert len(gates) == rows, f"{domain} has {len(gates)} gates for {rows} rows"
 
     def select(self, rows: Sequence[int]) -> Self:
         """The same modes on these row indices, in this order."""
@@ -235,6 +239,7 @@ class ModeLosses(Record):
             tuple(self.owners[i] for i in rows),
             tuple(self.tokens[i] for i in rows),
             {mode: tuple(nll[i] for i in rows) for mode, nll in self.nll.items()},
+            {domain: tuple(gates[i] for i in rows) for domain, gates in self.gates.items()},
         )
 
     def losses(self, mode: str) -> list[RowLoss] | None:
@@ -247,12 +252,12 @@ class ModeLosses(Record):
 
 @dataclass(frozen=True)
 class JudgedAnswer(Record):
-    """A row answered in words under one mode: with the domains of ``mask``, and whether ``text`` is right."""
+    """A row answered in words under one mode: with what gate weight of each domain, and whether ``text`` is right."""
 
     row_id: str
     owner: str
     mode: str
-    mask: int
+    gates: tuple[float, ...]
     prompt: str
     reference: str
     text: str

@@ -11,9 +11,9 @@ from functools import cached_property
 
 import numpy as np
 
+from bs_cluster.campaign.in_process import encoder
 from bs_cluster.campaign.lessons import teach_anchor
 from bs_cluster.campaign.promote import bundle_losses
-from bs_cluster.campaign.recompute import encoder
 from bs_cluster.config.identity import effective_domain
 from bs_cluster.data.batch import train_batches
 from bs_cluster.data.encode import EncodedRow

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from bs_cluster.certificate import (
     MEAN_TOLERANCE,
     Certificate,
@@ -20,9 +18,8 @@ from bs_cluster.certificate import (
     same_measurement,
 )
 from bs_cluster.estimates import Estimate, token_mean
-from bs_cluster.promotion import SERVED, group_of
-from bs_cluster.records import ModeLosses, Record, RowLoss, canonical_json, sha256_hex
-from bs_cluster.sweep.outcomes import OutcomeTable
+from bs_cluster.promotion import SERVED
+from bs_cluster.records import Record, RowLoss, canonical_json, sha256_hex
 
 Agreement = Literal["agrees", "differs", "cannot be compared"]
 AGREEMENT: dict[Verdict, Agreement] = {
@@ -65,6 +62,16 @@ class Rescored:
     group: str
     stored: RowLoss
     again: RowLoss
+
+
+@dataclass(frozen=True)
+class RoutedAgain:
+    """A row's served loss as stored, and under the gates that were found now; ``other`` where these are others."""
+
+    group: str
+    stored: RowLoss
+    again: RowLoss
+    other: bool
 
 
 @dataclass(frozen=True)
@@ -202,22 +209,15 @@ def statements(certified: Certificate, now: Certificate) -> list[Line]:
     return lines
 
 
-def choices(table: OutcomeTable, masks_B: np.ndarray, losses: ModeLosses) -> list[Line]:
-    """What the meta-router chooses for rows that it never saw, by the loss of its choice: where states are rounded
-    otherwise, a choice between two that are nearly as good may be another, and the mean is not. ``masks_B`` are the
-    choices for the rows of ``table``, of which an adaptive sweep may have measured another only."""
-    place = {id: row for row, id in enumerate(table.row_ids)}
-    served = losses.nll.get(SERVED, ())
-    pairs: dict[str, list[tuple[RowLoss, RowLoss]]] = {}
-    for id, owner, tokens, nll in zip(losses.row_ids, losses.owners, losses.tokens, served, strict=True):
-        found = table.losses(place[id]).get(int(masks_B[place[id]])) if id in place else None
-        if found is not None and nll is not None:
-            pairs.setdefault(group_of(owner), []).append((RowLoss(nll, tokens), RowLoss(found * tokens, tokens)))
+def gates_again(rows: Sequence[RoutedAgain]) -> list[Line]:
+    """The meta-router's gates for rows that it never saw, by what they lose: where states are rounded otherwise a gate
+    may be another by one step, and the mean loss is not."""
     lines = []
-    for group, rows in pairs.items():
-        said, found = token_mean([then for then, _ in rows]), token_mean([now for _, now in rows])
-        other = sum(abs(then.mean - now.mean) > EXACT for then, now in rows)
+    for group in dict.fromkeys(row.group for row in rows):
+        own = [row for row in rows if row.group == group]
+        said, found = token_mean([row.stored for row in own]), token_mean([row.again for row in own])
+        other = sum(row.other for row in own)
         verdict = "agrees" if abs(said - found) <= MEAN_TOLERANCE else "differs"
-        why = f"{other} rows are answered otherwise" if other else ""
-        lines.append(line(f"choices, {len(rows)} rows, {group}", f"{said:.4f}", f"{found:.4f}", verdict, why))
+        why = f"{other} rows get other gates" if other else ""
+        lines.append(line(f"gates, {len(own)} rows, {group}", f"{said:.4f}", f"{found:.4f}", verdict, why))
     return lines

@@ -1,6 +1,6 @@
 """Answers in words: some sweep rows of each owner, generated under every way of answering them, told right from wrong.
 
-Greedy, and each distinct combination of a row once: what two modes share is not generated twice.
+Greedy, and a row once under the same gates: what two modes share is not generated twice.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from bs_cluster.data.frozen import DomainRows
 from bs_cluster.data.rows import Question
 from bs_cluster.data.verify import is_right
 from bs_cluster.records import JudgedAnswer
-from bs_cluster.sweep.combinations import full_mask
+from bs_cluster.sweep.combinations import full_mask, mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable
+from bs_cluster.sweep.plan import AnswerRequest, GateWeights
 from bs_cluster.sweep.sweep import generate
 
 ANSWERS = "answers.parquet"
@@ -33,7 +34,7 @@ SCHEMA = pa.schema(
         ("row_id", pa.string()),
         ("owner", pa.string()),
         ("mode", pa.string()),
-        ("mask", pa.int64()),
+        ("gates", pa.list_(pa.float64())),
         ("prompt", pa.string()),
         ("reference", pa.string()),
         ("text", pa.string()),
@@ -65,19 +66,19 @@ def answer_and_check(
     routing: Routing,
     say: Callable[[str], None],
 ) -> Answers:
-    """Generates and checks. ``routed`` is what a meta-router chose that never saw the row."""
+    """Generates and checks. ``routed`` is under the gates of a meta-router that never saw the row."""
     started, settings, judged = time.monotonic(), campaign.config.sweep, routing.judged
     parts = [*(rows[domain] for domain in campaign.domains), routing.unowned]
     swept = [pair for part in parts for pair in zip(part.sweep, part.questions, strict=True)]
     assert tuple(row.id for row, _ in swept) == judged.row_ids, "outcomes and rows are in one order"
     asked, unasked = choose_rows(swept, settings)
     table = routing.outcomes.of(asked)
-    masks = {row: masks_of(table, place, int(judged.fitted.routed_B[row])) for place, row in enumerate(asked)}
-    requests = sorted({(row, mask) for row in asked for mask in masks[row].values()})
+    gates = {row: gates_of(table, place, judged.fitted.routed_BD[row].tolist()) for place, row in enumerate(asked)}
+    requests = sorted({(row, weights) for row in asked for weights in gates[row].values()})
     say(f"{'answers':<14} {len(asked)} rows can be checked, {len(requests)} answers to generate")
 
     prompts = [row.input_ids[: row.prompt_length] for row, _ in swept]
-    texts: dict[tuple[int, int], str] = {}
+    texts: dict[AnswerRequest, str] = {}
     verdicts: dict[tuple[int, str], bool] = {}
 
     def right(row: int, text: str) -> bool:
@@ -85,16 +86,16 @@ def answer_and_check(
             verdicts[row, text] = is_right(swept[row][1], text)
         return verdicts[row, text]
 
-    for row, mask, text in generate(evaluators, prompts, requests, len(table.domains), settings):
-        texts[row, mask] = text
+    for row, weights, text in generate(evaluators, prompts, requests, settings):
+        texts[row, weights] = text
         right(row, text)  # while the evaluators go on
     sound = [row for row in asked if right(row, swept[row][1].reference)]
     for row in set(asked) - set(sound):
         unasked[judged.owners[row]]["whose own reference does not pass"] += 1
     answered = [
-        _judged(*swept[row], mode, mask, texts[row, mask], right(row, texts[row, mask]))
+        _judged(*swept[row], mode, weights, texts[row, weights], right(row, texts[row, weights]))
         for row in sound
-        for mode, mask in masks[row].items()
+        for mode, weights in gates[row].items()
     ]
     reasons = {owner: dict(counts) for owner, counts in unasked.items()}
     return Answers(tuple(answered), reasons, settings.answer_tokens, time.monotonic() - started)
@@ -120,26 +121,22 @@ def choose_rows(
     return asked, left
 
 
-def masks_of(table: OutcomeTable, row: int, routed: int) -> dict[str, int]:
-    """The combination behind each mode of one row; a row that no domain owns has no own stacks to be ``isolated``."""
+def gates_of(table: OutcomeTable, row: int, routed: Sequence[float]) -> dict[str, GateWeights]:
+    """The gate weights behind each mode of one row; one that no domain owns has no own stacks to be ``isolated``."""
     losses = table.losses(row)
     owner = table.owners[row]
     own = {"isolated": 1 << table.domains.index(owner)} if owner in table.domains else {}
-    return {
-        "base": 0,
-        **own,
-        "ungated": full_mask(len(table.domains)),
-        "routed": routed,
-        "oracle": min(losses, key=losses.__getitem__),
-    }
+    masks = {"base": 0, **own, "ungated": full_mask(len(table.domains)), "oracle": min(losses, key=losses.__getitem__)}
+    whole = {mode: tuple(mask_weights(mask, len(table.domains))) for mode, mask in masks.items()}
+    return whole | {"routed": tuple(routed)}
 
 
-def _judged(row: EncodedRow, question: Question, mode: str, mask: int, text: str, right: bool) -> JudgedAnswer:
+def _judged(row: EncodedRow, question: Question, mode: str, gates: GateWeights, text: str, right: bool) -> JudgedAnswer:
     return JudgedAnswer(
         row_id=row.id,
         owner=row.domain,
         mode=mode,
-        mask=mask,
+        gates=gates,
         prompt=question.prompt,
         reference=question.reference,
         text=text,

@@ -22,6 +22,7 @@ from bs_cluster.campaign.promote import judge
 from bs_cluster.certificate import CERTIFICATE, prove
 from bs_cluster.config.identity import bundle_digest
 from bs_cluster.config.parse import to_yaml
+from bs_cluster.failpoints import failpoint
 from bs_cluster.promotion import LOSSES, write_losses
 from bs_cluster.records import (
     SCHEMA_VERSION,
@@ -173,5 +174,6 @@ def commit_bundle(
     certificate = certificate_of(store, manifest, config, routing.losses, inputs.proofs, inputs.served)
     entry = store.put_bytes(CERTIFICATE, certificate.to_json())
     manifest = dataclasses.replace(manifest, files=(*manifest.files, entry))
+    failpoint("bundle.commit")
     store.commit_bundle(manifest)
     return number, manifest

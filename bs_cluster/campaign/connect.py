@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
+from bs_cluster import failpoints
 from bs_cluster.config.schema import CampaignConfig
-from bs_cluster.errors import ConfigError
+from bs_cluster.errors import ClusterResourceError, ConfigError
 from bs_cluster.quiet import KEEP_FREED_MEMORY
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
@@ -18,9 +22,10 @@ START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 def connect(config: CampaignConfig) -> None:
     """Joins the cluster of the job, or the one at ``RAY_ADDRESS``; starts a local one where there is none.
 
-    Raises ConfigError for a store that a job's processes would not find again.
+    Raises ConfigError for a store that a job's processes would not find again, UsageError for failpoints that there are
+    not.
     """
-    if not _lasting(config.store.uri):
+    if not outlasts_a_job(config.store.uri):
         raise ConfigError(
             [
                 f"store.uri = {config.store.uri!r} is relative, but a submitted job runs in a temporary copy of the "
@@ -31,7 +36,24 @@ def connect(config: CampaignConfig) -> None:
     ray.init(runtime_env={"env_vars": process_environment(config)}, log_to_driver=False, logging_level=logging.WARNING)
 
 
-def _lasting(uri: str) -> bool:
+@contextmanager
+def loss_in_words() -> Iterator[None]:
+    """A cluster, or a part of it, that is gone under a campaign is no defect: raises ClusterResourceError for what Ray
+    makes of it. What a task or an actor raised stays what it is."""
+    try:
+        yield
+    except RayTaskError:
+        raise
+    except RayError as error:
+        said = str(error).strip().splitlines()
+        raise ClusterResourceError(
+            f"the cluster, or a process of this campaign on it, is gone ({said[0] if said else type(error).__name__}); "
+            "run the same command to go on"
+        ) from error
+
+
+def outlasts_a_job(uri: str) -> bool:
+    """Whether a submitted job, which runs in a copy of its working directory, finds this store and leaves it there."""
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     return "://" in uri or Path(uri).is_absolute() or not submitted
 
@@ -54,4 +76,4 @@ def process_environment(config: CampaignConfig) -> dict[str, str]:
         variables |= {"DS_ACCELERATOR": "cpu", **KEEP_FREED_MEMORY}
     if config.training.threads_per_worker:
         variables["OMP_NUM_THREADS"] = str(config.training.threads_per_worker)
-    return variables
+    return variables | failpoints.environment()

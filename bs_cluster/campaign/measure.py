@@ -26,17 +26,15 @@ from bs_cluster.inference.evaluator import Evaluator
 from bs_cluster.inference.probe import probe_rows
 from bs_cluster.records import ModeLosses, Probe, StackManifest, canonical_json, sha256_hex
 from bs_cluster.report.record import SweepReport
-from bs_cluster.router.fit import Lessons, Served, fit_judges, fit_router
+from bs_cluster.router.fit import Lessons, Served, teach
 from bs_cluster.router.folds import deal_folds, sample_rows
 from bs_cluster.router.judging import judge_shard
 from bs_cluster.router.regret import Judged, RoutingReport, routing_report, rows_of
 from bs_cluster.store import SweepArea
 from bs_cluster.sweep.outcomes import OutcomeTable
-from bs_cluster.sweep.parts import PartWriter
 from bs_cluster.sweep.pool import EvaluatorPool
-from bs_cluster.sweep.search import searched
 from bs_cluster.sweep.shards import Shard, read_shards
-from bs_cluster.sweep.sweep import encode_prompts, measure, run_sweep
+from bs_cluster.sweep.sweep import Progress, encode_prompts, run_sweep, score_gates
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,8 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Routing:
-    """What the second half found. ``losses`` are those of the sweep rows, under every mode; ``gates`` is the share of
-    each owner's rows for which a domain fired. ``unowned`` are the rows that no domain owns."""
+    """What the second half found. ``losses`` are those of the sweep rows, under every mode; ``gates`` is the mean gate
+    weight of each domain over an owner's rows. ``unowned`` are the rows that no domain owns."""
 
     outcomes: Outcomes
     judged: Judged
@@ -119,7 +117,7 @@ def sweep_and_route(
     evaluators: Sequence[Any],
     rows: Mapping[str, DomainRows],
     unowned: DomainRows,
-    on_progress: Callable[[int, int], None],
+    progress: Callable[[str, str], Progress],
     say: Callable[[str], None],
 ) -> Routing:
     """Measures the outcomes, judges the meta-router by cross-fitting over all rows, and trains the one to serve."""
@@ -137,7 +135,7 @@ def sweep_and_route(
     started = time.monotonic()
     carry_over(campaign, sweep_rows, area)
     reused, swept = 0, 0
-    for shard in run_sweep(evaluators, sweep_rows, domains, config.sweep, area, on_progress):
+    for shard in run_sweep(evaluators, sweep_rows, domains, config.sweep, area, progress("sweep", "outcomes")):
         table.update(shard.table)
         reused, swept = reused + shard.held, swept + len(shard.table)
     seconds = time.monotonic() - started
@@ -148,22 +146,28 @@ def sweep_and_route(
     say(f"{'meta-router':<14} {len(sweep_rows)} rows, each judged by a router that never saw it")
     states = dict(zip(taught.tolist(), encode([prompts[row] for row in taught]), strict=True))
     anchor = teach_anchor(config, domains, rows, encode)
-    learned_from = searched(table, config.sweep)  # a sweep that was judged before holds more
-    lessons = Lessons(learned_from, list(states.values()), anchor, config.router, config.seed)
-    judges = fit_judges(lessons, fold_B[taught], np.unique(fold_B).tolist())
-    served = fit_router(lessons, range(len(taught)))
-    # An adaptive search may not have measured what was chosen: what judges is measured, never estimated.
+    lessons = Lessons(table, list(states.values()), anchor, config.router, config.seed)
+    tried = progress("meta-router", "losses under gates that may be served")
+
+    def try_gates(row_N: np.ndarray, gates_ND: np.ndarray) -> np.ndarray:
+        return score_gates(evaluators, sweep_rows, taught[row_N], gates_ND, config.sweep, tried)
+
+    judges, served = teach(lessons, fold_B[taught], np.unique(fold_B).tolist(), try_gates)
+    # What judges is measured, never estimated: every row under its own gates.
     outcomes = Outcomes(sweep_rows, campaign, area)
     found, parents, masks = [], [], set()
-    with PartWriter(area) as writer:
-        for shard in outcomes.shards():
+    judged_rows = progress("meta-router", "rows judged under their gates")
+    for shard in outcomes.shards():
 
-            def more(asked: np.ndarray, shard: Shard = shard) -> None:
-                measure(evaluators, shard, asked, config.sweep, writer, on_progress)
+        def score(row_N: np.ndarray, gates_ND: np.ndarray, shard: Shard = shard) -> np.ndarray:
+            def told(done: int, of: int) -> None:
+                judged_rows(shard.start + len(shard.rows) * done // of, len(sweep_rows))
 
-            found.append(judge_shard(judges, shard, prompts, fold_B, states, encode, more))
-            parents.append(_parents_nll(shard.table, manifests))
-            masks.update(shard.table.masks())
+            return score_gates(evaluators, shard.rows, row_N, gates_ND, config.sweep, told)
+
+        found.append(judge_shard(judges, shard, prompts, fold_B, states, encode, score))
+        parents.append(_parents_nll(shard.table, manifests))
+        masks.update(shard.table.masks())
     judged = Judged.together(found)
     ended = time.monotonic()
     return Routing(
@@ -203,15 +207,14 @@ def mode_losses(judged: Judged, parents_B: np.ndarray) -> ModeLosses:
         mode: tuple(value if math.isfinite(value) else None for value in nll_B.tolist())
         for mode, nll_B in policies.items()
     }
-    return ModeLosses(judged.row_ids, judged.owners, tuple(judged.tokens_B.tolist()), nll)
+    gates = {domain: tuple(judged.fitted.routed_BD[:, d].tolist()) for d, domain in enumerate(judged.domains)}
+    return ModeLosses(judged.row_ids, judged.owners, tuple(judged.tokens_B.tolist()), nll, gates)
 
 
 def _mean_gates(judged: Judged) -> dict[str, dict[str, float]]:
-    """Share of each owner's rows for which each domain fired."""
+    """Each domain's mean gate weight over each owner's rows."""
     return {
-        owner: {
-            domain: float((judged.fitted.routed_B[rows] >> d & 1).mean()) for d, domain in enumerate(judged.domains)
-        }
+        owner: dict(zip(judged.domains, judged.fitted.routed_BD[rows].mean(axis=0).tolist(), strict=True))
         for owner, rows in rows_of(judged.owners).items()
     }
 

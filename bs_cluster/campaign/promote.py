@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from bs_cluster.config.schema import PromotionSection
+from bs_cluster.failpoints import failpoint
 from bs_cluster.promotion import LOSSES, TOLERANCE, Decision, ServedChange, decide, read_losses, served_change
 from bs_cluster.records import BundleManifest, ModeLosses, Promotion, StackRef
 from bs_cluster.store import Store
@@ -32,6 +33,7 @@ def promote(store: Store, bundle: BundleManifest, settings: PromotionSection) ->
     if earlier and not (replaces and outdated and settings.policy != "manual"):
         return earlier[-1]
     _, decision = judge(store, bundle.number, bundle.stacks, bundle_losses(store, bundle), settings)
+    failpoint("bundle.promote")
     return store.promote(bundle.number, decision.alias, settings.policy, decision.reason)
 
 

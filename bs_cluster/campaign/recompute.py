@@ -20,15 +20,17 @@ from bs_cluster.campaign.agreement import (
     Alone,
     Recomputed,
     Rescored,
-    choices,
+    RoutedAgain,
     dependencies,
     domains_alone,
+    gates_again,
     line,
     scored_rows,
     statements,
     stored_numbers,
 )
 from bs_cluster.campaign.certify import OUTCOMES, UNOWNED, certificate_of, closings
+from bs_cluster.campaign.in_process import Scorer, encoder
 from bs_cluster.campaign.lessons import Encode, teach_anchor
 from bs_cluster.campaign.promote import bundle_losses, compare
 from bs_cluster.certificate import CERTIFICATE, Certificate, prove
@@ -37,21 +39,18 @@ from bs_cluster.data.batch import plan_batches
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.errors import IntegrityError, NotInStoreError
-from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.inference.probe import probe, probe_rows
-from bs_cluster.inference.scoring import score_batch, score_routed
+from bs_cluster.inference.scoring import score_batch
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.promotion import FOREIGN, SERVED, group_of, standing
 from bs_cluster.records import BundleManifest, DomainRecord, ModeLosses, RowLoss
-from bs_cluster.router.fit import Lessons, fit_judges
+from bs_cluster.router.fit import Lessons, teach
 from bs_cluster.router.folds import deal_folds, sample_rows
 from bs_cluster.serving.runtime import bundle_config
 from bs_cluster.store import Store
 from bs_cluster.store.refs import PROMOTIONS, bundle_ref
 from bs_cluster.sweep.combinations import full_mask, mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable
-from bs_cluster.sweep.plan import plan_work
-from bs_cluster.sweep.search import searched
 
 RESCORED = ("base", SERVED, "ungated")
 
@@ -60,7 +59,7 @@ def recompute(
     store: Store, bundle: BundleManifest, device: str, rows_each: int | None, say: Callable[[str], None]
 ) -> Recomputed:
     """Every fact and statement of the bundle's certificate, again. ``rows_each`` limits how many rows of each owner are
-    scored, evenly spaced; None scores all, and makes the meta-router's choices again as well. Raises NotInStoreError
+    scored, evenly spaced; None scores all, and finds the meta-router's gates again as well. Raises NotInStoreError
     for a bundle without a certificate, IntegrityError for bytes that are not what they are named."""
     certified = certificate_in(store, bundle)
     config = bundle_config(store, bundle)
@@ -81,9 +80,11 @@ def recompute(
     rows = {record.domain: DomainRows.of(record, store.get_bytes) for record in closings(store, bundle)}
     unowned = DomainRows.from_parquet(store.get_bytes(bundle.file(UNOWNED).sha256), "", {})
     table = _table(store, bundle, [*rows.values(), unowned])
-    masks, unmeasured = _masks(table, losses)
+    unmeasured = _unmeasured(table, losses)
     say("sweep rows are scored")
-    rescored = _rescore(stacked, config, [*rows.values(), unowned], losses, masks, table.domains, rows_each)
+    swept = [row for part in (*rows.values(), unowned) for row in part.sweep]
+    scorer = Scorer(stacked, swept, table.domains, config.sweep.batch_tokens)
+    rescored = _rescore(scorer, losses, rows_each)
     champion = _judged_against(store, bundle)
     served = champion and compare(store, champion, bundle, config.promotion.tolerance)
     now = certificate_of(store, bundle, config, losses, [domain.now for domain in alone], served)
@@ -94,20 +95,22 @@ def recompute(
     lines += stored_numbers(certified, now, unmeasured)
     lines += statements(certified, now)
     if rows_each is None:
-        say("the meta-router of each fold learns and chooses again")
-        lines += choices(table, _choices(config, table, rows, unowned, encoder(stacked, config)), losses)
+        say("the meta-router of each fold learns again, and its gates are compared")
+        gates_BD = _gates(config, table, rows, unowned, encoder(stacked, config), scorer)
+        lines += gates_again(_routed_again(scorer, losses, dict(zip(table.row_ids, gates_BD.tolist(), strict=True))))
     agrees = all(one.verdict != "differs" for one in lines)
     return Recomputed(store.campaign, bundle.number, agrees, len(own) + len(rescored), tuple(lines))
 
 
-def _choices(
+def _gates(
     config: CampaignConfig,
     table: OutcomeTable,
     rows: Mapping[str, DomainRows],
     unowned: DomainRows,
     encode: Encode,
+    scorer: Scorer,
 ) -> np.ndarray:
-    """The combination (B,) that a meta-router which never saw it chooses for each row of ``table``: the sweep rows of
+    """The gate weights (B, D) of a meta-router which never saw it for each row of ``table``: the sweep rows of
     ``rows``, in the order of its domains, then the ``unowned``."""
     prompts = [
         prompt for part in (*(rows[domain] for domain in table.domains), unowned) for prompt in part.router_prompts
@@ -116,10 +119,16 @@ def _choices(
     fold_B = deal_folds(table.row_ids, table.owners, table.domains, config.router.folds, config.seed)
     taught = sample_rows(table.row_ids, table.owners, config.router.learn_rows, config.seed)
     anchor = teach_anchor(config, table.domains, rows, encode)
-    learned_from = searched(table.subset(taught.tolist()), config.sweep)
-    lessons = Lessons(learned_from, [states[row] for row in taught], anchor, config.router, config.seed)
-    judges = fit_judges(lessons, fold_B[taught], np.unique(fold_B).tolist())
-    return judges.choose(states, table.owners, table.domains, fold_B).routed_B
+    lessons = Lessons(
+        table.subset(taught.tolist()), [states[row] for row in taught], anchor, config.router, config.seed
+    )
+
+    def score(row_N: np.ndarray, gates_ND: np.ndarray) -> np.ndarray:
+        asked = [(lessons.table.row_ids[row], gates) for row, gates in zip(row_N, gates_ND.tolist(), strict=True)]
+        return np.array([loss.nll for loss in scorer(asked)])
+
+    judges = teach(lessons, fold_B[taught], np.unique(fold_B).tolist(), score).judges
+    return judges.choose(states, table.owners, table.domains, fold_B).routed_BD
 
 
 def certificate_in(store: Store, bundle: BundleManifest) -> Certificate:
@@ -187,74 +196,61 @@ def _table(store: Store, bundle: BundleManifest, parts: Sequence[DomainRows]) ->
     return table
 
 
-def _masks(table: OutcomeTable, losses: ModeLosses) -> tuple[list[dict[str, int]], list[str]]:
-    """By row and mode the combination under which the sweep measured just that loss, any of several; and each row and
-    mode of which it measured no such loss."""
+def _unmeasured(table: OutcomeTable, losses: ModeLosses) -> list[str]:
+    """Each row and fixed mode of which the sweep did not measure just the stored loss. What was served need be no
+    outcome of the sweep: it is scored again instead."""
     place = {id: row for row, id in enumerate(table.row_ids)}
-    measured, fixed = table.masks(), {"base": 0, "ungated": full_mask(len(table.domains))}
-    nll_BC = table.nll_BC(measured)
-    found: list[dict[str, int]] = [{} for _ in losses.row_ids]
-    unmeasured = []
-    for mode in RESCORED:
-        stored = losses.nll.get(mode, (None,) * len(losses.row_ids))
-        for row, (id, nll) in enumerate(zip(losses.row_ids, stored, strict=True)):
-            allowed = [mask for mask in measured if mask == fixed.get(mode, mask)] if id in place else []
-            equal = [mask for mask in allowed if nll_BC[place[id], measured.index(mask)] == nll]
-            if equal:
-                found[row][mode] = equal[0]
-            else:
-                unmeasured.append(f"{mode} of {id}")
-    return found, unmeasured
+    row_B = np.array([place.get(id, 0) for id in losses.row_ids], dtype=np.int64)
+    known_B = np.array([id in place for id in losses.row_ids])
+    strange = []
+    for mode, mask in (("base", 0), ("ungated", full_mask(len(table.domains)))):
+        measured_B = np.where(known_B, table.nll(row_B, np.full(len(row_B), mask)), np.nan)
+        stored_B = np.array(losses.nll.get(mode, [None] * len(row_B)), dtype=np.float64)
+        strange += [f"{mode} of {losses.row_ids[row]}" for row in np.flatnonzero(measured_B != stored_B).tolist()]
+    return strange
 
 
-def _rescore(
-    stacked: StackedBase,
-    config: CampaignConfig,
-    parts: Sequence[DomainRows],
-    losses: ModeLosses,
-    masks: Sequence[Mapping[str, int]],
-    domains: Sequence[str],
-    rows_each: int | None,
-) -> list[Rescored]:
-    """Sweep rows under the combination that each mode's stored loss was measured under, ``masks`` by row and mode."""
-    known = {row.id: row for part in parts for row in part.sweep}
-    rows = [known.get(id) for id in losses.row_ids]
-    picked = [
-        place
+def _rescore(scorer: Scorer, losses: ModeLosses, rows_each: int | None) -> list[Rescored]:
+    """Sweep rows under the base, under the gates that they are said to be served under, and foreign ones under all
+    stacks; those modes of which a loss is stored."""
+    count = len(scorer.domains)
+    fixed = {"base": mask_weights(0, count), "ungated": mask_weights(full_mask(count), count)}
+    wanted = [
+        (mode, place, fixed.get(mode) or _stored_gates(losses, scorer.domains, place))
         for owner in dict.fromkeys(losses.owners)
         for place in _spaced([i for i, held in enumerate(losses.owners) if held == owner], rows_each)
+        for mode in RESCORED
+        if _is_stored(scorer, losses, mode, place) and (mode != "ungated" or group_of(owner) == FOREIGN)
     ]
-    wanted = [
-        (mode, place, mask)
-        for place in picked
-        for mode, mask in masks[place].items()
-        if mode != "ungated" or group_of(losses.owners[place]) == FOREIGN
-    ]
-    lengths = [len(row.input_ids) if row else 0 for row in rows]
-    again: dict[tuple[int, int], RowLoss] = {}
-    for batch in plan_work([(place, mask) for _, place, mask in wanted], lengths, config.sweep.batch_tokens):
-        asked = [row for place, _ in batch.requests if (row := rows[place])]
-        weights = [mask_weights(mask, len(domains)) for _, mask in batch.requests]
-        again |= zip(batch.requests, score_routed(stacked, asked, weights, domains), strict=True)
+    again = scorer([(losses.row_ids[place], gates) for _, place, gates in wanted])
     return [
-        Rescored(mode, group_of(losses.owners[place]), _stored(losses, mode, place), again[place, mask])
-        for mode, place, mask in wanted
+        Rescored(mode, group_of(losses.owners[place]), _stored(losses, mode, place), loss)
+        for (mode, place, _), loss in zip(wanted, again, strict=True)
     ]
 
 
-def encoder(stacked: StackedBase, config: CampaignConfig) -> Encode:
-    """In the batches of the campaign's evaluators."""
+def _routed_again(scorer: Scorer, losses: ModeLosses, gates: Mapping[str, Sequence[float]]) -> list[RoutedAgain]:
+    """Every row that was served, and what it loses under ``gates`` by row id; scored where these are others than those
+    that are stored."""
+    served = [place for place in range(len(losses.row_ids)) if _is_stored(scorer, losses, SERVED, place)]
+    ids = losses.row_ids
+    moved = [place for place in served if list(gates[ids[place]]) != _stored_gates(losses, scorer.domains, place)]
+    again = dict(zip(moved, scorer([(ids[place], gates[ids[place]]) for place in moved]), strict=True))
+    found = []
+    for place in served:
+        stored = _stored(losses, SERVED, place)
+        found.append(RoutedAgain(group_of(losses.owners[place]), stored, again.get(place, stored), place in again))
+    return found
 
-    def encode(prompts: Sequence[Sequence[int]], pooled: bool) -> list[np.ndarray]:
-        found: dict[int, np.ndarray] = {}
-        lengths = [len(prompt) for prompt in prompts]
-        for batch in plan_work([(i, 0) for i in range(len(prompts))], lengths, config.sweep.batch_tokens):
-            places = [place for place, _ in batch.requests]
-            asked = [prompts[place] for place in places]
-            found |= zip(places, encode_states(stacked, asked, config.router.mid_weight, pooled), strict=True)
-        return [found[place] for place in range(len(prompts))]
 
-    return encode
+def _is_stored(scorer: Scorer, losses: ModeLosses, mode: str, place: int) -> bool:
+    return losses.row_ids[place] in scorer.rows and mode in losses.nll and losses.nll[mode][place] is not None
+
+
+def _stored_gates(losses: ModeLosses, domains: Sequence[str], place: int) -> list[float]:
+    if absent := sorted(set(domains) - set(losses.gates)):
+        raise IntegrityError(f"losses of the bundle lack the gate weights of {absent[0]}; repair the store")
+    return [losses.gates[domain][place] for domain in domains]
 
 
 def _stored(losses: ModeLosses, mode: str, place: int) -> RowLoss:

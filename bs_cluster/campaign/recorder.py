@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.config.schema import CampaignConfig
-from bs_cluster.errors import ConfigError, RegistryError, RegistryUnavailable, Stopped
+from bs_cluster.errors import BrainstacksError, ConfigError, DiskError, RegistryError, RegistryUnavailable, Stopped
 from bs_cluster.events import DomainClosed, Event, RoundEnded, RoundStarted, StepDone
 from bs_cluster.records import StackId
 
@@ -126,9 +126,17 @@ class Recorder:
                 self.say(f"MLflow is away; training goes on, the next run brings it up to the store ({error})")
             self._away = True
         except RegistryError as error:  # the store has everything: not a reason to fail a campaign
-            if str(error) not in self._refusals:
-                self.say(str(error))
-            self._refusals.add(str(error))
+            self._refuse(error)
+        except OSError as error:  # nor is a disk without room for what is uploaded
+            if (told := DiskError.of(error)) is None:
+                raise
+            self._refuse(told)
+
+    def _refuse(self, error: BrainstacksError) -> None:
+        """Says once what MLflow does not show now, and why."""
+        if str(error) not in self._refusals:
+            self.say(f"MLflow is not brought up to the store now: {error}")
+        self._refusals.add(str(error))
 
     def _open(self) -> Registry:
         from bs_cluster.registry import Registry  # noqa: PLC0415  # MLflow takes seconds to import

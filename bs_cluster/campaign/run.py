@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import ray
@@ -9,6 +10,7 @@ import ray
 from bs_cluster.campaign.answers import answer_and_check
 from bs_cluster.campaign.bundle import commit_bundle, report_inputs, stack_figures
 from bs_cluster.campaign.campaign import Campaign
+from bs_cluster.campaign.connect import loss_in_words
 from bs_cluster.campaign.console import Console
 from bs_cluster.campaign.encoding import fetch, fetch_unowned, start_encoding, start_unowned
 from bs_cluster.campaign.measure import (
@@ -37,7 +39,7 @@ from bs_cluster.report.terminal import render_terminal, terminal_console
 from bs_cluster.report.write import write_report
 from bs_cluster.sweep.targets import check_targets
 
-SWEEP_LINE_EVERY_S = 15.0
+PROGRESS_LINE_EVERY_S = 15.0
 
 
 def run_campaign(config: CampaignConfig, console: Console) -> int:
@@ -47,7 +49,7 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
     check_identity(campaign.store, config)
     check_domains(campaign.store.live(), campaign.domains)
     recorder = Recorder(campaign, console.say)
-    with stop_on_signals(), console.heartbeat(), recorder:
+    with stop_on_signals(), loss_in_words(), console.heartbeat(), recorder:
         done = finished_bundle(campaign)
         if done is not None:
             console.say(f"campaign {campaign.name} is complete: bundle {done.number}, nothing left to do")
@@ -100,7 +102,8 @@ def measure(campaign: Campaign, handles: Mapping[str, ray.ObjectRef], console: C
         console.say(f"{'sweep':<14} {len(evaluators)} evaluators load {len(campaign.store.stacks())} stacks")
         rows = fetch(handles, console.say)
         unowned = fetch_unowned(start_unowned(campaign), console.say)
-        routing = sweep_and_route(campaign, evaluators, rows, unowned, _sweep_progress(console), console.say)
+        progress = functools.partial(_progress, console)
+        routing = sweep_and_route(campaign, evaluators, rows, unowned, progress, console.say)
         console.begin(f"{'answers':<14} rows are answered and checked")
         answers = answer_and_check(campaign, evaluators, rows, routing, console.say)
         console.begin(f"{'measure':<14} each domain alone, to compare with its closing")
@@ -159,14 +162,15 @@ def _on_event(console: Console, recorder: Recorder) -> Callable[[Event], None]:
     return on_event
 
 
-def _sweep_progress(console: Console) -> Callable[[int, int], None]:
+def _progress(console: Console, part: str, what: str) -> Callable[[int, int], None]:
+    """Tells, now and then, how many of ``what`` are done of all."""
     last = -1.0
 
     def progress(done: int, total: int) -> None:
         nonlocal last
-        console.begin(f"{'sweep':<14} outcomes are measured")
-        if done == total or console.seconds - last >= SWEEP_LINE_EVERY_S:
+        console.begin(f"{part:<14} {what}")
+        if done == total or console.seconds - last >= PROGRESS_LINE_EVERY_S:
             last = console.seconds
-            console.say(f"{'sweep':<14} {done}/{total} outcomes")
+            console.say(f"{part:<14} {done}/{total} {what}")
 
     return progress

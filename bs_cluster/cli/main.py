@@ -31,7 +31,7 @@ from bs_cluster.cli import (
     store,
 )
 from bs_cluster.cli.output import Output
-from bs_cluster.errors import BrainstacksError, UsageError
+from bs_cluster.errors import BrainstacksError, DiskError, UsageError
 from bs_cluster.quiet import quieten
 
 VERBS: dict[str, ModuleType] = {
@@ -69,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if (told := DiskError.of(error)) is None:
+            raise
+        return output.fail(told)
     except KeyboardInterrupt:
         return 130
 

@@ -19,6 +19,7 @@ from bs_cluster.coordinator.room import check_room, claimed_so_far
 from bs_cluster.coordinator.work import SharedBasis, Work
 from bs_cluster.errors import ConfigError, FencedError, OutOfOrderError
 from bs_cluster.events import Event, Place, Told
+from bs_cluster.failpoints import failpoint
 from bs_cluster.records import (
     CloseDomain,
     DomainRecord,
@@ -117,6 +118,7 @@ class Coordinator:
             if (scarce := check_room(basis)) is not None:  # once a domain: the basis is kept for its rounds
                 self.report(scarce)
             data = basis.to_bytes()
+            failpoint("coordinator.basis")
             entry = self.store.put_bytes("basis.safetensors", data)
             self.basis = SharedBasis(closed, entry.sha256, self.share(data))
         return self.basis
@@ -129,8 +131,10 @@ class Coordinator:
         step = self._next()
         if not isinstance(step, TrainRound) or step.stack != manifest.stack or step.parents != manifest.parents:
             raise OutOfOrderError(f"{manifest.stack.name} was offered, the curriculum's next step is {step}")
+        failpoint("coordinator.commit")
         ref = self.store.publish_stack(manifest)
         self.outcomes[outcome.stack] = outcome
+        failpoint("coordinator.acknowledge")
         return ref
 
     def reject(self, group: str, outcome: RoundOutcome) -> None:
@@ -147,6 +151,7 @@ class Coordinator:
         step = self._next()
         if not isinstance(step, CloseDomain) or step.domain != record.domain:
             raise OutOfOrderError(f"a closing of {record.domain} came, the next step is {step}")
+        failpoint("coordinator.close")
         self.store.close_domain(record)
 
     def outcomes_of(self, domain: str) -> list[RoundOutcome]:

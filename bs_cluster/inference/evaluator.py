@@ -13,6 +13,7 @@ from bs_cluster.base import pool_states, router_states
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.batch import pad
 from bs_cluster.data.encode import EncodedRow
+from bs_cluster.failpoints import failpoint
 from bs_cluster.inference.generate import greedy_answers
 from bs_cluster.inference.probe import probe
 from bs_cluster.inference.scoring import score_routed
@@ -38,10 +39,12 @@ class Evaluator:
 
     def score(self, rows: Sequence[EncodedRow], weights: Sequence[Sequence[float]]) -> tuple[RowLoss, ...]:
         """One batch: each row under its own gate weights, one per domain in the campaign's order."""
+        failpoint("sweep.score")
         return tuple(score_routed(self.stacked, rows, weights, self.domains))
 
     def encode(self, prompts: Sequence[Sequence[int]], pooled: bool) -> list[np.ndarray]:
         """Router states of each prompt, from the base alone: see ``encode_states``."""
+        failpoint("router.encode")
         return encode_states(self.stacked, prompts, self.config.router.mid_weight, pooled)
 
     def probe(self, domains: Sequence[str], rows: Sequence[Sequence[EncodedRow]]) -> list[Probe]:

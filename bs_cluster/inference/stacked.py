@@ -18,6 +18,7 @@ from bs_cluster.errors import StackError
 from bs_cluster.records import StackId, StackManifest
 from bs_cluster.stacks import StackConfig, StackModel
 from bs_cluster.stacks.config import METHOD
+from bs_cluster.store.stack_load import StoredStack
 from bs_cluster.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -52,15 +53,17 @@ class StackedBase:
     def attach(self, manifest: StackManifest, store: Store) -> None:
         """Loads a committed stack, frozen, from verified bytes. Raises StackError if it was trained on another base or
         does not have this base's sites, IntegrityError if its bytes are not what was committed."""
+        if manifest.stack.name not in self.names:
+            self.add(manifest, store.load_stack(manifest))
+
+    def add(self, manifest: StackManifest, stored: StoredStack) -> None:
+        """As ``attach``, of a stack that was read."""
         name = manifest.stack.name
-        if name in self.names:
-            return
         if manifest.base.digest != self.base.ref.digest:
             raise StackError(
                 f"stack {name} was trained on {manifest.base.model} ({manifest.base.digest[:12]}), the loaded base is "
                 f"{self.base.ref.model} ({self.base.ref.digest[:12]}); load the base that the campaign names"
             )
-        stored = store.load_stack(manifest)
         config = stored_config(stored.config, name)
         check_sites_fit(self.base.model, config, stored.tensors, name)
         if self.peft is None:

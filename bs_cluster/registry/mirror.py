@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from bs_cluster.certificate import CERTIFICATE, Certificate
 from bs_cluster.errors import RegistryError
+from bs_cluster.failpoints import failpoint
 from bs_cluster.records import (
     CHALLENGER,
     CHAMPION,
@@ -175,6 +176,7 @@ class Registry:
         )
         with tempfile.TemporaryDirectory() as scratch:
             model = Path(scratch) / "model"
+            failpoint("registry.mirror")
             write_domain(model, Path(scratch), store, rounds)
             self._versions.register(entry, model)
         return True

@@ -13,6 +13,7 @@ import psutil
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
 from bs_cluster.errors import RegistryError
+from bs_cluster.failpoints import failpoint
 from bs_cluster.records import DomainRecord, StackId
 from bs_cluster.registry.connection import Connection, all_pages
 from bs_cluster.registry.descriptions import run_tags
@@ -99,6 +100,7 @@ class Runs:
             return
         size = BATCH - len(last)
         with self._connection.to(f"log metrics of {run.info.run_name}") as client:
+            failpoint("registry.metrics")
             for start in range(0, max(len(metrics), 1), size):
                 final = start + size >= len(metrics)
                 client.log_batch(run.info.run_id, metrics[start : start + size], tags=last if final else [])
@@ -191,6 +193,7 @@ class Runs:
     def _create(self, key: str | None, name: str, tags: dict[str, str]) -> Run:
         known = self._known_runs()
         with self._connection.to(f"create run {name}") as client:
+            failpoint("registry.create_run")
             known[key] = client.create_run(self.experiment_id(), tags=tags, run_name=name)
         return known[key]
 

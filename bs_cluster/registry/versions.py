@@ -14,6 +14,7 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, M
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 from bs_cluster.errors import RegistryError
+from bs_cluster.failpoints import failpoint
 from bs_cluster.records import CHAMPION, Promotion
 from bs_cluster.registry.connection import Connection, all_pages
 from bs_cluster.registry.descriptions import MAX_TAG, cut
@@ -72,6 +73,7 @@ class Versions:
             if entry.model not in self._models:
                 tags = {"campaign": self._campaign, "kind": entry.kind}
                 self._models[entry.model] = client.create_registered_model(entry.model, tags, entry.model_text)
+            failpoint("registry.register")
             # By location: a models:/<id> source is resolved through MLflow's process-wide tracking URI.
             version = client.create_model_version(
                 entry.model,
@@ -83,6 +85,7 @@ class Versions:
             )
             self._versions[entry.digest] = version
             shown = json.dumps([{"name": entry.model, "version": version.version}])
+            failpoint("registry.tag")
             client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": shown})
 
     def describe(self, model: str, text: str) -> None:
@@ -120,6 +123,7 @@ class Versions:
         if version is None and held is not None:
             client.delete_registered_model_alias(model, alias)
         elif version is not None and str(held) != str(version.version):
+            failpoint("registry.alias")
             client.set_registered_model_alias(model, alias, str(version.version))
 
     def _is_ours(self, model: str) -> bool:
@@ -131,10 +135,12 @@ class Versions:
             return model
         with self._connection.to(f"log the model of {entry.name}") as client:
             if model is None:
+                failpoint("registry.create_model")
                 model = client.create_logged_model(
                     entry.experiment_id, entry.name, entry.run_id, dict(entry.tags), model_type=entry.kind
                 )
                 self._logged[entry.digest] = model
+            failpoint("registry.upload")
             client.log_model_artifacts(model.model_id, str(files))
             time_ms, model_id = model.creation_timestamp, model.model_id
             metrics = [Metric(key, value, time_ms, 0, model_id) for key, value in entry.metrics.items()]
@@ -142,6 +148,7 @@ class Versions:
             # Refused the second time, and an earlier attempt may have got so far.
             if model.model_id not in _outputs(client.get_run(entry.run_id)):
                 client.log_outputs(entry.run_id, [LoggedModelOutput(model.model_id, 0)])
+            failpoint("registry.finalize")
             self._logged[entry.digest] = client.finalize_logged_model(model.model_id, "READY")
         return self._logged[entry.digest]
 

@@ -20,8 +20,8 @@ History = Sequence[Mapping[str, float]]
 
 @dataclass(frozen=True)
 class RouterFacts:
-    """What only the meta-router's own judge knows. ``accuracy``: share of rows whose chosen domains measured as good
-    as the best combination; ``best_single``: the domain behind that mode; ``notes``: sentences on what is served."""
+    """What only the meta-router's own judge knows. ``accuracy``: share of rows that its gates served as well as
+    the best combination; ``best_single``: the domain behind that mode; ``notes``: sentences on what is served."""
 
     accuracy: float | None = None
     best_single: str | None = None

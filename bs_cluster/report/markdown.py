@@ -153,8 +153,8 @@ def _answers(report: Report) -> str:
     ]
     intro = (
         f"Right answers among greedy ones of at most {answers.tokens} tokens to sweep rows that a verifier can check, "
-        "with 95 % intervals (Wilson). *routed* is what a meta-router chose that never saw the row; *oracle* is each "
-        "row's best combination by loss, in hindsight: not by answer."
+        "with 95 % intervals (Wilson). *routed* is under the gates of a meta-router that never saw the row; *oracle* "
+        "is each row's best combination by loss, in hindsight: not by answer."
     )
     examples = [[of.owner, _quoted(of.prompt), _quoted(of.reference), *_verdicts(of)] for of in answers.examples]
     header = ["first row of", "prompt", "its source's answer", "base", "routed"]
@@ -190,7 +190,7 @@ def _router(report: Report) -> str:
         lines.append([POLICIES[mode] + named, *_difference(by_owner[ALL])])
     intro = "Regret: loss above the best combination per row in hindsight, on rows the judged meta-router never saw."
     if router.accuracy is not None:
-        intro += f" The domains it chose measured as good as that best on {percent(router.accuracy)} of the rows."
+        intro += f" Its gates served {percent(router.accuracy)} of the rows as well as that best."
     parts = ["## Meta-router", intro, *router.notes, table(["routing", "regret", "95 % interval", "rows"], lines)]
     by_owner_lines = [
         [owner, *(_mean(by_owner[owner]) for by_owner in router.regrets.values()), report.rows[owner]]

@@ -92,7 +92,7 @@ class RoundReport(Record):
 @dataclass(frozen=True)
 class RouterReport(Record):
     """``<policy>_regret``: loss above the best combination of each row in hindsight, over the rows of all domains.
-    ``regrets[mode][owner]`` the same with intervals. ``accuracy``: share of rows whose chosen domains measured as good
+    ``regrets[mode][owner]`` the same with intervals. ``accuracy``: share of rows that its gates served as well
     as that best, within 0.01 nats. ``best_single``: the one domain that is best alone. ``notes``: what was served."""
 
     rows: int

@@ -189,7 +189,7 @@ def _facts(report: Report) -> Table:
         facts += [f"{sweep.rows_per_s:.1f} scored rows/s"] if sweep.rows_per_s else []
         lines.append(("sweep", ", ".join(facts)))
     if report.router.accuracy is not None:
-        told = f"the chosen domains measured as good as the best on {percent(report.router.accuracy)} of the rows"
+        told = f"its gates served {percent(report.router.accuracy)} of the rows as well as the best"
         lines.append(("router", told))
     shares = [share for widths in report.capacity.values() for share in widths.values() if share is not None]
     if shares:

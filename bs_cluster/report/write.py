@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
+from bs_cluster.failpoints import failpoint
 from bs_cluster.report.build import build_report
 from bs_cluster.report.figures import draw_figures
 from bs_cluster.report.inputs import ReportInputs
 from bs_cluster.report.markdown import render_markdown
 from bs_cluster.report.record import Report
 
+STAGING = ".staging-"
+
 
 def write_report(inputs: ReportInputs, directory: str | Path) -> Report:
     """Write ``figures/*.png``, ``report.md`` and ``report.json`` (canonical JSON) under ``directory``; the report.
 
     All of it is made in a staging folder first, then moved in file by file with ``report.json`` last: a reader sees
-    whole files only, and a run killed on the way leaves the former ``report.json`` or none. Writing again replaces.
+    whole files only, and a run killed on the way leaves the former ``report.json`` or none. Writing again replaces, and
+    clears away what a killed run had staged.
     """
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     report = build_report(inputs)
-    with tempfile.TemporaryDirectory(dir=target, prefix=".staging-") as staging_name:
+    for left in target.glob(f"{STAGING}*"):
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=target, prefix=STAGING) as staging_name:
         staging = Path(staging_name)
         report = dataclasses.replace(report, figures=draw_figures(inputs, report, staging / "figures"))
         (staging / "report.md").write_text(render_markdown(report), encoding="utf-8")
         (staging / "report.json").write_bytes(report.to_json())
+        failpoint("report.write")
         for name in [*(figure.file for figure in report.figures), "report.md", "report.json"]:
             (target / name).parent.mkdir(exist_ok=True)
             os.replace(staging / name, target / name)

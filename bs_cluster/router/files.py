@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bs_cluster.errors import IntegrityError, NotInStoreError
+from bs_cluster.failpoints import failpoint
 from bs_cluster.records import Record
 from bs_cluster.router.anchor import Anchor
 from bs_cluster.router.fit import Served
@@ -77,6 +78,7 @@ def save_router(folder: Path, served: Served, reading: Reading) -> RouterCard:
         if router.gates is not None:
             tensors["weight_PD"] = torch.from_numpy(router.gates.weight_PD)
     card = RouterCard(masks=served.masks, **reading.__dict__, **numbers)  # type: ignore[arg-type]
+    failpoint("router.save")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
     (folder / CARD_FILE).write_text(json.dumps(card.to_dict(), indent=2, sort_keys=True) + "\n")
     return card

@@ -5,7 +5,7 @@ Shapes: B rows, D domains, C combinations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,12 +13,14 @@ import numpy as np
 
 from bs_cluster.base import pool_states
 from bs_cluster.config.schema import RouterSection
+from bs_cluster.failpoints import failpoint
 from bs_cluster.router.anchor import Anchor
 from bs_cluster.router.filled import filled_nll
 from bs_cluster.router.folds import deal_folds
-from bs_cluster.router.learned import Gates, Outcomes, Prompts, fit_gates, gate_inputs, replay_of
-from bs_cluster.router.learned_choice import Choice, choose_gates
-from bs_cluster.router.multilinear import choose, members
+from bs_cluster.router.gated import Score, gated_nll
+from bs_cluster.router.learned import Gates, Outcomes, Prompts, Replay, fit_gates, gate_inputs, replay_of
+from bs_cluster.router.learned_choice import CANDIDATES, SHRINKAGES, Choice, Trial, choose_gates
+from bs_cluster.router.multilinear import members, served_gates
 from bs_cluster.router.network_fit import train_router
 from bs_cluster.router.routers import AnchoredRouter, NetworkRouter, Router
 from bs_cluster.sweep.outcomes import OutcomeTable
@@ -39,7 +41,7 @@ class Lessons:
     seed: int
 
     def masks(self, table: OutcomeTable) -> list[int]:
-        """What a router taught by ``table``, some of these rows, may serve: every combination that was measured for
+        """What a router taught by ``table``, some of these rows, chooses from: every combination that was measured for
         some row; where there are more than ``learn_combinations``, those that a search begins with, and of the others
         the ones that are best for the most rows of ``table``."""
         masks, most = self.table.masks(), self.settings.learn_combinations
@@ -56,47 +58,23 @@ class Lessons:
 
 @dataclass(frozen=True)
 class Served:
-    """A trained router and the combinations it chooses from; ``choice`` is None for the network."""
+    """A trained router and the combinations that its logits choose from; ``choice`` is None for the network."""
 
     router: Router
     masks: tuple[int, ...]
     choice: Choice | None
 
-    def choose(self, states: Sequence[np.ndarray]) -> np.ndarray:
-        """The combination (B,) int64 that each prompt is answered with."""
-        return choose(self.router.logits(states), self.masks)
-
-
-def fit_router(lessons: Lessons, rows: Sequence[int]) -> Served:
-    """The router that these rows of the table teach. Deterministic by ``lessons.seed``."""
-    table, states = lessons.table.subset(rows), [lessons.states[row] for row in rows]
-    masks = lessons.masks(table)
-    if lessons.settings.kind == "network":
-        trained = train_router(
-            states, targets_BD(table, lessons.settings.targets), lessons.settings.network, lessons.seed
-        )
-        return Served(NetworkRouter(trained.router), tuple(masks), None)
-    prompts = gate_inputs(lessons.anchor, np.stack(states))
-    member_CD = members(masks, len(table.domains)).numpy()
-    place = {domain: d for d, domain in enumerate(table.domains)}
-    domain_B = np.array([place.get(owner, -1) for owner in table.owners], dtype=np.int64)
-    outcomes = Outcomes(filled_nll(table, masks), table.tokens_B, domain_B, member_CD)
-    replay = replay_of(lessons.anchor)
-    choice = choose_gates(
-        prompts, outcomes, replay, table.row_ids, table.owners, table.domains, masks, seed=lessons.seed
-    )
-    gates = None
-    if choice.shrinkage is not None:
-        gates = Gates(fit_gates(prompts, outcomes, replay, choice.shrinkage), choice.everywhere)
-    return Served(AnchoredRouter(lessons.anchor, gates), tuple(masks), choice)
+    def gates(self, states: Sequence[np.ndarray]) -> np.ndarray:
+        """The gate weights (B, D) that each prompt is answered under."""
+        return served_gates(self.router.logits(states), self.masks)
 
 
 class CrossFit(NamedTuple):
-    """Combinations (B,) int64 chosen for every row by what never saw it: the meta-router, and the domain that is best
-    alone for rows of its kind. ``anchor_B`` is the anchor's choice, which saw no outcome at all."""
+    """What every row would be answered under, decided by what never saw it: the meta-router's gates (B, D), and the
+    domain that is best alone for rows of its kind, as a combination (B,) int64. The anchor's gates saw no outcome."""
 
-    routed_B: np.ndarray
-    anchor_B: np.ndarray
+    routed_BD: np.ndarray
+    anchor_BD: np.ndarray
     best_single_B: np.ndarray
 
 
@@ -111,52 +89,119 @@ class Judges:
     def choose(
         self, states: Sequence[np.ndarray], owners: Sequence[str], domains: Sequence[str], fold_B: np.ndarray
     ) -> CrossFit:
-        """What is chosen for rows of these owners and folds."""
-        prompts = self._prompts(states)  # once for all: it is what judging costs
-        logits_BD = self._logits(states, prompts, fold_B)
-        routed_B, single_B = np.zeros(len(fold_B), dtype=np.int64), np.zeros(len(fold_B), dtype=np.int64)
+        """What is decided for rows of these owners and folds."""
+        # Once for all: it is what judging costs.
+        prompts = gate_inputs(self.anchor, np.stack([s if s.ndim == 1 else pool_states(s) for s in states]))
+        routed_BD, anchor_BD = np.zeros(prompts.anchor_BD.shape), np.zeros(prompts.anchor_BD.shape)
+        single_B = np.zeros(len(fold_B), dtype=np.int64)
         for fold in np.unique(fold_B).tolist():
-            held = np.flatnonzero(fold_B == fold)
-            routed_B[held] = choose(logits_BD[held], self.served[fold].masks)
-            single_B[held] = [self.best_single[fold][kind_of(owners[row], domains)] for row in held.tolist()]
-        # The anchor opens one gate at most, and every router has none and each alone among its combinations.
-        masks = next(iter(self.served.values())).masks
-        return CrossFit(routed_B, choose(prompts.anchor_BD, masks), single_B)
-
-    def logits(self, states: Sequence[np.ndarray], fold_B: np.ndarray) -> np.ndarray:
-        """Gate logits (B, D) float64 of rows of these folds."""
-        return self._logits(states, self._prompts(states), fold_B)
-
-    def _prompts(self, states: Sequence[np.ndarray]) -> Prompts:
-        return gate_inputs(self.anchor, np.stack([s if s.ndim == 1 else pool_states(s) for s in states]))
-
-    def _logits(self, states: Sequence[np.ndarray], prompts: Prompts, fold_B: np.ndarray) -> np.ndarray:
-        logits_BD = np.zeros(prompts.anchor_BD.shape)
-        for fold in np.unique(fold_B).tolist():
-            held, router = np.flatnonzero(fold_B == fold), self.served[fold].router
-            if isinstance(router, AnchoredRouter):
-                logits_BD[held] = router.gated(prompts.select(held))
+            held, served = np.flatnonzero(fold_B == fold), self.served[fold]
+            if isinstance(served.router, AnchoredRouter):
+                logits_BD = served.router.gated(prompts.select(held))
             else:
-                logits_BD[held] = router.logits([states[row] for row in held.tolist()])
-        return logits_BD
+                logits_BD = served.router.logits([states[row] for row in held.tolist()])
+            routed_BD[held] = served_gates(logits_BD, served.masks)
+            anchor_BD[held] = served_gates(prompts.anchor_BD[held], served.masks)
+            single_B[held] = [self.best_single[fold][kind_of(owners[row], domains)] for row in held.tolist()]
+        return CrossFit(routed_BD, anchor_BD, single_B)
 
 
-def fit_judges(lessons: Lessons, fold_B: np.ndarray, folds: Sequence[int]) -> Judges:
-    """A judge for each of ``folds``, taught without its rows; ``fold_B`` are the folds of the rows of ``lessons``."""
-    served, best_single = {}, {}
-    for fold in folds:
-        train = np.flatnonzero(fold_B != fold)
-        served[fold] = fit_router(lessons, train.tolist())
-        best_single[fold] = _best_singles(lessons.table, train)
-    return Judges(lessons.anchor, served, best_single)
+class Taught(NamedTuple):
+    """What judges every row, and what is served: the router that learned from all."""
+
+    judges: Judges
+    served: Served
 
 
-def cross_fit(lessons: Lessons) -> CrossFit:
+def teach(lessons: Lessons, fold_B: np.ndarray, folds: Sequence[int], score: Score) -> Taught:
+    """A judge for each of ``folds``, taught without its rows, and the router to serve. ``fold_B`` are the folds of the
+    rows of ``lessons``, ``score`` measures them under gates. Deterministic by ``lessons.seed``.
+
+    How far a judge leaves the anchor is decided by what the rows of other folds lose under gates that did not learn
+    from them.
+    """
+    failpoint("router.fit")
+    every = np.arange(len(fold_B))
+    others = {fold: every[fold_B != fold] for fold in folds}
+    singles = {fold: _best_singles(lessons.table, rows) for fold, rows in others.items()}
+    if lessons.settings.kind == "network":
+        judging = {fold: _network(lessons, rows) for fold, rows in others.items()}
+        return Taught(Judges(lessons.anchor, judging, singles), _network(lessons, every))
+    school = _School(lessons, gate_inputs(lessons.anchor, np.stack(lessons.states)), replay_of(lessons.anchor))
+    learned = {fold: school.learn(rows, SHRINKAGES) for fold, rows in others.items()}
+    trial = _try(school, learned, fold_B, score)
+    judging = {}
+    for fold, rows in others.items():
+        judging[fold] = learned[fold].served(lessons.anchor, choose_gates(trial.select(rows)))
+    choice = choose_gates(trial)
+    shrinkages = (choice.learned.shrinkage,) if choice.learned else ()
+    return Taught(
+        Judges(lessons.anchor, judging, singles), school.learn(every, shrinkages).served(lessons.anchor, choice)
+    )
+
+
+def cross_fit(lessons: Lessons, score: Score) -> CrossFit:
     """Every row judged by a router trained without its fold; foreign rows by one that met no row of their kind."""
     table = lessons.table
     fold_B = deal_folds(table.row_ids, table.owners, table.domains, lessons.settings.folds, lessons.seed)
-    judges = fit_judges(lessons, fold_B, np.unique(fold_B).tolist())
+    judges = teach(lessons, fold_B, np.unique(fold_B).tolist(), score).judges
     return judges.choose(lessons.states, table.owners, table.domains, fold_B)
+
+
+def _network(lessons: Lessons, rows: np.ndarray) -> Served:
+    table, settings = lessons.table.subset(rows.tolist()), lessons.settings
+    states = [lessons.states[row] for row in rows.tolist()]
+    trained = train_router(states, targets_BD(table, settings.targets), settings.network, lessons.seed)
+    return Served(NetworkRouter(trained.router), tuple(lessons.masks(table)), None)
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """Weights (P, D) by shrinkage, and the combinations that they weigh."""
+
+    masks: tuple[int, ...]
+    weights: dict[float, np.ndarray]
+
+    def served(self, anchor: Anchor, choice: Choice) -> Served:
+        gates = None
+        if choice.learned is not None:
+            gates = Gates(self.weights[choice.learned.shrinkage], choice.learned.everywhere)
+        return Served(AnchoredRouter(anchor, gates), self.masks, choice)
+
+
+@dataclass(frozen=True)
+class _School:
+    lessons: Lessons
+    prompts: Prompts
+    replay: Replay
+
+    def learn(self, rows: np.ndarray, shrinkages: Sequence[float]) -> _Learned:
+        """What these rows teach."""
+        table = self.lessons.table.subset(rows.tolist())
+        masks = self.lessons.masks(table)
+        place = {domain: d for d, domain in enumerate(table.domains)}
+        domain_B = np.array([place.get(owner, -1) for owner in table.owners], dtype=np.int64)
+        member_CD = members(masks, len(table.domains)).numpy()
+        outcomes = Outcomes(filled_nll(table, masks), table.tokens_B, domain_B, member_CD)
+        prompts = self.prompts.select(rows)
+        return _Learned(tuple(masks), {s: fit_gates(prompts, outcomes, self.replay, s) for s in shrinkages})
+
+
+def _try(school: _School, learned: Mapping[int, _Learned], fold_B: np.ndarray, score: Score) -> Trial:
+    """Every row under the anchor's gates and under every candidate's, of what was taught without its fold."""
+    table, count = school.lessons.table, len(fold_B)
+    gates_KBD = np.zeros((1 + len(CANDIDATES), count, len(table.domains)))
+    for fold in np.unique(fold_B).tolist():
+        held, known = np.flatnonzero(fold_B == fold), learned[fold]
+        prompts = school.prompts.select(held)
+        gates_KBD[0, held] = served_gates(prompts.anchor_BD, known.masks)
+        for k, candidate in enumerate(CANDIDATES):
+            gates = Gates(known.weights[candidate.shrinkage], candidate.everywhere)
+            gates_KBD[1 + k, held] = served_gates(gates.logits(prompts), known.masks)
+    row_N = np.tile(np.arange(count), len(gates_KBD))
+    nll_KB = gated_nll(table, row_N, gates_KBD.reshape(len(row_N), -1), score).reshape(len(gates_KBD), count)
+    owned_B = np.array([owner in table.domains for owner in table.owners])
+    return Trial(nll_KB[0], nll_KB[1:], table.tokens_B, owned_B)
 
 
 def _best_singles(table: OutcomeTable, train: np.ndarray) -> dict[str, int]:

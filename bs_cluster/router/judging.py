@@ -1,7 +1,10 @@
 """All rows of a sweep judged, a shard of them in memory at a time.
 
-States of prompts are never kept: a row that taught has its own in memory, of any other one it is encoded here, used and
-dropped. What stays of a row is its id, what was chosen for it and what that lost.
+A row is judged by what it loses under the very gates that it would be answered under. States of prompts are never kept:
+a row that taught has its own in memory, of any other one it is encoded here, used and dropped. What stays of a row is
+its id, its gates and what it lost.
+
+Shapes: B rows of the shard, N of them asked for, D domains.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from bs_cluster.router.fit import CrossFit, Judges
+from bs_cluster.router.gated import Score, gated_nll
 from bs_cluster.router.regret import Judged
 from bs_cluster.router.routers import NetworkRouter
 from bs_cluster.sweep.shards import Shard
@@ -28,32 +32,30 @@ def judge_shard(
     fold_B: np.ndarray,
     known: Mapping[int, np.ndarray],
     encode: Callable[[Sequence[Prompt]], Sequence[np.ndarray]],
-    measure: Callable[[np.ndarray], None],
+    score: Score,
 ) -> Judged:
     """A shard's rows, each judged by what never saw its fold.
 
-    ``prompts``, ``fold_B`` and the states that are ``known`` are of all rows, by their places among these. ``measure``
-    is asked for what is chosen and not measured, (row of the shard, mask) pairs (N, 2) int64, into the shard's table.
+    ``prompts``, ``fold_B`` and the states that are ``known`` are of all rows, by their places among these. ``score`` is
+    asked once, for gates that are no combination which the sweep measured.
     """
-    table = shard.table
-    fitted = CrossFit(*np.zeros((3, len(shard.rows)), dtype=np.int64))
+    table, rows = shard.table, len(shard.rows)
+    off_BD = np.zeros((rows, len(table.domains)))
+    fitted = CrossFit(off_BD, off_BD.copy(), np.zeros(rows, dtype=np.int64))
     here = [row for row, place in enumerate(shard.places) if place in known]
     others = [row for row, place in enumerate(shard.places) if place not in known]
     chunks = _chunks(judges, others, [prompts[shard.start + row] for row in others])
-    for rows, asked in [(here, None), *chunks]:
-        if not rows:
+    for some, asked in [(here, None), *chunks]:
+        if not some:
             continue
-        states = [known[shard.start + row] for row in rows] if asked is None else encode(asked)
-        owners = [table.owners[row] for row in rows]
-        chosen = judges.choose(states, owners, table.domains, fold_B[shard.start + np.array(rows)])
-        for of_all_B, of_these_B in zip(fitted, chosen, strict=True):
-            of_all_B[rows] = of_these_B
-    row_N = np.tile(np.arange(len(shard.rows)), 2)
-    mask_N = np.concatenate([fitted.routed_B, fitted.anchor_B])
-    unknown_N = np.isnan(table.nll(row_N, mask_N))
-    if unknown_N.any():
-        measure(np.unique(np.stack([row_N, mask_N], axis=1)[unknown_N], axis=0))
-    return Judged.of(table, fitted)
+        states = [known[shard.start + row] for row in some] if asked is None else encode(asked)
+        owners = [table.owners[row] for row in some]
+        decided = judges.choose(states, owners, table.domains, fold_B[shard.start + np.array(some)])
+        for of_all, of_these in zip(fitted, decided, strict=True):
+            of_all[some] = of_these
+    row_N = np.tile(np.arange(rows), 2)
+    nll_N = gated_nll(table, row_N, np.concatenate([fitted.routed_BD, fitted.anchor_BD]), score)
+    return Judged.of(table, fitted, nll_N[:rows], nll_N[rows:])
 
 
 def _chunks(judges: Judges, rows: list[int], prompts: list[Prompt]) -> list[tuple[list[int], list[Prompt]]]:

@@ -5,6 +5,9 @@ For gates ``p`` the expected loss of a row is the multilinear extension of its o
 of these, a softmax over combinations. Where not all 2^D were asked for the same softmax runs over those that were: the
 expectation given that the gates choose one of them.
 
+What fires follows from the same softmax: a domain's gate weight is its share of it, in eighths. A row's loss under such
+a mean combination is not the mean of losses, and on rows never seen it was the lower of the two (docs/ROUTING.md).
+
 Shapes: B rows, D domains, C combinations.
 """
 
@@ -17,6 +20,8 @@ import torch
 from torch import Tensor
 
 from bs_cluster.sweep.combinations import mask_weights
+
+LEVELS = 8  # a gate is one of 0, 1/8 … 1: exact in every floating-point format
 
 
 def members(masks: Sequence[int], domain_count: int) -> Tensor:
@@ -34,11 +39,13 @@ def expected_loss(logits_BD: Tensor, loss_BC: Tensor, member_CD: Tensor) -> tupl
     return expected_B, (weight_BC * (loss_BC - expected_B[:, None])) @ member_CD
 
 
-def choose(logits_BD: np.ndarray, masks: Sequence[int]) -> np.ndarray:
-    """The combination served to each prompt, (B,) int64: the most probable of ``masks`` under independent gates.
+def served_gates(logits_BD: np.ndarray, masks: Sequence[int]) -> np.ndarray:
+    """The gate weights (B, D) float64 that prompts are answered under: each domain's share of the softmax over
+    ``masks``, in whole ``LEVELS``. Where all 2^D are there it is the sigmoid of its logit.
 
-    The one place where gates become a decision, in training, judging and serving alike. Of equals the first of
-    ``masks`` wins. Where all 2^D are there it is every domain whose logit is above zero.
+    The one place where logits become gates, in judging and serving alike. In steps, so that a domain of no account is
+    off and costs nothing, two machines serve the same, and prompts with equal gates can share what hangs on them.
     """
-    score_BC = logits_BD.astype(np.float64) @ members(masks, logits_BD.shape[1]).double().numpy().T
-    return np.array(masks, dtype=np.int64)[score_BC.argmax(axis=1)]
+    member_CD = members(masks, logits_BD.shape[1]).double()
+    weight_BC = (torch.from_numpy(logits_BD).double() @ member_CD.T).softmax(dim=1)
+    return np.round((weight_BC @ member_CD).numpy() * LEVELS) / LEVELS

@@ -1,7 +1,8 @@
 """How the meta-router does on rows that it never saw, against everything simpler. Losses are nats per completion token.
 
-The oracle takes the best measured combination of each row *in hindsight*: a bound that nothing which has to decide
-before the answer can reach. Differences are paired by row with bootstrap intervals (``estimates``).
+The oracle takes the best measured combination of each row *in hindsight*: what nothing that has to decide before the
+answer could do with whole domains. Gate weights between may be better still. Differences are paired by row with
+bootstrap intervals (``estimates``).
 
 Shapes: B rows, C combinations.
 """
@@ -18,7 +19,6 @@ from bs_cluster.errors import DataError
 from bs_cluster.estimates import Estimate, estimate
 from bs_cluster.records import Record
 from bs_cluster.router.fit import CrossFit, Served
-from bs_cluster.router.routers import AnchoredRouter
 from bs_cluster.sweep.combinations import full_mask
 from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.owners import kind_of
@@ -32,8 +32,8 @@ TOLERANCE = 0.01
 @dataclass(frozen=True)
 class RowsRouting(Record):
     """Routing on one group of rows. ``loss`` is by policy (``routed`` and ``RIVALS``), ``routed_minus`` the paired
-    difference to each rival: below zero the meta-router is better. ``accuracy`` is the share of rows whose choice
-    measured as good as the oracle; ``stayed_out`` the share that was left to the base."""
+    difference to each rival: below zero the meta-router is better. ``accuracy`` is the share of rows that its gates
+    served as well as the oracle; ``stayed_out`` the share that was left to the base."""
 
     rows: int
     tokens: int
@@ -77,7 +77,7 @@ class RoutingReport(Record):
         return (f"Served: gates learned from outcomes, {where}, shrunk by {self.shrinkage:g} to the anchor ({told}).",)
 
 
-def routed_nll(table: OutcomeTable, masks_B: np.ndarray) -> np.ndarray:
+def measured_nll(table: OutcomeTable, masks_B: np.ndarray) -> np.ndarray:
     """Summed loss (B,) of each row under its own combination. Raises DataError where one was not measured."""
     nll_B = table.nll(np.arange(len(masks_B)), masks_B)
     if np.isnan(nll_B).any():
@@ -86,26 +86,29 @@ def routed_nll(table: OutcomeTable, masks_B: np.ndarray) -> np.ndarray:
     return nll_B
 
 
-def policy_nll(table: OutcomeTable, fitted: CrossFit) -> dict[str, np.ndarray]:
-    """Summed losses (B,) of every policy, NaN where it does not apply to a row."""
+def policy_nll(
+    table: OutcomeTable, fitted: CrossFit, routed_B: np.ndarray, anchor_B: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Summed losses (B,) of every policy, NaN where it does not apply to a row; ``routed_B`` and ``anchor_B`` are those
+    under the gates of ``fitted``."""
     own = {domain: 1 << d for d, domain in enumerate(table.domains)}
     labelled_B = np.array([owner in own for owner in table.owners])
-    label_B = routed_nll(table, np.array([own.get(owner, 0) for owner in table.owners]))
+    label_B = measured_nll(table, np.array([own.get(owner, 0) for owner in table.owners]))
     everything = np.full(len(table.owners), full_mask(len(table.domains)))
     return {
-        "routed": routed_nll(table, fitted.routed_B),
+        "routed": routed_B,
         "label": np.where(labelled_B, label_B, np.nan),
-        "anchor": routed_nll(table, fitted.anchor_B),
-        "best_single": routed_nll(table, fitted.best_single_B),
-        "all_on": routed_nll(table, everything),
-        "base": routed_nll(table, np.zeros_like(everything)),
+        "anchor": anchor_B,
+        "best_single": measured_nll(table, fitted.best_single_B),
+        "all_on": measured_nll(table, everything),
+        "base": measured_nll(table, np.zeros_like(everything)),
         "oracle": table.best_nll(),
     }
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What was chosen for rows that no one who chose had seen, and the summed losses (B,) of every policy on them."""
+    """What was decided for rows by what never saw them, and the summed losses (B,) of every policy on them."""
 
     row_ids: tuple[str, ...]
     owners: tuple[str, ...]
@@ -115,9 +118,10 @@ class Judged:
     nll: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, table: OutcomeTable, fitted: CrossFit) -> Judged:
-        """Every combination chosen in ``fitted`` is measured."""
-        return cls(table.row_ids, table.owners, table.domains, table.tokens_B, fitted, policy_nll(table, fitted))
+    def of(cls, table: OutcomeTable, fitted: CrossFit, routed_B: np.ndarray, anchor_B: np.ndarray) -> Judged:
+        """Of the rows of ``table``, as ``policy_nll`` takes them."""
+        nll = policy_nll(table, fitted, routed_B, anchor_B)
+        return cls(table.row_ids, table.owners, table.domains, table.tokens_B, fitted, nll)
 
     @classmethod
     def together(cls, parts: Sequence[Judged]) -> Judged:
@@ -148,7 +152,7 @@ def routing_groups(judged: Judged) -> tuple[dict[str, RowsRouting], dict[str, Ro
 
     def group(names: Sequence[str]) -> dict[str, RowsRouting]:
         return {
-            name: _rows(judged.nll, judged.tokens_B, judged.fitted.routed_B, rows)
+            name: _rows(judged.nll, judged.tokens_B, judged.fitted.routed_BD, rows)
             for name, rows in rows_of(names).items()
         }
 
@@ -158,12 +162,12 @@ def routing_groups(judged: Judged) -> tuple[dict[str, RowsRouting], dict[str, Ro
 def routing_report(settings: RouterSection, judged: Judged, served: Served) -> RoutingReport:
     """The whole report."""
     kinds, owners = routing_groups(judged)
-    learned = isinstance(served.router, AnchoredRouter) and served.router.gates is not None
+    learned = None if served.choice is None else served.choice.learned
     return RoutingReport(
         kind=settings.kind,
-        served=settings.kind if settings.kind == "network" else "learned" if learned else "anchor",
-        shrinkage=None if served.choice is None else served.choice.shrinkage,
-        everywhere=served.choice is not None and served.choice.everywhere,
+        served=settings.kind if settings.kind == "network" else "anchor" if learned is None else "learned",
+        shrinkage=None if learned is None else learned.shrinkage,
+        everywhere=learned is not None and learned.everywhere,
         change=None if served.choice is None else served.choice.change,
         folds=settings.folds,
         kinds=kinds,
@@ -181,7 +185,7 @@ def best_single_names(judged: Judged) -> dict[str, str]:
     return names
 
 
-def _rows(nll: Mapping[str, np.ndarray], tokens_B: np.ndarray, chosen_B: np.ndarray, rows: np.ndarray) -> RowsRouting:
+def _rows(nll: Mapping[str, np.ndarray], tokens_B: np.ndarray, gates_BD: np.ndarray, rows: np.ndarray) -> RowsRouting:
     own = {policy: nll_B[rows] for policy, nll_B in nll.items() if np.isfinite(nll_B[rows]).all()}
     tokens = tokens_B[rows]
     slack_B = (own["routed"] - own["oracle"]) / tokens
@@ -191,5 +195,5 @@ def _rows(nll: Mapping[str, np.ndarray], tokens_B: np.ndarray, chosen_B: np.ndar
         loss={policy: float(nll_B.sum() / tokens.sum()) for policy, nll_B in own.items()},
         routed_minus={rival: estimate(own["routed"] - own[rival], tokens) for rival in RIVALS if rival in own},
         accuracy=float((slack_B <= TOLERANCE).mean()),
-        stayed_out=float((chosen_B[rows] == 0).mean()),
+        stayed_out=float((gates_BD[rows] == 0).all(axis=1).mean()),
     )

@@ -1,6 +1,6 @@
 """The two kinds of meta-router on one footing: gate logits from a prompt's states.
 
-What is made of logits is one function's business: ``multilinear.choose``.
+What is made of logits is one function's business: ``multilinear.served_gates``.
 
 Shapes: B prompts, D domains.
 """

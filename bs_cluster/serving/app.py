@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bs_cluster.errors import BrainstacksError
+from bs_cluster.serving.champion import follow
 from bs_cluster.serving.protocol import ApiError, Asked, ChatAsked, CompletionAsked, Reply, read
 from bs_cluster.serving.service import Answer, Keys, Service
 
@@ -57,6 +59,13 @@ def build_app(service: Service) -> Starlette:
     async def metrics(_: Request) -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        following = asyncio.create_task(follow(service)) if service.settings.bundle is None else None
+        yield
+        if following is not None:
+            following.cancel()
+
     api = [
         Route("/chat/completions", _endpoint(service, ChatAsked), methods=["POST"]),
         Route("/completions", _endpoint(service, CompletionAsked), methods=["POST"]),
@@ -71,8 +80,25 @@ def build_app(service: Service) -> Starlette:
             Route("/metrics", metrics),
             Mount("/v1", routes=api, middleware=[Middleware(KeyRequired, keys=service.keys)]),
         ],
+        middleware=[Middleware(HostNamed, hosts=service.settings.hosts)],
         exception_handlers={HTTPException: _not_served, Exception: _own_fault},
+        lifespan=lifespan,
     )
+
+
+class HostNamed:
+    """Answers only what was sent to one of these hosts. A page of another site can have its own name resolve to this
+    machine, and then reads what its reader's browser is answered; but it cannot have it sent to another name."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]):
+        self._app, self._hosts = app, {host.lower() for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sent_to = Request(scope).headers.get("host", "") if scope["type"] == "http" else ""
+        if scope["type"] != "http" or not self._hosts or _name(sent_to) in self._hosts:
+            return await self._app(scope, receive, send)
+        told = f"this server is not {sent_to!r}; who starts it can let that name in with --allow-host"
+        await _told(ApiError(421, "misdirected_request", told))(scope, receive, send)
 
 
 class KeyRequired:
@@ -202,6 +228,12 @@ def _described(service: Service, name: str) -> dict[str, Any]:
     found, catalogue = service.catalogue.models[name], service.catalogue
     own = {"bundle": found.bundle.number, "domains": list(found.bundle.domains), "gates": found.gates}
     return {"id": name, "object": "model", "created": catalogue.since, "owned_by": catalogue.campaign, **own}
+
+
+def _name(host: str) -> str:
+    """A Host header without its port: ``[::1]:8000`` is ``::1``."""
+    bare = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return bare.lower().rstrip(".")
 
 
 def _event(body: dict[str, Any]) -> str:

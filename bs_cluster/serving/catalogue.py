@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from bs_cluster.errors import NotInStoreError
 from bs_cluster.inference.stacked import StackedBase
+from bs_cluster.serving.residency import Residency
 from bs_cluster.serving.runtime import BundleRuntime
 from bs_cluster.store.store import Store
 
@@ -53,12 +54,14 @@ class Catalogue:
             found[standing.challenger.alias] = standing.challenger.manifest
         return found
 
-    def load(self, wanted: Mapping[str, str], stacked: StackedBase) -> None:
-        """Serves these bundles from now on. Where one cannot be loaded, it raises and serves what it did."""
+    def load(self, wanted: Mapping[str, str], stacked: StackedBase, residency: Residency) -> None:
+        """Serves these bundles from now on, with as many of their stacks in memory as ``residency`` has room for. Where
+        one cannot be loaded, it raises and serves what it did."""
         bundles = dict(self._bundles)
         for digest in set(wanted.values()) - set(bundles):
             manifest = self._store.bundle(digest)
-            bundles[digest] = BundleRuntime(self._store, manifest, stacked.base.model.device, stacked)
+            device = stacked.base.model.device
+            bundles[digest] = BundleRuntime(self._store, manifest, device, stacked, residency.expect)
         default = bundles[wanted[""]]
         models = [Model(self._id("@", alias), bundles[digest], None) for alias, digest in wanted.items()]
         models += [Model(self._id(":", domain), default, only(default, domain)) for domain in default.domains]

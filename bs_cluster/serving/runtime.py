@@ -1,4 +1,4 @@
-"""Answering prompts from a bundle: route, then generate with the domains that the meta-router chose.
+"""Answering prompts from a bundle: route, then generate under the gates that the meta-router gave.
 
 Shapes: B prompts, D domains.
 """
@@ -6,7 +6,7 @@ Shapes: B prompts, D domains.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +21,9 @@ from bs_cluster.errors import ConfigError, NotInStoreError
 from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.inference.generate import greedy_answers
 from bs_cluster.inference.stacked import StackedBase
-from bs_cluster.records import BundleManifest, StackRef
+from bs_cluster.records import BundleManifest, StackManifest, StackRef
 from bs_cluster.router.files import load_router
 from bs_cluster.store.store import Store
-from bs_cluster.sweep.combinations import mask_weights
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,21 @@ class BundleRuntime:
     prompt encoding, the same gates, the same layer."""
 
     def __init__(
-        self, store: Store, bundle: BundleManifest, device: str | torch.device, stacked: StackedBase | None = None
+        self,
+        store: Store,
+        bundle: BundleManifest,
+        device: str | torch.device,
+        stacked: StackedBase | None = None,
+        attach: Callable[[StackManifest, Store], None] | None = None,
     ):
-        """With ``stacked`` on the base and beside the stacks that are there, such as those of the bundle before."""
+        """With ``stacked`` on the base and beside the stacks that are there, such as those of the bundle before;
+        ``attach`` sees to it that a stack is there when it is to fire, and without it all are at once."""
         self.config = bundle_config(store, bundle)
         self.number, self.domains = bundle.number, bundle.domains
         self.stacked = stacked or StackedBase.load(self.config.base, device)
+        self.stacks = tuple(ref.stack for ref in bundle.stacks)
         for ref in bundle.stacks:
-            self.stacked.attach(store.manifest(ref.manifest), store)
+            (attach or self.stacked.attach)(store.manifest(ref.manifest), store)
         self.stacked.fire(self.stacked.names)
         hidden = self.stacked.base.model.config.get_text_config().hidden_size
         with tempfile.TemporaryDirectory() as folder:
@@ -66,6 +72,10 @@ class BundleRuntime:
         """Served gate weights (B, D) of these prompts."""
         return self.route([self.router_ids(prompt) for prompt in prompts])
 
+    def firing(self, gates: Mapping[str, float]) -> list[str]:
+        """The stacks that fire under these gates."""
+        return [stack.name for stack in self.stacks if gates.get(stack.domain)]
+
     def router_ids(self, prompt: Prompt) -> list[int]:
         """A prompt as the meta-router reads it."""
         return encode_router_prompt(prompt, self.stacked.base.tokenizer, self.config.data, self.card.max_prompt_length)
@@ -73,8 +83,7 @@ class BundleRuntime:
     def route(self, router_ids: Sequence[Sequence[int]]) -> torch.Tensor:
         """Served gate weights (B, D) of prompts as ``router_ids`` gives them."""
         states = encode_states(self.stacked, router_ids, self.card.mid_weight, self.card.pooled)
-        masks = self.served.choose(states).tolist()
-        return torch.tensor([mask_weights(mask, len(self.domains)) for mask in masks])
+        return torch.from_numpy(self.served.gates(states)).float()
 
     def answer(
         self, prompts: Sequence[str], weights_BD: torch.Tensor | None = None, max_new_tokens: int = 64

@@ -19,6 +19,7 @@ from bs_cluster.serving.metrics import Metrics
 from bs_cluster.serving.protocol import ApiError, Asked
 from bs_cluster.serving.runtime import BundleRuntime
 from bs_cluster.serving.scheduler import Began, Busy, Ended, Event, Failed, Piece, Request, Scheduler
+from bs_cluster.serving.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +54,10 @@ class Service:
         scheduler: Scheduler,
         metrics: Metrics,
         limits: Limits,
-        keys: Keys,
-        log_prompts: bool,
+        settings: Settings,
     ):
         self.catalogue, self.scheduler, self.metrics = catalogue, scheduler, metrics
-        self.limits, self.keys, self.log_prompts = limits, keys, log_prompts
+        self.limits, self.settings, self.keys = limits, settings, Keys(settings.keys)
         self.draining, self.open = False, 0
 
     @property
@@ -190,5 +190,5 @@ class Answer:
         fired = " ".join(f"{domain} {weight:.2f}" for domain, weight in self.gates.items() if weight) or "no domain"
         how = f"{self.ended.tokens} tokens, {self.ended.reason}" if self.ended else "not finished"
         log.info("%s %s: %s; %s, %.2f s", self.id[:8], self.model.id, fired, how, seconds)
-        if self._service.log_prompts:
+        if self._service.settings.log_prompts:
             log.info("%s %r -> %r", self.id[:8], plain_text(self.asked.asked), "".join(self._said))

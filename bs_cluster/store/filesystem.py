@@ -17,20 +17,12 @@ from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from bs_cluster.errors import IntegrityError, NotInStoreError, StoreError
+from bs_cluster.errors import IntegrityError, NotInStoreError, StoreError, way_out
+from bs_cluster.failpoints import failpoint
 from bs_cluster.store.hashing import CHUNK_BYTES, copy_hashed
 
 TEMPORARY = "tmp"
 ASIDE = "aside"  # where a repair moves what does not belong
-_WAYS_OUT = {
-    errno.EACCES: "give this user the right to it",
-    errno.EPERM: "give this user the right to it",
-    errno.ENOSPC: "make room on the volume, then run the same command again",
-    errno.EDQUOT: "make room on the volume, then run the same command again",
-    errno.EROFS: "mount the volume for writing, or name another store.uri",
-    errno.ENOTDIR: "a file stands where a folder belongs: move it away",
-    errno.EISDIR: "a folder stands where a file belongs: move it away",
-}
 
 
 class Files(Protocol):
@@ -126,6 +118,7 @@ class LocalFiles:
             temporary = self._write_temporary(source, sha256)
             try:
                 make_folder(target.parent)
+                failpoint("store.rename")
                 os.replace(temporary, target)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -138,6 +131,7 @@ class LocalFiles:
             temporary = self._write_temporary(io.BytesIO(data), None)
             try:
                 make_folder(target.parent)
+                failpoint("store.link")
                 # Unlike a rename, a hard link fails when the name is taken; unlike O_EXCL, the file is whole at once.
                 os.link(temporary, target)
             except FileExistsError:
@@ -197,10 +191,13 @@ class LocalFiles:
     def _write_temporary(self, source: BinaryIO, sha256: str | None) -> Path:
         make_folder(self.path(TEMPORARY))
         temporary = self.path(TEMPORARY) / uuid.uuid4().hex
+        failpoint("store.stage")
         try:
             with temporary.open("xb") as sink:
                 actual, _ = copy_hashed(source, sink)
+                failpoint("store.write")
                 sink.flush()
+                failpoint("store.fsync")
                 os.fsync(sink.fileno())
             if sha256 is not None and actual != sha256:
                 raise changed(sha256, actual)
@@ -221,6 +218,7 @@ def make_folder(folder: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in ``folder`` durable: a rename or link survives a power cut only after this."""
+    failpoint("store.folder")
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -242,8 +240,7 @@ def _told(path: Path, done: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise NotInStoreError(f"{path} does not exist") from error
     except OSError as error:
-        way_out = _WAYS_OUT.get(error.errno or 0, "look after the volume, then run the same command again")
-        raise StoreError(f"{path} cannot be {done} ({error.strerror}); {way_out}") from error
+        raise StoreError(f"{path} cannot be {done} ({error.strerror}); {way_out(error)}") from error
 
 
 def _no_file(path: Path) -> IntegrityError:

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from bs_cluster.errors import FencedError, IntegrityError, NotInStoreError, OutOfOrderError, StoreError
+from bs_cluster.failpoints import failpoint
 from bs_cluster.promotion import Standing, standing
 from bs_cluster.records import (
     CHAMPION,
@@ -137,6 +138,7 @@ class Store:
 
         What a worker does on its own node. Nothing is committed until ``publish_stack``.
         """
+        failpoint("store.verify")
         check_adapter(directory)
         entries = stage_entries(directory)
         for entry in entries:
@@ -436,7 +438,9 @@ class Store:
         if self._epoch is not None:
             self.check_epoch(self._epoch)
         self._complete_history()
+        failpoint("store.ref")
         self._refs.create(name, content)
+        failpoint("store.history")
         self._history.append(name, content)
 
     def _is_committed(self, name: str, content: Mapping[str, Any]) -> bool:

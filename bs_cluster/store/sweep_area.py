@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bs_cluster.failpoints import failpoint
 from bs_cluster.store.filesystem import Files
 
 
@@ -34,6 +35,7 @@ class SweepArea:
         pq.write_table(table, buffer)
         digest = hashlib.sha256(buffer.getbuffer()).hexdigest()[:20]
         buffer.seek(0)
+        failpoint("sweep.parquet")
         self._files.write(f"{self.folder}/part-{first:010}-{last:010}-{digest}.parquet", buffer)
 
     def parts(self) -> list[Part]:

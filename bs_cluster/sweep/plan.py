@@ -20,6 +20,9 @@ LENGTH_BAND = 1.25
 # nine fused stacks at 0.8 to 1.0 of it. It only orders batches, so a rough value does.
 DOMAIN_COST = 0.2
 
+GateWeights = tuple[float, ...]  # one for each domain, in the bundle's order
+AnswerRequest = tuple[int, GateWeights]  # which prompt is answered, and under what
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -76,15 +79,19 @@ def plan_work(
 
 
 def plan_answers(
-    requests: Iterable[tuple[int, int]], lengths: Sequence[int], batch_size: int
-) -> list[tuple[tuple[int, int], ...]]:
-    """Cut (row index, mask) requests into batches to generate together, longest prompts first.
+    requests: Iterable[AnswerRequest], lengths: Sequence[int], batch_size: int
+) -> list[tuple[AnswerRequest, ...]]:
+    """Cut requests into batches to generate together, longest prompts first; ``lengths`` are those of all prompts.
 
     A batch goes on until its last answer ends, and the base alone seldom ends one: so the base's rows are kept apart
     from those with domains, which then also pay for no stack.
     """
-    ordered = sorted(set(requests), key=lambda request: (request[1] > 0, -lengths[request[0]], request))
-    groups = [list(group) for _, group in itertools.groupby(ordered, key=lambda request: request[1] > 0)]
+
+    def fires(request: AnswerRequest) -> bool:
+        return any(request[1])
+
+    ordered = sorted(set(requests), key=lambda request: (fires(request), -lengths[request[0]], request))
+    groups = [list(group) for _, group in itertools.groupby(ordered, key=fires)]
     return [tuple(group[at : at + batch_size]) for group in groups for at in range(0, len(group), batch_size)]
 
 

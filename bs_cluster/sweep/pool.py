@@ -17,6 +17,7 @@ import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
 
 from bs_cluster.errors import ClusterResourceError
+from bs_cluster.failpoints import failpoint
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class EvaluatorPool:
         for depth in range(BATCHES_PER_EVALUATOR):
             for seat in self._seats:
                 if queue and seat.probe is None and len(seat.flights) == depth:
+                    failpoint("sweep.dispatch")
                     work = queue.popleft()
                     seat.flights.append((call(seat.evaluator, work.items), work))
 

@@ -59,16 +59,6 @@ def next_requests(table: OutcomeTable, settings: SweepSection) -> np.ndarray:
     return _adaptive_missing(table, settings.adaptive_width)
 
 
-def searched(table: OutcomeTable, settings: SweepSection) -> OutcomeTable:
-    """Of a table whose search is over, what the search asked for. That is what a meta-router may learn from: beside it
-    stands what was measured because one had chosen it, and a sweep read again would teach another one."""
-    asked = OutcomeTable(table.row_ids, table.owners, table.domains)
-    while len(requests := next_requests(asked, settings)):
-        row_N, mask_N = requests.T
-        asked.add(row_N, mask_N, table.nll(row_N, mask_N), table.tokens_B[row_N])
-    return asked
-
-
 def _adaptive_missing(table: OutcomeTable, width: int) -> np.ndarray:
     """Every row's next unmeasured masks.
 

@@ -16,10 +16,11 @@ import ray
 
 from bs_cluster.config.schema import SweepSection
 from bs_cluster.data.encode import EncodedRow
+from bs_cluster.errors import IntegrityError
 from bs_cluster.store import SweepArea
-from bs_cluster.sweep.combinations import mask_weights, weights_of_each
+from bs_cluster.sweep.combinations import active_mask, weights_of_each
 from bs_cluster.sweep.parts import Measured, PartWriter
-from bs_cluster.sweep.plan import plan_answers, plan_work
+from bs_cluster.sweep.plan import AnswerRequest, GateWeights, plan_answers, plan_work
 from bs_cluster.sweep.pool import EvaluatorPool
 from bs_cluster.sweep.search import first_outcomes, next_requests
 from bs_cluster.sweep.shards import SHARD_OUTCOMES, Shard, read_shards
@@ -89,6 +90,34 @@ def measure(
     )
 
 
+def score_gates(
+    evaluators: Sequence[Any],
+    rows: Sequence[EncodedRow],
+    row_N: np.ndarray,
+    gates_ND: np.ndarray,
+    settings: SweepSection,
+    on_progress: Progress,
+) -> np.ndarray:
+    """Summed losses (N,) in nats of these of ``rows``, each under its own gate weights (N, D)."""
+    asked = [(place, active_mask(gates_D)) for place, gates_D in enumerate(gates_ND.tolist())]
+    lengths = [len(rows[row].input_ids) for row in row_N.tolist()]
+    batches = [batch.requests for batch in plan_work(asked, lengths, settings.batch_tokens)]
+
+    def score(evaluator: Any, batch: Sequence[tuple[int, int]]) -> ray.ObjectRef:
+        places = [place for place, _ in batch]
+        return evaluator.score.remote(tuple(rows[row] for row in row_N[places].tolist()), gates_ND[places])
+
+    nll_N, done = np.full(len(row_N), np.nan), 0
+    for finished, losses in EvaluatorPool(evaluators, settings.max_retries).map(score, batches):
+        nll_N[[place for place, _ in finished]] = [loss.nll for loss in losses]
+        done += len(finished)
+        on_progress(done, len(row_N))
+    if not np.isfinite(nll_N).all():
+        row = rows[int(row_N[int((~np.isfinite(nll_N)).argmax())])]
+        raise IntegrityError(f"row {row.id!r} has no finite loss under the meta-router's gates; a stack is broken")
+    return nll_N
+
+
 def encode_prompts(
     evaluators: Sequence[Any], prompts: Sequence[Sequence[int]], settings: SweepSection, pooled: bool
 ) -> list[np.ndarray]:
@@ -105,20 +134,18 @@ def encode_prompts(
 def generate(
     evaluators: Sequence[Any],
     prompts: Sequence[Sequence[int]],
-    requests: Sequence[tuple[int, int]],
-    domain_count: int,
+    requests: Sequence[AnswerRequest],
     settings: SweepSection,
-) -> Iterator[tuple[int, int, str]]:
-    """Answers to these (prompt index, mask) pairs as they come: index, mask, text. Each pair is answered once."""
+) -> Iterator[tuple[int, GateWeights, str]]:
+    """Answers to these (prompt index, gate weights) pairs as they come: index, weights, text. Each pair once."""
 
-    def answer(evaluator: Any, batch: Sequence[tuple[int, int]]) -> ray.ObjectRef:
-        weights = [mask_weights(mask, domain_count) for _, mask in batch]
-        return evaluator.answer.remote([prompts[index] for index, _ in batch], weights)
+    def answer(evaluator: Any, batch: Sequence[AnswerRequest]) -> ray.ObjectRef:
+        return evaluator.answer.remote([prompts[index] for index, _ in batch], [weights for _, weights in batch])
 
     batches = plan_answers(requests, [len(prompt) for prompt in prompts], settings.answer_batch)
     for asked, texts in EvaluatorPool(evaluators, settings.max_retries).map(answer, batches):
-        for (index, mask), text in zip(asked, texts, strict=True):
-            yield index, mask, text
+        for (index, weights), text in zip(asked, texts, strict=True):
+            yield index, weights, text
 
 
 def _in_order(finished: Iterator[tuple[tuple[tuple[int, int], ...], list[Any]]]) -> list[Any]:

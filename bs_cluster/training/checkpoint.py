@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 
 from bs_cluster.errors import StoreError
 from bs_cluster.events import CheckpointTrouble, Event, NodeLeaves, RoundResumed
+from bs_cluster.failpoints import failpoint
 from bs_cluster.records import StackId, canonical_json, sha256_hex
 from bs_cluster.store.round_area import RoundArea
 from bs_cluster.training.preemption import Leaving
@@ -81,6 +82,7 @@ class Checkpoints:
 
     def write(self, state: RoundState) -> None:
         """Every rank calls it; the first one writes. Older ones go when this one is whole."""
+        failpoint("training.checkpoint")
         first = world_rank() == 0
         tensors, numbers = state.save(keep=first)
         if first:

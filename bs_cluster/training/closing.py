@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from bs_cluster.estimates import token_mean
+from bs_cluster.failpoints import failpoint
 from bs_cluster.inference.probe import probe, probe_rows
 from bs_cluster.records import SCHEMA_VERSION, CloseDomain, DomainRecord, Probe, RoundOutcome, RowLoss
 from bs_cluster.stacks import StackLinear
@@ -41,6 +42,7 @@ def close_domain(session: Session, step: CloseDomain, outcomes: Sequence[RoundOu
     if step.stacks:
         moments = _moments(session, step, claims)
         if session.config.null_space.enabled:
+            failpoint("training.basis")
             claimed = _claim_directions(session, step, moments, claims)
         found = measure_interference(session, step, moments, claimed, earlier)
     return DomainRecord(

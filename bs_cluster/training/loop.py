@@ -22,6 +22,7 @@ from bs_cluster.data.encode import EncodedRow
 from bs_cluster.errors import TrainingError
 from bs_cluster.estimates import token_mean
 from bs_cluster.events import StepDone
+from bs_cluster.failpoints import failpoint
 from bs_cluster.records import StackId, canonical_json, sha256_hex
 from bs_cluster.stacks.balance import LoadBalance
 from bs_cluster.stacks.composition import Training
@@ -87,6 +88,7 @@ def learn(
         verdict, started = "go on", time.monotonic() - state.seconds
 
         while state.step < training.steps and verdict != "stop":
+            failpoint("training.step")
             batch = [units[index] for index in batches[state.step]]
             labels = sum(row.completion_length for unit in batch for row in unit)
             tokens = sum(map(tokens_of, batch))
@@ -106,6 +108,7 @@ def learn(
                 nll += total.detach().double()
                 del total  # the graph behind it would keep the engine beyond the round
 
+            failpoint("training.all_reduce")
             # Everything that is decided below is decided from these, the same bits on every rank.
             own = torch.stack([nll, nll.new_tensor(checkpoints.due()), nll.new_tensor(checkpoints.look_due())])
             told = sum_over_ranks(torch.cat([own, balance.totals().double().flatten()]))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from bs_cluster.config.identity import domain_digest, effective_domain
 from bs_cluster.config.schema import CampaignConfig, TrainingSection
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.estimates import paired_difference, token_mean
+from bs_cluster.failpoints import failpoint
 from bs_cluster.inference.stacked import stack_config
 from bs_cluster.records import (
     SCHEMA_VERSION,
@@ -74,6 +77,7 @@ def train_round(session: Session, step: TrainRound, basis: Basis | None) -> tupl
     every_s = training.checkpoint_every_s
     checkpoints = Checkpoints(area, step.stack, identity, every_s, session.report, session.leaving)
     learned = learn(session, step.stack, training, rows.train, selection, parent_loss, seed, checkpoints)
+    failpoint("training.fold")
     tensors = stacked.tuner.freeze(name)
 
     stacked.fire([*context, name])
@@ -169,11 +173,22 @@ def _upload(
     session: Session, step: TrainRound, tensors: Mapping[str, torch.Tensor], history: list[dict[str, float]]
 ) -> tuple[FileEntry, ...]:
     """Writes and verifies the stack's files. Every rank hashes its own copy; only rank 0 uploads."""
-    with tempfile.TemporaryDirectory(prefix="bs-stack-") as folder:
-        directory = Path(folder)
-        write_adapter(directory, stack_config(session.config.stack, step.stack, step.position), tensors)
+    with staging_folder(f"{session.store.uri} {session.config.campaign} {step.stack.name} {session.rank}") as folder:
+        failpoint("training.stage")
+        write_adapter(folder, stack_config(session.config.stack, step.stack, step.position), tensors)
         lines = [json.dumps(line, sort_keys=True) for line in history]
-        (directory / "history.jsonl").write_text("\n".join(lines) + "\n")
+        (folder / "history.jsonl").write_text("\n".join(lines) + "\n")
         if session.rank == 0:
-            return session.store.upload_stack(directory)
-        return stage_entries(directory)
+            return session.store.upload_stack(folder)
+        return stage_entries(folder)
+
+
+@contextmanager
+def staging_folder(whose: str) -> Iterator[Path]:
+    """A temporary folder on this machine. What a process that was killed had staged for the same purpose, a gigabyte of
+    a large base's stack, goes first: nothing else would collect it."""
+    prefix = f"bs-stack-{sha256_hex(whose.encode())[:16]}-"
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+        yield Path(folder)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from bs_cluster.failpoints import failpoint
 from bs_cluster.stacks.balance import LoadBalance
 from bs_cluster.training.guard import SpikeGuard
 from bs_cluster.training.zero import Learner, Tensors
@@ -45,6 +46,7 @@ class RoundState:
     def offer(self, loss: float) -> None:
         """Takes the stack as it is for the best if its loss on the selection rows is finite and the lowest yet."""
         if math.isfinite(loss) and loss < self.best.loss:
+            failpoint("training.snapshot")
             self.best = Snapshot(self.step, loss, self.learner.weights(), self.balance.fraction_PE.clone())
 
     def restore(self) -> None:

@@ -20,6 +20,7 @@ from bs_cluster.coordinator.client import REMEDY, Coordination, CoordinatorClien
 from bs_cluster.coordinator.work import SharedBasis
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.events import DomainClosed, Phase, RoundEnded, RoundStarted
+from bs_cluster.failpoints import failpoint
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import CloseDomain, Finished, TrainRound
 from bs_cluster.stacks.basis import Basis
@@ -87,6 +88,7 @@ def _train(
             coordinator.commit(group, manifest, outcome)
         else:
             coordinator.reject(group, outcome)
+        failpoint("training.acknowledge")
         session.report(RoundEnded(outcome))
     dist.barrier()
 

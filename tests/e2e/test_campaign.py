@@ -91,10 +91,10 @@ class TestStore:
         assert sorted((line["owner"], line["mode"]) for line in lines) == sorted(
             (owner, mode) for owner in ("aa", "bb") for mode in modes for _ in range(3)
         )
-        texts = {}  # of one row under one combination there is one answer
+        texts = {}  # of one row under the same gates there is one answer
         for line in lines:
             assert line["right"] == (line["text"].casefold() == line["reference"].casefold())
-            assert texts.setdefault((line["row_id"], line["mask"]), line["text"]) == line["text"]
+            assert texts.setdefault((line["row_id"], tuple(line["gates"])), line["text"]) == line["text"]
         told = finished.report["answers"]
         assert told["rows"] == {"aa": 3, "bb": 3, "all domains": 6, "all rows asked": 6}
         for mode in modes:
@@ -358,7 +358,7 @@ class TestCertificate:
     def test_losses_that_nobody_measured_are_noticed_though_every_table_agrees(self, copied, certify):
         code, found, _ = certify(copied, forge(copied, better_losses(copied, "aa", 0.1)))
         assert code == 1
-        scored = {what for what in differing(found) if not what.startswith("choices")}
+        scored = {what for what in differing(found) if not what.startswith("gates")}
         assert scored == {"base loss, 10 rows, aa", "served loss, 10 rows, aa"}
 
     def test_a_loss_table_that_the_sweep_did_not_measure_is_noticed(self, copied, certify):
@@ -367,15 +367,23 @@ class TestCertificate:
         assert code == 1
         assert differing(found) == {"losses are outcomes"}
 
-    def test_choices_that_the_meta_router_does_not_make_are_noticed(self, copied, certify):
-        """Every loss in the table was measured, but not under what is served."""
+    def test_gates_that_the_meta_router_does_not_give_are_noticed(self, copied, certify):
+        """Every loss in the table was measured, and under the gates that stand beside it: the base's."""
         held = bundle_losses(copied, copied.bundles()[0][2])
-        claimed = dataclasses.replace(held, nll={**held.nll, "routed": held.nll["base"]})
+        off = {domain: (0.0,) * len(gates) for domain, gates in held.gates.items()}
+        claimed = dataclasses.replace(held, nll={**held.nll, "routed": held.nll["base"]}, gates=off)
         number = forge(copied, {"losses.parquet": write_losses(claimed)})
         code, found, _ = certify(copied, number)
         assert code == 1
-        assert differing(found) == {"choices, 10 rows, aa", "choices, 10 rows, bb"}
+        assert differing(found) == {"gates, 10 rows, aa", "gates, 10 rows, bb"}
         assert certify(copied, number, "--rows", "1")[0] == 0
+
+    def test_a_served_loss_that_is_not_of_its_gates_is_noticed(self, copied, certify):
+        held = bundle_losses(copied, copied.bundles()[0][2])
+        claimed = dataclasses.replace(held, nll={**held.nll, "routed": held.nll["base"]})
+        code, found, _ = certify(copied, forge(copied, {"losses.parquet": write_losses(claimed)}), "--rows", "2")
+        assert code == 1
+        assert differing(found) == {"served loss, 2 rows, aa", "served loss, 2 rows, bb"}
 
     def test_an_edited_certificate_is_noticed(self, copied, certify):
         def other_bits(said: Certificate) -> Certificate:

@@ -112,6 +112,34 @@ def test_serving_answers_as_many_at_once_as_one_at_a_time(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_same_requests_are_answered_by_what_one_would_serve_with_instead(tmp_path):
+    base = save_tiny_base(tmp_path / "base", "gemma3")
+    sizes = ["--rounds", "1", "--threads", "1", "--tokens", "4"]
+    run("benchmarks", "--sections", "rivals", "--bases", str(base), *sizes, "--output", str(tmp_path))
+    tables = measured(tmp_path)
+    answered = tables[f"16 requests of 5 domains, 4 tokens each: {base}"]
+    ways = {(row[0].split(",")[0], row[1]) for row in answered.rows}
+    assert ways == {("our engine", 1), ("our engine", 16), ("PEFT", 1), *(("transformers serve", n) for n in (1, 16))}
+    assert all(cell > 0 for row in answered.rows for cell in row[2:])
+    assert all(row[3] <= row[4] for row in answered.rows)
+    assert len(answered.targets) == 4
+    changes = {row[0]: row[1] for row in tables[f"From one request's adapter to the next one's: {base}"].rows}
+    assert all(ms > 0 for what, ms in changes.items() if "weight of the row" not in what)
+    assert {what.split(":")[0] for what in changes} == {"PEFT", "ours"}
+
+
+@pytest.mark.slow
+def test_memory_of_stacks_is_measured_with_and_without_a_budget(tmp_path):
+    base = save_tiny_base(tmp_path / "base", "gemma3")
+    out = run("benchmarks.residency", "--base", str(base), "--domains", "4", "--room", "2")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if re.match(r"\| \d", line)]
+    assert [row[:2] for row in rows] == [["4", "all"], ["4", "2"]]
+    everything, scarce = rows
+    assert everything[4] == "nan"  # nothing is read once all are there
+    assert float(scarce[4].replace(",", "")) > 0
+
+
+@pytest.mark.slow
 def test_convergence_trains_every_method_on_the_same_rows(tmp_path):
     base = save_tiny_base(tmp_path / "base", "gemma3")
     rows = [{"prompt": f"say {word}", "completion": f"{word} {word} {word}"} for word in map(chr, range(97, 123))] * 4

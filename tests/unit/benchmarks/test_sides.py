@@ -37,7 +37,7 @@ def test_rows_that_no_domain_owns_are_left_out_and_losses_are_summed_over_tokens
     np.testing.assert_allclose(by_column["all"], [7, 9 * 3])
 
 
-@pytest.mark.parametrize(("left_out", "asked"), [(None, set()), ((2, 6), {(2, 6)}), ((0, 6), set()), ((1, 7), set())])
+@pytest.mark.parametrize(("left_out", "asked"), [(None, []), ((2, 6), [(2, 6)]), ((0, 6), []), ((1, 7), [])])
 def test_only_what_is_compared_and_missing_is_measured(left_out, asked):
     assert wanted(table(left_out)) == asked
 

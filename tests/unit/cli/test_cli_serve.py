@@ -62,7 +62,7 @@ def test_a_file_without_a_key(serve, tmp_path):
 def test_a_limit_is_more_than_nothing(serve, option):
     code, err = serve(option, "0")
     assert code == 2
-    assert f"{option} 0: must be more than 0" in err.replace("0.0", "0")
+    assert f"{option.strip('-').replace('-', '_')} 0: must be more than 0" in err.replace("0.0", "0")
 
 
 def test_an_address_that_is_taken(held, serve):

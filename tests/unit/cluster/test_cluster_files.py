@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ray._common.utils import import_attr
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve.schema import ServeDeploySchema
+
+from bs_cluster.serving.settings import Settings
 
 ROOT = Path(__file__).parents[3]
 LAUNCHERS = ["ray_cluster.yaml", "cluster/gcp.yaml"]
@@ -32,6 +36,10 @@ def pod_specs():
     yield "head", cluster["headGroupSpec"]["template"]["spec"]
     for group in cluster["workerGroupSpecs"]:
         yield group["groupName"], group["template"]["spec"]
+    service = manifest("RayService")["spec"]["rayClusterConfig"]
+    yield "serving head", service["headGroupSpec"]["template"]["spec"]
+    for group in service["workerGroupSpecs"]:
+        yield f"serving {group['groupName']}", group["template"]["spec"]
     yield "mlflow", manifest("Deployment")["spec"]["template"]["spec"]
     yield "submitter", manifest("RayJob")["spec"]["submitterPodTemplate"]["spec"]
 
@@ -52,7 +60,7 @@ def test_ray_accepts_the_launcher_file(path):
 @pytest.mark.parametrize("path", LAUNCHERS)
 def test_the_launcher_pins_ray_and_names_local_files_only_by_path(path):
     (config,) = load(path)
-    assert any(f'ray[default,train,data]=={RAY}"' in command for command in config["setup_commands"])
+    assert any(f'ray[default,train,data,serve]=={RAY}"' in command for command in config["setup_commands"])
     assert not any(Path(local).is_absolute() for local in config["file_mounts"].values())
     assert any("mlflow server" in command for command in config["head_start_ray_commands"])
 
@@ -76,7 +84,7 @@ def test_worker_pods_drain_before_they_go():
     for name, pod in pod_specs():
         (container,) = pod["containers"]
         hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
-        if name not in ("head", "mlflow", "submitter"):
+        if name == "gpu":
             assert hook[:4] == ["python", "-m", "bs_cluster.spot", "now"]
             (seconds,) = (float(word.removeprefix("--seconds=")) for word in hook if word.startswith("--seconds="))
             assert seconds < pod["terminationGracePeriodSeconds"]
@@ -159,9 +167,41 @@ def test_the_kubernetes_job_runs_on_the_cluster_and_mlflow_is_selected():
     assert accounts == {manifest("ServiceAccount")["metadata"]["name"]}
 
 
+def test_the_serve_config_is_one_that_ray_and_the_campaign_accept(monkeypatch):
+    (config,) = load("cluster/serve.yaml")
+    read = ServeDeploySchema.model_validate(config)
+    assert manifest("RayService")["spec"]["serveConfigV2"]
+    assert yaml.safe_load(manifest("RayService")["spec"]["serveConfigV2"])["applications"] == config["applications"]
+    (served,) = read.applications
+    monkeypatch.setenv("BS_CLUSTER_API_KEY", "sk-any")
+    built = import_attr(served.import_path)(served.args)
+    (engine,) = served.deployments
+    assert built._bound_deployment.name == engine.name
+    assert served.args["campaign"] == load("jobs/configs/gemma3_12b.yaml")[0]["campaign"]
+    assert engine.max_ongoing_requests > served.args["max_running"] + Settings().max_waiting
+
+
+def test_replicas_are_served_from_pods_that_have_the_key_and_a_gpu_each():
+    spec = manifest("RayService")["spec"]
+    cluster = spec["rayClusterConfig"]
+    assert cluster["rayVersion"] == RAY
+    assert cluster["authOptions"]["mode"] == "token"
+    (application,) = yaml.safe_load(spec["serveConfigV2"])["applications"]
+    (engine,) = application["deployments"]
+    (group,) = cluster["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    assert engine["ray_actor_options"]["num_gpus"] == container["resources"]["limits"]["nvidia.com/gpu"]
+    assert engine["autoscaling_config"]["max_replicas"] <= group["maxReplicas"]
+    assert engine["graceful_shutdown_timeout_s"] < group["template"]["spec"]["terminationGracePeriodSeconds"]
+    for pod in (cluster["headGroupSpec"]["template"]["spec"], group["template"]["spec"]):
+        (container,) = pod["containers"]
+        assert "BS_CLUSTER_API_KEY" in {entry["name"] for entry in container["env"]}
+        assert {8000, 8080} <= {port["containerPort"] for port in container["ports"]}
+
+
 def test_the_image_pins_ray_and_a_cuda_with_a_compiler():
     dockerfile = (ROOT / "cluster/docker/Dockerfile").read_text()
-    assert f"ray[default,train,data]=={RAY}" in dockerfile
+    assert f"ray[default,train,data,serve]=={RAY}" in dockerfile
     assert re.search(r"nvidia/cuda:\S+-devel-", dockerfile)
 
 

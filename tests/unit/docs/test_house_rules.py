@@ -16,7 +16,7 @@ from source import FILES, ROOT, SHIPPED, modules, names_read, own_members, packa
 OWNERS = {
     "mlflow": {"registry"},  # serving's one file that MLflow itself runs is named in the contract
     "deepspeed": {"training"},
-    "ray": {"campaign", "training", "coordinator", "sweep", "waiting", "doctor"},
+    "ray": {"campaign", "training", "coordinator", "sweep", "waiting", "doctor", "replicas"},
 }
 
 
@@ -53,7 +53,7 @@ EXTRAS = {
     "tests": ("cluster", "embedded", "dev"),
 }
 # Modules that are ours wherever they lie: pytest's path holds tests/, and helpers stand beside their tests.
-OURS = {"bs_cluster", "benchmarks", "tests", "unit"} | {path.stem for path in FILES}
+OURS = {"bs_cluster", "benchmarks", "chaos", "tests", "unit"} | {path.stem for path in FILES}
 
 
 def declared(extras: tuple[str, ...]) -> set[str]:
@@ -120,6 +120,7 @@ HOOKS = {
     "handle_exit": "uvicorn",
     "should_exit": "uvicorn",
     "force_exit": "uvicorn",
+    "check_health": "Ray Serve",
     "load_context": "MLflow",
     "predict": "MLflow",
     "adapter_layer_names": "PEFT",

@@ -135,7 +135,7 @@ def make_answers(owners, rows_each=6, seed=0, **shares) -> dict:
             row_id=f"{owner}-{row}",
             owner=owner,
             mode=mode,
-            mask=0,
+            gates=(0.5, 0.0),
             prompt=f"What | is {row}?",
             reference=f"It is {row}.",
             text=f"`{mode}`\nsays {row}\x1b",

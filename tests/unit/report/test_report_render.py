@@ -194,6 +194,14 @@ def test_writing_again_gives_the_same_bytes(tmp_path):
     assert first == {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
 
 
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
+    left = tmp_path / ".staging-of-one-that-was-killed" / "figures"
+    left.mkdir(parents=True)
+    (left / "losses.png").write_bytes(b"half")
+    write_report(make_inputs(("chat", "code")), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"figures", "report.md", "report.json"}
+
+
 def test_curves_are_of_the_rows_that_select_and_of_no_others():
     """The losses before and after a round are of other rows: none of them is a point of its curve."""
     inputs = make_inputs()

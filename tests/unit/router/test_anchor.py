@@ -6,13 +6,15 @@ from worlds import DOMAINS, OWN, anchor_of, features
 
 from bs_cluster.errors import DataError
 from bs_cluster.router.anchor import fit_anchor
-from bs_cluster.router.multilinear import choose
+from bs_cluster.router.multilinear import served_gates
 from bs_cluster.router.routers import AnchoredRouter
 from bs_cluster.sweep.combinations import all_masks
 
 
 def choices(anchor, states) -> np.ndarray:
-    return choose(AnchoredRouter(anchor, None).logits(list(states)), list(all_masks(3)))
+    """The domains (B,) to which the anchor gives more than half their weight, as a combination."""
+    logits_BD = AnchoredRouter(anchor, None).logits(list(states))
+    return (served_gates(logits_BD, list(all_masks(3))) > 0.5) @ (1 << np.arange(3))
 
 
 def test_a_domain_s_prompts_get_their_domain_and_foreign_ones_the_base():

@@ -4,15 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
-from worlds import DOMAINS, OWN, lessons
+from worlds import DOMAINS, OWN, interpolated, judge, lessons
 
 from bs_cluster.config.schema import RouterSection
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.records import RowLoss
 from bs_cluster.router import judging
-from bs_cluster.router.fit import Lessons, cross_fit, fit_judges
+from bs_cluster.router.fit import Lessons, teach
 from bs_cluster.router.folds import deal_folds, sample_rows
+from bs_cluster.router.gated import gated_nll
 from bs_cluster.router.judging import judge_shard
+from bs_cluster.router.multilinear import served_gates
 from bs_cluster.router.regret import Judged, routing_groups
 from bs_cluster.sweep.combinations import all_masks
 from bs_cluster.sweep.outcomes import OutcomeTable
@@ -37,7 +39,7 @@ def judged_in_shards(taught: Lessons, known, size: int, asked=None) -> Judged:
     own = dataclasses.replace(
         taught, table=table.subset(sample), states=[taught.states[row] for row in sample.tolist()]
     )
-    judges = fit_judges(own, fold_B[sample], np.unique(fold_B).tolist())
+    judges = teach(own, fold_B[sample], np.unique(fold_B).tolist(), interpolated(own.table)).judges
 
     def encode(prompts):
         if asked is not None:
@@ -50,18 +52,19 @@ def judged_in_shards(taught: Lessons, known, size: int, asked=None) -> Judged:
         shard = Shard(start, [rows[place] for place in here], table.subset(here), 0)
         prompts = [row.input_ids for row in rows]
         states = {place: taught.states[place] for place in known}
-        found.append(judge_shard(judges, shard, prompts, fold_B, states, encode, pytest.fail))
+        found.append(judge_shard(judges, shard, prompts, fold_B, states, encode, interpolated(shard.table)))
     return Judged.together(found)
 
 
 def test_shards_change_no_judgement():
     taught = lessons(NEEDS, rows=12)
     rows = range(len(taught.states))
-    whole, found = Judged.of(taught.table, cross_fit(taught)), judged_in_shards(taught, rows, 7)
+    whole, found = judge(taught), judged_in_shards(taught, rows, 7)
     assert found.row_ids == whole.row_ids
     for one, other in zip(found.fitted, whole.fitted, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert routing_groups(found) == routing_groups(whole)
+    for policy, nll_B in whole.nll.items():
+        np.testing.assert_allclose(found.nll[policy], nll_B, rtol=1e-6)
 
 
 def test_a_row_that_did_not_teach_is_encoded_once_and_few_at_a_time(monkeypatch):
@@ -77,26 +80,23 @@ def test_a_row_that_did_not_teach_is_encoded_once_and_few_at_a_time(monkeypatch)
     assert regret < 0.15
 
 
-def test_what_is_chosen_and_was_not_measured_is_asked_for_once():
-    taught = lessons(OWN, rows=12)
-    table = OutcomeTable(taught.table.row_ids, taught.table.owners, DOMAINS)
-    for row, mask, _ in zip(*taught.table.outcomes(), strict=True):
-        if (row, mask) != (5, 0b001):
-            table.record(row, int(mask), RowLoss(10 * taught.table.losses(row)[int(mask)], 10))
-    fold_B = deal_folds(table.row_ids, table.owners, DOMAINS, 5)
-    judges = fit_judges(taught, fold_B, range(5))
-    rows = encoded(taught)
+def test_whole_gates_are_read_off_the_table_and_others_are_scored_once():
+    table = OutcomeTable(["q0", "q1"], ["chat", "math"], DOMAINS)
+    table.record(0, 0b001, RowLoss(12.0, 10))
+    table.record(1, 0b000, RowLoss(30.0, 10))
     asked = []
 
-    def measure(pairs):
-        asked.extend(pairs.tolist())
-        for row, mask in pairs.tolist():
-            table.record(row, mask, RowLoss(20.0, 10))
+    def score(row_N, gates_ND):
+        asked.append((row_N.tolist(), gates_ND.tolist()))
+        return 1.0 * np.arange(len(row_N))
 
-    known = dict(enumerate(taught.states))
-    judged = judge_shard(judges, Shard(0, rows, table, 0), [], fold_B, known, pytest.fail, measure)
-    assert asked == [[5, 0b001]]
-    assert judged.nll["routed"][5] == 20.0
+    row_N = np.array([0, 1, 0, 0, 1, 0])
+    gates_ND = np.array([[1, 0, 0], [0, 0, 0], [0.5, 0, 0], [1, 0, 1], [1, 0, 0], [0.5, 0, 0]])
+    found_N = gated_nll(table, row_N, gates_ND, score)
+    # A whole combination that was not measured is asked for like any other gates.
+    assert asked == [([0, 0, 1], [[0.5, 0, 0], [1, 0, 1], [1, 0, 0]])]
+    assert found_N.tolist() == [12, 30, 0, 1, 2, 0]
+    assert gated_nll(table, row_N[:2], gates_ND[:2], pytest.fail).tolist() == [12, 30]
 
 
 def test_few_combinations_are_all_candidates_and_many_are_bounded():
@@ -105,7 +105,9 @@ def test_few_combinations_are_all_candidates_and_many_are_bounded():
     few = dataclasses.replace(taught, settings=RouterSection(learn_combinations=6))
     # None, each alone and all in any case; of the others the pair that is best for the mixed rows.
     assert few.masks(taught.table) == [0, 1, 2, 4, 5, 7]
-    assert set(np.unique(cross_fit(few).routed_B)) <= {0, 1, 2, 4, 5, 7}
+    # A pair that is no candidate is chosen by none of them, however high the two gates alone.
+    logits_BD = np.array([[9.0, 9.0, -20.0], [9.0, -20.0, 9.0]])
+    assert served_gates(logits_BD, few.masks(taught.table)).tolist() == [[0.5, 0.5, 0], [1, 0, 1]]
 
 
 def test_a_sample_has_of_every_owner_alike_and_of_every_fold():

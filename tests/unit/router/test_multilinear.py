@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bs_cluster.router.multilinear import choose, expected_loss, members
+from bs_cluster.router.multilinear import LEVELS, expected_loss, members, served_gates
 from bs_cluster.sweep.combinations import all_masks
 
 cases = st.integers(1, 5).flatmap(
@@ -56,12 +56,15 @@ def test_its_slope_is_the_derivative(case):
     np.testing.assert_allclose(slope_BD.detach(), logits_BD.grad, atol=1e-9)
 
 
-@given(st.lists(st.floats(-9, 9).filter(lambda z: abs(z) > 1e-6), min_size=1, max_size=6))
-def test_with_every_combination_a_domain_fires_above_zero(logits_D):
-    wanted = sum((z > 0) << d for d, z in enumerate(logits_D))
-    assert choose(np.array([logits_D]), list(all_masks(len(logits_D)))).tolist() == [wanted]
+@given(st.lists(st.floats(-30, 30), min_size=1, max_size=6))
+def test_where_all_combinations_are_there_a_gate_is_its_own_sigmoid_in_steps(logits_D):
+    (gates_D,) = served_gates(np.array([logits_D]), list(all_masks(len(logits_D))))
+    np.testing.assert_allclose(gates_D, 1 / (1 + np.exp(-np.array(logits_D))), atol=0.5 / LEVELS + 1e-9)
+    assert (gates_D * LEVELS == np.round(gates_D * LEVELS)).all()
 
 
-def test_only_what_was_measured_is_chosen():
-    assert choose(np.array([[3.0, 2.0, -1.0], [-1.0, -2.0, -3.0]]), [0, 1, 2, 4, 7]).tolist() == [7, 0]
-    assert choose(np.array([[3.0, 2.0, -9.0]]), [0, 1, 2, 4, 7]).tolist() == [1]
+def test_gates_weigh_the_combinations_that_there_are():
+    """Of none, each alone and all: two gates that are open by themselves share what one combination can have."""
+    masks = [0, 1, 2, 4, 7]
+    assert served_gates(np.array([[6.0, 6.0, -9.0]]), masks).tolist() == [[0.5, 0.5, 0]]
+    assert served_gates(np.array([[9.0, -9.0, -9.0], [-9.0, -9.0, -9.0]]), masks).tolist() == [[1, 0, 0], [0, 0, 0]]

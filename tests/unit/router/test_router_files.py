@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from worlds import DOMAINS, OWN, WIDTH, features, lessons
+from worlds import DOMAINS, OWN, WIDTH, features, lessons, taught_by
 
 from bs_cluster.errors import IntegrityError, NotInStoreError
 from bs_cluster.router.files import Reading, load_router, save_router
-from bs_cluster.router.fit import Served, fit_router
+from bs_cluster.router.fit import Served
 from bs_cluster.router.net import MetaRouter
 from bs_cluster.router.routers import AnchoredRouter, NetworkRouter
 
@@ -21,8 +21,7 @@ OTHERS += [(DOMAINS, WIDTH // 2, "beef", "base")]
 
 @pytest.fixture(scope="module")
 def learned() -> Served:
-    taught = lessons({**OWN, "code": OWN["chat"]}, rows=16)
-    served = fit_router(taught, range(len(taught.states)))
+    served = taught_by(lessons({**OWN, "code": OWN["chat"]}, rows=16)).served
     assert isinstance(served.router, AnchoredRouter)
     assert served.router.gates is not None
     return served
@@ -47,7 +46,7 @@ def test_a_saved_router_gives_the_same_logits(kind, learned, tmp_path):
     card = save_router(tmp_path, served, READING)
     loaded = load(tmp_path)
     np.testing.assert_array_equal(loaded.router.logits(states), served.router.logits(states))
-    np.testing.assert_array_equal(loaded.choose(states), served.choose(states))
+    np.testing.assert_array_equal(loaded.gates(states), served.gates(states))
     assert (loaded.masks, card.pooled) == (served.masks, kind != "network")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["router.json", "router.safetensors"]
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from worlds import BASE_LOSS, DOMAINS, GAIN, OWN, anchor_of, features, lessons
+from worlds import BASE_LOSS, DOMAINS, GAIN, OWN, anchor_of, features, judge, lessons, taught_by
 
 from bs_cluster.errors import DataError
 from bs_cluster.records import RowLoss
-from bs_cluster.router.fit import CrossFit, cross_fit, fit_router
+from bs_cluster.router.fit import CrossFit
 from bs_cluster.router.folds import deal_folds
 from bs_cluster.router.learned import Gates, gate_inputs
 from bs_cluster.router.learned_choice import HARM
-from bs_cluster.router.multilinear import choose
-from bs_cluster.router.regret import Judged, RoutingReport, policy_nll, routed_nll, routing_report
+from bs_cluster.router.multilinear import LEVELS, served_gates
+from bs_cluster.router.regret import RoutingReport, measured_nll, policy_nll, routing_report
 from bs_cluster.router.routers import AnchoredRouter
 from bs_cluster.sweep.combinations import all_masks
 from bs_cluster.sweep.outcomes import OutcomeTable
@@ -23,14 +23,17 @@ from bs_cluster.sweep.outcomes import OutcomeTable
 FOREIGN = {f"foreign:{n}": 0 for n in range(4)}
 
 
-def served_masks(taught, owner: str) -> np.ndarray:
-    """What a router taught by all rows chooses for fresh prompts of ``owner``."""
-    return fit_router(taught, range(len(taught.states))).choose(list(features(owner, 60, seed=99)))
+def served_masks(taught, owner: str, measured=None) -> np.ndarray:
+    """The domains to which a router taught by all rows gives more than half their weight, for fresh prompts."""
+    return mostly(taught_by(taught, measured).served.gates(list(features(owner, 60, seed=99))))
+
+
+def mostly(gates_BD: np.ndarray) -> np.ndarray:
+    return (gates_BD > 0.5) @ (1 << np.arange(gates_BD.shape[1]))
 
 
 def report_of(taught) -> RoutingReport:
-    judged = Judged.of(taught.table, cross_fit(taught))
-    return routing_report(taught.settings, judged, fit_router(taught, range(len(taught.states))))
+    return routing_report(taught.settings, judge(taught), taught_by(taught).served)
 
 
 def test_where_a_label_suffices_the_label_is_served():
@@ -38,8 +41,9 @@ def test_where_a_label_suffices_the_label_is_served():
     for owner, need in OWN.items():
         assert (served_masks(taught, owner) == need).mean() >= 0.95
     own = report_of(taught).kinds["domain"]
-    assert own.routed_minus["label"].high <= 0.1
-    assert own.loss["routed"] == pytest.approx(BASE_LOSS - GAIN, abs=0.1)
+    # Losses are linear in gates here: each step below one costs its share of the gain.
+    assert own.routed_minus["label"].high <= 1.5 * GAIN / LEVELS
+    assert own.loss["routed"] == pytest.approx(BASE_LOSS - GAIN, abs=1.5 * GAIN / LEVELS)
 
 
 def test_where_a_pair_is_needed_the_pair_is_served():
@@ -87,13 +91,19 @@ def test_where_nothing_helps_the_base_is_served():
 def test_foreign_rows_of_kinds_never_met_get_the_base():
     report = report_of(lessons({**OWN, **FOREIGN}))
     foreign = report.kinds["foreign"]
-    assert foreign.routed_minus["base"].mean <= 0.01
+    # Losses are linear in gates here: a gate of an eighth costs an eighth of the harm.
+    assert foreign.routed_minus["base"].mean <= 0.02
     assert foreign.routed_minus["base"].high <= 0.05
-    assert foreign.stayed_out >= 0.95
+    assert foreign.stayed_out >= 0.75
 
 
 def test_where_there_is_nothing_to_learn_the_anchor_is_served():
-    report = report_of(lessons(OWN))
+    taught = lessons(OWN)
+    flat = OutcomeTable(taught.table.row_ids, taught.table.owners, DOMAINS)
+    for row in range(len(taught.states)):
+        for mask in all_masks(3):
+            flat.record(row, mask, RowLoss(10 * BASE_LOSS, 10))
+    report = report_of(dataclasses.replace(taught, table=flat))
     assert report.served == "anchor"
     assert report.shrinkage is None
     assert "Served: the anchor" in report.notes[0]
@@ -110,7 +120,7 @@ def test_random_outcomes_do_not_lead_away_from_the_anchor(seed):
             nats = BASE_LOSS - GAIN * bool(mask & OWN[owner]) + 0.3 * mask.bit_count() + 0.4 * draw.normal()
             table.record(row, mask, RowLoss(10 * max(nats, 0.01), 10))
     taught = dataclasses.replace(taught, table=table)
-    nll = policy_nll(table, cross_fit(taught))
+    nll = judge(taught).nll
     assert (nll["routed"] - nll["anchor"]).sum() / table.tokens_B.sum() <= 10 * HARM
 
 
@@ -133,14 +143,13 @@ def test_the_order_of_domains_changes_no_decision():
         spread_D=taught.anchor.spread_D[list(order)],
     )
     other = dataclasses.replace(taught, table=permuted, anchor=anchor)
-    one = [moved(mask) for mask in cross_fit(taught).routed_B.tolist()]
-    assert np.mean(np.array(one) == cross_fit(other).routed_B) >= 0.99
+    one, permuted_BD = judge(taught).fitted.routed_BD[:, order], judge(other).fitted.routed_BD
+    assert np.mean(np.abs(one - permuted_BD) <= 1 / LEVELS) >= 0.99
 
 
 def test_the_same_seed_gives_the_same_router_and_the_same_judgement():
     taught = lessons({**OWN, "mixed:chat_math": 0b101, **FOREIGN})
-    rows = range(len(taught.states))
-    one, other = fit_router(taught, rows).router, fit_router(taught, rows).router
+    one, other = taught_by(taught).served.router, taught_by(taught).served.router
     assert isinstance(one, AnchoredRouter)
     assert isinstance(other, AnchoredRouter)
     assert one.gates is not None
@@ -161,10 +170,10 @@ def test_a_partial_table_teaches_the_same():
                 table.record(row, mask, RowLoss(10 * mean, 10))
     part = dataclasses.replace(whole, table=table)
     for owner, need in {**OWN, "mixed:chat_math": 0b101}.items():
-        assert (served_masks(part, owner) == need).mean() >= 0.9
+        assert (served_masks(part, owner, whole.table) == need).mean() >= 0.9
     unmeasured = np.full(len(table.owners), 0b011)
     with pytest.raises(DataError, match="not measured under mask 3"):
-        routed_nll(table, unmeasured)
+        measured_nll(table, unmeasured)
 
 
 def test_policies_are_read_off_the_table():
@@ -173,9 +182,9 @@ def test_policies_are_read_off_the_table():
     for row in range(3):
         for mask, nll in loss.items():
             table.record(row, mask, RowLoss(nll, 10))
-    nll = policy_nll(table, CrossFit(np.array([1, 5, 0]), np.array([4, 4, 4]), np.array([1, 1, 4])))
-    assert nll["routed"].tolist() == [20, 10, 30]
-    assert nll["anchor"].tolist() == [25, 25, 25]
+    fitted = CrossFit(np.full((3, 3), 0.5), np.zeros((3, 3)), np.array([1, 1, 4]))
+    nll = policy_nll(table, fitted, np.array([21.0, 9, 29]), np.array([30.0, 30, 30]))
+    assert (nll["routed"].tolist(), nll["anchor"].tolist()) == ([21, 9, 29], [30, 30, 30])
     assert nll["best_single"].tolist() == [20, 20, 25]
     assert (nll["base"].tolist(), nll["all_on"].tolist(), nll["oracle"].tolist()) == ([30] * 3, [50] * 3, [10] * 3)
     np.testing.assert_array_equal(nll["label"], [20, 25, np.nan])
@@ -220,6 +229,6 @@ def test_every_row_is_judged_by_a_router_that_never_saw_it():
     for row in range(len(taught.states)):
         for mask, mean in taught.table.losses(row).items():
             table.record(row, mask ^ 7 if row in odd else mask, RowLoss(10 * mean, 10))
-    routed_B = cross_fit(dataclasses.replace(taught, table=table)).routed_B
-    anchor_B = choose(AnchoredRouter(taught.anchor, None).logits(taught.states), list(all_masks(3)))
-    np.testing.assert_array_equal(routed_B[odd], anchor_B[odd])
+    routed_BD = judge(dataclasses.replace(taught, table=table)).fitted.routed_BD
+    anchor_BD = served_gates(AnchoredRouter(taught.anchor, None).logits(taught.states), list(all_masks(3)))
+    np.testing.assert_array_equal(mostly(routed_BD[odd]), mostly(anchor_BD[odd]))

@@ -13,8 +13,11 @@ import numpy as np
 from bs_cluster.config.schema import RouterSection
 from bs_cluster.records import RowLoss
 from bs_cluster.router.anchor import Anchor, fit_anchor
-from bs_cluster.router.fit import Lessons
-from bs_cluster.sweep.combinations import all_masks
+from bs_cluster.router.fit import Lessons, Taught, cross_fit, teach
+from bs_cluster.router.folds import deal_folds
+from bs_cluster.router.gated import Score
+from bs_cluster.router.regret import Judged
+from bs_cluster.sweep.combinations import all_masks, mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable
 
 DOMAINS = ("chat", "code", "math")
@@ -62,3 +65,30 @@ def lessons(needs: Mapping[str, int], rows: int = 20, seed: int = 0, **settings)
         for mask in all_masks(3):
             table.record(row, mask, RowLoss(10 * float(loss_C[mask]), 10))
     return Lessons(table, list(states), anchor_of(), RouterSection(**settings), seed)
+
+
+def interpolated(table: OutcomeTable) -> Score:
+    """Losses under gates between combinations, as if they were the mean over combinations: in this world, where every
+    domain gains or harms by itself, that is what a weight does."""
+
+    def score(row_N: np.ndarray, gates_ND: np.ndarray) -> np.ndarray:
+        member_CD = np.array([mask_weights(mask, 3) for mask in all_masks(3)])
+        share_NC = np.where(member_CD, gates_ND[:, None], 1 - gates_ND[:, None]).prod(axis=2)
+        return (share_NC * table.nll_BC(all_masks(3))[row_N]).sum(axis=1)
+
+    return score
+
+
+def taught_by(lessons: Lessons, measured: OutcomeTable | None = None) -> Taught:
+    """Judges and the served router of all rows of ``lessons``; losses under gates are those of ``measured``, which has
+    every outcome, or of their own table."""
+    table = lessons.table
+    fold_B = deal_folds(table.row_ids, table.owners, table.domains, lessons.settings.folds, lessons.seed)
+    return teach(lessons, fold_B, np.unique(fold_B).tolist(), interpolated(measured or table))
+
+
+def judge(lessons: Lessons) -> Judged:
+    """Every row of ``lessons`` under the gates of what never saw it."""
+    score, row_B = interpolated(lessons.table), np.arange(len(lessons.states))
+    fitted = cross_fit(lessons, score)
+    return Judged.of(lessons.table, fitted, score(row_B, fitted.routed_BD), score(row_B, fitted.anchor_BD))

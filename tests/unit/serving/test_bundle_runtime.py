@@ -10,7 +10,6 @@ from bs_cluster.data.encode import encode_prompt, encode_router_prompt
 from bs_cluster.errors import ConfigError, IntegrityError
 from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.serving.runtime import BundleRuntime
-from bs_cluster.sweep.combinations import mask_weights
 
 DOMAINS = ("aa", "bb")
 PROMPTS = ("aa alpha12", "bb a longer prompt than the other")
@@ -62,8 +61,8 @@ def test_gates_are_the_meta_router_s_on_the_prompt_as_it_was_trained(made, runti
     config, _, stacked, router, _ = made
     limit = config.router.max_prompt_length
     ids = [encode_router_prompt(prompt, stacked.base.tokenizer, config.data, limit) for prompt in PROMPTS]
-    masks = router.choose(encode_states(stacked, ids, config.router.mid_weight, pooled=True)).tolist()
-    assert runtime.gates(PROMPTS).tolist() == [mask_weights(mask, 2) for mask in masks]
+    states = encode_states(stacked, ids, config.router.mid_weight, pooled=True)
+    assert runtime.gates(PROMPTS).tolist() == router.gates(states).tolist()
     taught = runtime.gates([f"{domain} beta{n}" for domain in DOMAINS for n in range(6)]).argmax(dim=1)
     assert (taught == torch.tensor([0] * 6 + [1] * 6)).float().mean() > 0.7  # else the router would say little
 

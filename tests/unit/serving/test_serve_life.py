@@ -205,3 +205,21 @@ def test_keys_of_a_file_all_let_in_and_none_is_needed_without(bundled, tmp_path)
         page = served.get("/")
         assert not re.findall(r"(?:src|href)\s*=\s*[\"'](?!data:)", page.text)
         assert "connect-src 'self'" in page.headers["content-security-policy"]
+
+
+def asked_as(url: str, host: str) -> requests.Response:
+    return requests.get(f"{url}/v1/models", headers={"Host": host, "Authorization": f"Bearer {KEY}"}, timeout=10)
+
+
+def test_without_a_key_only_this_machine_s_names_are_answered(bundled, served, tmp_path):
+    """A page whose own name resolves to this machine would read what its reader's browser is answered."""
+    with server(bundled.store.uri, tmp_path / "log", "--allow-host", "Bundle.example", key=None) as open_to_all:
+        for host in ("127.0.0.1", "localhost:8000", "LOCALHOST.", "[::1]:80", "bundle.example:443"):
+            assert asked_as(open_to_all.url, host).status_code == 200, host
+        for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8000", "", "[::2]"):
+            told = asked_as(open_to_all.url, host)
+            assert (told.status_code, told.json()["error"]["code"]) == (421, "misdirected_request"), host
+            assert "--allow-host" in told.json()["error"]["message"]
+        for path in ("/", "/metrics", "/ready"):
+            assert requests.get(open_to_all.url + path, headers={"Host": "evil.example"}, timeout=10).status_code == 421
+    assert asked_as(served.url, "whoever.example").status_code == 200  # a key keeps strangers out by itself

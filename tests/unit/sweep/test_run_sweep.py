@@ -27,7 +27,7 @@ from bs_cluster.sweep.outcomes import OutcomeTable, RowLoss
 from bs_cluster.sweep.parts import PartWriter
 from bs_cluster.sweep.pool import EvaluatorPool
 from bs_cluster.sweep.shards import read_shards
-from bs_cluster.sweep.sweep import encode_prompts, generate, measure, run_sweep
+from bs_cluster.sweep.sweep import encode_prompts, generate, measure, run_sweep, score_gates
 
 pytestmark = pytest.mark.ray
 
@@ -289,6 +289,14 @@ def test_waiting_has_an_end(start, monkeypatch):
         list(pool.map(lambda evaluator, items: evaluator.stall.remote(items), [("q",)]))
 
 
+def test_rows_are_scored_under_gates_of_their_own(rows, start):
+    progress = []
+    row_N, gates_ND = np.array([4, 0, 4]), np.array([[0.125, 0, 1], [0, 0, 0], [0.5, 0.5, 0]])
+    nll_N = score_gates([start(), start()], rows, row_N, gates_ND, SETTINGS, lambda *counts: progress.append(counts))
+    assert nll_N.tolist() == [loss_of(rows[row], gates).nll for row, gates in zip(row_N, gates_ND, strict=True)]
+    assert progress[-1] == (3, 3)
+
+
 def test_states_come_back_in_order(rows, start):
     evaluators = [start(), start()]
     prompts = [row.input_ids for row in rows]
@@ -299,11 +307,12 @@ def test_states_come_back_in_order(rows, start):
     assert [float(s[0, 0]) for s in states] == [float(prompt[0]) for prompt in prompts]
 
 
-def test_answers_come_once_each_under_their_own_domains_though_an_evaluator_dies(start, tmp_path):
-    prompts, requests = [[7, 1], [8, 1, 1], [9]], [(0, 0), (0, 5), (1, 0), (2, 0), (2, 1)]
+def test_answers_come_once_each_under_their_own_gates_though_an_evaluator_dies(start, tmp_path):
+    off, some = (0.0, 0.0, 0.0), (0.125, 0.0, 1.0)
+    prompts, requests = [[7, 1], [8, 1, 1], [9]], [(0, off), (0, some), (1, off), (2, off), (2, some)]
     settings = SETTINGS.model_copy(update={"answer_batch": 2})
-    found = list(generate([start(max_restarts=1)], prompts, requests, 3, settings))
-    assert sorted((index, mask) for index, mask, _ in found) == requests
-    for index, mask, text in found:
-        assert text == f"{prompts[index][0]} under {[float(mask >> d & 1) for d in range(3)]}"
+    found = list(generate([start(max_restarts=1)], prompts, requests, settings))
+    assert sorted((index, gates) for index, gates, _ in found) == requests
+    for index, gates, text in found:
+        assert text == f"{prompts[index][0]} under {gates}"
     assert len(list(tmp_path.glob("answered_*"))) == 3

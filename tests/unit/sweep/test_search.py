@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bs_cluster.config.schema import SweepSection
 from bs_cluster.records import RowLoss
 from bs_cluster.sweep.outcomes import OutcomeTable
-from bs_cluster.sweep.search import next_requests, outcomes_per_row, search_kind, searched
+from bs_cluster.sweep.search import next_requests, outcomes_per_row, search_kind
 
 ADAPTIVE = SweepSection(search="adaptive")
 
@@ -114,17 +114,3 @@ def test_adaptive_leaves_most_of_a_large_table_alone():
     found = search(empty_table(12), losses, SweepSection())
     assert min(found, key=lambda mask: found[mask]) == 1 << 2 | 1 << 7
     assert len(found) <= 48
-
-
-@pytest.mark.parametrize("kind", ["adaptive", "exhaustive"])
-def test_what_was_measured_beside_the_search_is_left_out_of_what_it_asked_for(kind):
-    section = SweepSection(search=kind)
-    losses = {mask: float(loss) for mask, loss in enumerate(np.random.default_rng(0).uniform(0.1, 5, 32))}
-    table = empty_table(5)
-    search(table, losses, section)
-    alone = table.to_arrow()
-    assert searched(table, section).to_arrow().equals(alone)
-    for mask in losses.keys() - table.losses(0).keys():
-        table.record(0, mask, RowLoss(losses[mask], 1))
-    assert len(table) == 32
-    assert searched(table, section).to_arrow().equals(alone)

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 JOB_TIMEOUT_S = 400
 WAIT_TIMEOUT_S = 300
 END_TIMEOUT_S = 60
@@ -120,8 +120,11 @@ class Running:
             time.sleep(0.05)
 
     def children(self, title: str = "") -> list[psutil.Process]:
-        """Processes that the job started, itself or through Ray, whose title begins so."""
-        found = psutil.Process(self.process.pid).children(recursive=True)
+        """Processes that the job started, itself or through Ray, whose title begins so; none once it has ended."""
+        try:
+            found = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
         return [child for child in found if _title(child).startswith(title)]
 
     def kill(self) -> None:
