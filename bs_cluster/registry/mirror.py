@@ -125,6 +125,7 @@ class Registry:
         self._connection.try_again()
         self._runs.refresh()
         self._versions.refresh(self._runs.experiment_id())
+        served = store.standing()  # first: a bundle that is promoted while this goes on is not among those read below
         held, now = store.every_stack(), store.live()
         stacks = [
             pair[0].stack
@@ -139,7 +140,6 @@ class Registry:
         ]
         self._mirror_report(store)
         self._mirror_retired(store, now)
-        served = store.standing()
         newest = {f"{self.campaign}-{ref.stack.domain}": ref.manifest for ref, _ in store.stacks()}
         self._versions.point(newest, {CHAMPION: served.champion, CHALLENGER: served.challenger})
         return SyncReport(
