@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,17 +126,17 @@ class Registry:
         self._runs.refresh()
         self._versions.refresh(self._runs.experiment_id())
         served = store.standing()  # first: a bundle that is promoted while this goes on is not among those read below
-        held, now = store.every_stack(), store.live()
+        held, now, erased = store.every_stack(), store.live(), store.erased()
         stacks = [
             pair[0].stack
             for pair in held
-            if not _is_erased(now, pair[1]) and self._mirror_stack(store, _rounds_to(pair, held))
+            if not _is_erased(erased, pair[1]) and self._mirror_stack(store, _rounds_to(pair, held))
         ]
         closed = [record for record in store.domains() if self._mirror_domain(record)]
         bundles = [
             number
             for number, digest, manifest in store.bundles()
-            if not _is_erased(now, manifest) and self._mirror_bundle(store, digest, manifest)
+            if not _is_erased(erased, manifest) and self._mirror_bundle(store, digest, manifest)
         ]
         self._mirror_report(store)
         self._mirror_retired(store, now)
@@ -263,9 +263,9 @@ def _rounds_to(last: tuple[StackRef, StackManifest], held: Committed) -> Committ
     return [pair for pair in held if pair[0].stack.domain == ref.stack.domain and pair[0] in (*manifest.parents, ref)]
 
 
-def _is_erased(now: Live, manifest: Manifest) -> bool:
+def _is_erased(erased: Collection[str], manifest: Manifest) -> bool:
     """Whether files of it were erased on request, so that MLflow, wiped, cannot have it again."""
-    return any(entry.sha256 in now.erased for entry in manifest.files)
+    return any(entry.sha256 in erased for entry in manifest.files)
 
 
 def _certificate(store: Store, manifest: BundleManifest) -> Certificate | None:

@@ -54,7 +54,7 @@ from bs_cluster.store.adapter_check import check_adapter
 from bs_cluster.store.blobs import BLOBS, Blobs, safe_name
 from bs_cluster.store.collect import Collected, collect_garbage, collect_temporary
 from bs_cluster.store.committed import Committed, without_entry
-from bs_cluster.store.erase import only_of
+from bs_cluster.store.erase import erased, only_of
 from bs_cluster.store.filesystem import TEMPORARY
 from bs_cluster.store.hashing import stage_entries
 from bs_cluster.store.history import History, HistoryEntry
@@ -258,6 +258,10 @@ class Store:
         led_to = only_of(self._committed, domain, self.live(then=then))
         sizes = {digest: self._blobs.size(digest) for digest in sorted(led_to)}
         return {digest: size for digest, size in sizes.items() if size is not None}
+
+    def erased(self) -> set[str]:
+        """The digests of blobs that are to be missing: erased on request, and nothing that is kept leads to them."""
+        return erased(self._committed)
 
     def erase(self, domain: str, reason: str, when: str) -> Erasure | None:
         """Delete the bytes that only the retired stacks of ``domain`` lead to: the fact first, then the bytes, so that
