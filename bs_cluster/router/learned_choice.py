@@ -12,7 +12,7 @@ import numpy as np
 from bs_cluster.estimates import Estimate, estimate
 
 # What learning may cost on rows whose domain is known, where the anchor is hard to beat, in nats per token: the mean
-# and its standard error together.
+# and its standard error together. What decides within a domain's limit too has to be better there.
 HARM = 0.005
 
 
@@ -55,9 +55,14 @@ class Choice:
 
 def choose_gates(trial: Trial) -> Choice:
     """The most careful candidate whose loss is within a standard error of the best, among those that are below the
-    anchor by more than their standard error and cost the domains' own rows no more than ``HARM``."""
+    anchor by more than their standard error, and on the domains' own rows cost no more than ``HARM``, or gain where
+    they decide everywhere."""
     changes = [estimate(nll_B - trial.anchor_B, trial.tokens_B) for nll_B in trial.nll_KB]
-    allowed = [k for k, change in enumerate(changes) if change.mean + change.error < 0 and _harm(trial, k) <= HARM]
+    allowed = [
+        k
+        for k, (candidate, change) in enumerate(zip(CANDIDATES, changes, strict=True))
+        if change.mean + change.error < 0 and _cost(trial, k) <= (0.0 if candidate.everywhere else HARM)
+    ]
     if not allowed:
         return Choice(None, min(changes, key=lambda change: change.mean))
     best = min(allowed, key=lambda k: changes[k].mean)
@@ -68,7 +73,8 @@ def choose_gates(trial: Trial) -> Choice:
     raise AssertionError("the best is within a standard error of itself")
 
 
-def _harm(trial: Trial, k: int) -> float:
+def _cost(trial: Trial, k: int) -> float:
+    """Loss of a candidate less the anchor's on the domains' own rows, its standard error on top."""
     owned_B = trial.owned_B
     if not owned_B.any():
         return 0.0
