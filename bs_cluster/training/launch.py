@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
@@ -24,27 +23,17 @@ def train_campaign(
     decided: Callable[[], int],
 ) -> None:
     """Runs workers until the coordinator (an actor's handle) has no step left. Blocks; restarts them up to
-    ``training.max_failures`` times, and tries as often to bring a group up. So it does Ray Train's controller, which
-    Ray Train does not. ``decided`` counts the steps that are through: whenever there are more, failures are counted
-    anew.
+    ``training.max_failures`` times, and tries as often to bring a group up. ``decided`` counts the steps that are
+    through: whenever there are more, failures are counted anew.
 
     ``name`` is the run's, by which Ray Train restores its state.
     Raises what a worker raised, where that is one of ours; TrainingError, ClusterResourceError.
     """
-    ended = 0  # controllers in a row
     while True:
         before = decided()
         try:
             _trainer(config, rows, coordinator, storage, name).fit()
             return
-        except RayActorError as error:
-            ended = 1 if decided() > before else ended + 1
-            if ended > config.training.max_failures:
-                raise TrainingError(
-                    f"the controller of Ray Train, a process beside the driver, ended {ended} times "
-                    f"(training.max_failures = {config.training.max_failures}); run the same command to go on "
-                    f"({_line(error)})"
-                ) from error
         except TrainingFailedError as error:
             failure = what_failed(error, config.training.start_timeout_s)
             crashed = isinstance(error, WorkerGroupError) and isinstance(failure, TrainingError)

@@ -38,7 +38,7 @@ def forge(
     kept = tuple(new.get(entry.name, entry) for entry in first.files if entry.name != CERTIFICATE)
     forged = dataclasses.replace(first, number=number, files=kept)
     config, losses = bundle_config(store, forged), bundle_losses(store, forged)
-    served, _ = judge(store, number, losses, config.promotion)
+    served, _ = judge(store, number, forged.stacks, losses, config.promotion)
     said = certificate_of(store, forged, config, losses, certificate_in(store, first).isolated, served)
     entry = store.put_bytes(CERTIFICATE, edit(said).to_json())
     return store.commit_bundle(dataclasses.replace(forged, files=(*kept, entry)))

@@ -1,5 +1,5 @@
-"""Killed at the worst times, a campaign ends with the history it would have had: a worker by its node, the controller
-by chance, the driver by whoever runs it.
+"""Killed at the worst times, a campaign ends with the history it would have had: a worker by its node, the driver by
+whoever runs it.
 """
 
 import re
@@ -16,8 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 @pytest.fixture(scope="module")
 def disturbed(run, finished, tiny_settings, tmp_path_factory):
-    """The first job loses a worker while it trains aa_r2, then Ray Train's controller, and is then killed itself; the
-    second one finishes."""
+    """The first job loses a worker while it trains aa_r2 and is then killed itself; the second one finishes."""
     folder = tmp_path_factory.mktemp("disturbed")
     settings, uri = tiny_settings(folder / "store"), folder / "store"
     settings["training"]["checkpoint_every_s"] = 1e-6  # after each step
@@ -30,9 +29,6 @@ def disturbed(run, finished, tiny_settings, tmp_path_factory):
         assert len(workers) == 2
         workers[-1].kill()
         first.wait_until("commit of aa_r2", (committed / "aa" / "2.json").exists)
-        (controller,) = first.children("ray::TrainController")
-        controller.kill()
-        first.wait_until("a third group", lambda: first.log.read_text().count("2 workers load") == 3)
     finally:
         first.kill()
     before = refs(uri)
@@ -41,7 +37,7 @@ def disturbed(run, finished, tiny_settings, tmp_path_factory):
 
 def test_a_lost_worker_costs_a_part_of_its_round_only(disturbed):
     log, _, done = disturbed
-    assert log.count("2 workers load") == 3  # at first, after the worker, after the controller
+    assert log.count("2 workers load") == 2
     assert log.count("aa_r1          training begins") == 1
     assert log.count("aa_r2          training begins") == 2
     (step,) = re.findall(r"aa_r2          goes on after step (\d), from its checkpoint", log)
