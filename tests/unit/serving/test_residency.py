@@ -143,6 +143,7 @@ def test_a_server_with_room_for_one_domain_answers_as_one_with_room_for_all(thre
 
             with ThreadPoolExecutor(8) as pool:
                 said = list(pool.map(answer, asked))
+            answer(("aa word0", "tiny:aa"))  # the last one routed may have fired all of them
             return said, served.metric("resident_stacks"), served.metric("stack_seconds_count")
 
     everything, resident, reads = answers()
