@@ -309,12 +309,11 @@ class Store:
     def promote(self, bundle: int, alias: str, by: str, reason: str) -> Promotion:
         """Make a committed bundle champion or challenger; a promotion after the last one. Raises ``NotInStoreError``
         for a bundle that is not committed, ``RefExistsError`` when another writer promotes at the same time."""
-        digest = next((digest for number, digest, _ in self.bundles() if number == bundle), None)
-        if digest is None:
+        held = {number: (digest, manifest) for number, digest, manifest in self.bundles()}
+        if bundle not in held:
             raise NotInStoreError(f"bundle {bundle} is not committed in campaign {self.campaign}; commit it first")
-        now = self.live()
-        stacks = next(manifest.stacks for number, _, manifest in self.bundles() if number == bundle)
-        if alias == CHAMPION and (gone := now.retired_of(stacks)):
+        (digest, manifest), now = held[bundle], self.live()
+        if alias == CHAMPION and (gone := now.retired_of(manifest.stacks)):
             raise StoreError(
                 f"bundle {bundle} holds {gone[0].stack.name}, which was retired ({now.retired[gone[0]].reason}); "
                 "promote a bundle without it"
