@@ -152,3 +152,10 @@ def bundle_manifest(store: Store, number: int = 1, served: dict[str, float] | No
         files=tuple(store.put_bytes(name, data) for name, data in files.items()),
         metrics={"regret": 0.01},
     )
+
+
+def close_after(store: Store, folder: Path, domain: str, rounds: int, position: int) -> None:
+    """Commits this many rounds of a domain, staged in ``folder``, and closes it."""
+    for number in range(1, rounds + 1):
+        commit_round(store, folder, domain, number, position)
+    store.close_domain(domain_record(store, domain, position))

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_history import bundle_manifest, commit_round, domain_record
+from tiny_history import bundle_manifest, close_after
 
 from bs_cluster.config import load_config, yaml12
 from bs_cluster.config.edit import without_domain
@@ -39,9 +39,7 @@ def config(tmp_path):
     store = Store(str(tmp_path / "store"), "demo")
     store.pin_identity({"config": "one"})
     for position, (domain, rounds) in enumerate({"chat": 2, "math": 1, "code": 1}.items()):
-        for number in range(1, rounds + 1):
-            commit_round(store, tmp_path / "staged", domain, number, position)
-        store.close_domain(domain_record(store, domain, position))
+        close_after(store, tmp_path / "staged", domain, rounds, position)
     store.commit_bundle(bundle_manifest(store))
     store.promote(1, "champion", "guarded", "the first")
     return path

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from tiny_history import bundle_manifest, commit_round, domain_record
+from tiny_history import bundle_manifest, close_after, commit_round, domain_record
 
 from bs_cluster.errors import NotInStoreError, OutOfOrderError, StoreError
 from bs_cluster.records import REMOVED, REPLACED, ROLLED_BACK
@@ -19,9 +19,7 @@ def held(tmp_path):
     store = Store(str(tmp_path / "store"), "demo")
     store.pin_identity({"config": "one"})
     for position, (domain, rounds) in enumerate({"chat": 2, "math": 1, "code": 1}.items()):
-        for number in range(1, rounds + 1):
-            commit_round(store, tmp_path / "staged", domain, number, position)
-        store.close_domain(domain_record(store, domain, position))
+        close_after(store, tmp_path / "staged", domain, rounds, position)
         store.commit_bundle(bundle_manifest(store, position + 1))
     store.promote(2, "champion", "guarded", "the first")
     store.promote(3, "champion", "guarded", "better")
