@@ -5,6 +5,8 @@
 Rows, outcomes and stacks are those of the campaign's newest bundle. Each seed deals the rows to other folds, and every
 row is judged by a router that never saw it, under the gates that it would serve; their losses are measured here.
 ``--whole`` adds what it gains that gates lie between: against each domain on or off, whichever its gate is nearer to.
+``--unmet FILE.jsonl ...`` adds rows of prompt and completion from elsewhere, each file a kind of its own, under the
+gates of the router that is served, which met none of them.
 Losses are nats per completion token over all rows of a kind, differences paired by row with 95 % bootstrap intervals.
 """
 
@@ -12,7 +14,10 @@ from __future__ import annotations
 
 import argparse
 import io
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,19 +26,24 @@ from bs_cluster.campaign.in_process import Scorer, encoder
 from bs_cluster.config import yaml12
 from bs_cluster.config.parse import parse_config
 from bs_cluster.config.schema import CampaignConfig
-from bs_cluster.data.encode import EncodedRow
+from bs_cluster.config.sources import JsonlSource
+from bs_cluster.data.domains import read_rows
+from bs_cluster.data.encode import EncodedRow, encode_router_prompt, encode_rows
 from bs_cluster.data.frozen import DomainRows
+from bs_cluster.data.split import prompt_rank
 from bs_cluster.estimates import estimate
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.router.anchor import fit_anchor
-from bs_cluster.router.fit import CrossFit, Lessons, cross_fit
+from bs_cluster.router.fit import CrossFit, Lessons, Served, teach
+from bs_cluster.router.folds import deal_folds
 from bs_cluster.router.gated import gated_nll
 from bs_cluster.router.regret import Judged, RowsRouting, routing_groups, rows_of
 from bs_cluster.store import Store
 from bs_cluster.sweep.combinations import mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable
 
+UNMET_ROWS = 40  # of each file
 SHOWN = ("label", "anchor", "best_single", "base", "oracle")
 
 
@@ -74,12 +84,40 @@ class Finished:
         for (row, mask), loss in zip(asked, losses, strict=True):
             self.table.record(row, mask, loss)
 
+    def unmet(self, path: str) -> Unmet:
+        """Rows of a file of ``prompt`` and ``completion``, those that rank first by a hash of their prompts."""
+        name = Path(path).stem
+        source = JsonlSource(kind="jsonl", path=path)
+        rows = sorted(read_rows(source, f"unmet:{name}", self.config, Counter()), key=prompt_rank)[:UNMET_ROWS]
+        tokenizer, data, longest = self.stacked.base.tokenizer, self.config.data, self.config.router.max_prompt_length
+        prompts = [encode_router_prompt(row.asked, tokenizer, data, longest) for row in rows]
+        encoded = encode_rows(rows, tokenizer, data)
+        return Unmet(name, prompts, Scorer(self.stacked, encoded, self.domains, self.config.sweep.batch_tokens))
+
     def judged(self, fitted: CrossFit) -> Judged:
         """Every row under what was decided for it."""
         count = len(self.rows)
         gates_ND = np.concatenate([fitted.routed_BD, fitted.anchor_BD])
         nll_N = gated_nll(self.table, np.tile(np.arange(count), 2), gates_ND, self.nll)
         return Judged.of(self.table, fitted, nll_N[:count], nll_N[count:])
+
+
+class Unmet(NamedTuple):
+    """Rows that no router learned from: their prompts as a router sees them, and how they are scored."""
+
+    name: str
+    prompts: list[list[int]]
+    score: Scorer
+
+    def less_base(self, served: Served, states: Sequence[np.ndarray]) -> str:
+        """What the rows lose under the served gates, less what the base loses on them."""
+        ids, tokens_B = list(self.score.rows), np.array([r.completion_length for r in self.score.rows.values()])
+        gates_BD = served.gates(states)
+        routed = self.score(list(zip(ids, gates_BD.tolist(), strict=True)))
+        base = self.score([(id, (0.0,) * gates_BD.shape[1]) for id in ids])
+        change_B = np.array([one.nll - other.nll for one, other in zip(routed, base, strict=True)])
+        gates = " ".join(f"{gate:.2f}" for gate in gates_BD.mean(axis=0))
+        return f"{len(ids)} rows | routed less base {estimate(change_B, tokens_B)} | mean gates {gates}"
 
 
 def main() -> None:
@@ -90,6 +128,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--kinds", nargs="+", default=["anchored", "network"], choices=("anchored", "network"))
     parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--unmet", nargs="+", default=[], metavar="FILE.jsonl")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     finished = Finished(Store(arguments.store, arguments.campaign), arguments.device)
@@ -97,15 +136,23 @@ def main() -> None:
     encode = encoder(finished.stacked, finished.config)
     features = encode([row.input_ids[: row.prompt_length] for _, row in training], True)
     anchor = fit_anchor(np.stack(features), [d for d, _ in training], len(finished.domains))
+    unmet = [finished.unmet(path) for path in arguments.unmet]
+    table = finished.table
     for kind in arguments.kinds:
         settings = finished.config.router.model_copy(update={"kind": kind})
         states = encode(finished.prompts, kind == "anchored")
+        unmet_states = [encode(one.prompts, kind == "anchored") for one in unmet]
         for seed in range(arguments.seeds):
-            fitted = cross_fit(Lessons(finished.table, states, anchor, settings, seed), finished.nll)
+            fold_B = deal_folds(table.row_ids, table.owners, table.domains, settings.folds, seed)
+            lessons = Lessons(table, states, anchor, settings, seed)
+            taught = teach(lessons, fold_B, np.unique(fold_B).tolist(), finished.nll)
+            fitted = taught.judges.choose(states, table.owners, table.domains, fold_B)
             judged = finished.judged(fitted)
             kinds, owners = routing_groups(judged)
             for name, routing in (kinds | owners if seed == 0 else kinds).items():
                 print(line(f"{kind} seed {seed}", name, routing), flush=True)
+            for one, its_states in zip(unmet, unmet_states, strict=True):
+                print(f"{kind} seed {seed} | {one.name} | {one.less_base(taught.served, its_states)}", flush=True)
             if arguments.whole:
                 whole_BD = (fitted.routed_BD > 0.5).astype(np.float64)
                 nll_B = gated_nll(finished.table, np.arange(len(whole_BD)), whole_BD, finished.nll)

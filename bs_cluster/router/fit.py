@@ -16,7 +16,6 @@ from bs_cluster.config.schema import RouterSection
 from bs_cluster.failpoints import failpoint
 from bs_cluster.router.anchor import Anchor
 from bs_cluster.router.filled import filled_nll
-from bs_cluster.router.folds import deal_folds
 from bs_cluster.router.gated import Score, gated_nll
 from bs_cluster.router.learned import Gates, Outcomes, Prompts, Replay, fit_gates, gate_inputs, replay_of
 from bs_cluster.router.learned_choice import CANDIDATES, SHRINKAGES, Choice, Trial, choose_gates
@@ -138,14 +137,6 @@ def teach(lessons: Lessons, fold_B: np.ndarray, folds: Sequence[int], score: Sco
     return Taught(
         Judges(lessons.anchor, judging, singles), school.learn(every, shrinkages).served(lessons.anchor, choice)
     )
-
-
-def cross_fit(lessons: Lessons, score: Score) -> CrossFit:
-    """Every row judged by a router trained without its fold; foreign rows by one that met no row of their kind."""
-    table = lessons.table
-    fold_B = deal_folds(table.row_ids, table.owners, table.domains, lessons.settings.folds, lessons.seed)
-    judges = teach(lessons, fold_B, np.unique(fold_B).tolist(), score).judges
-    return judges.choose(lessons.states, table.owners, table.domains, fold_B)
 
 
 def _network(lessons: Lessons, rows: np.ndarray) -> Served:

@@ -58,10 +58,10 @@ def test_a_built_in_row_accepts_its_own_answer_and_refuses_a_changed_one(name: s
         assert not is_right(question(row), "I do not know."), row
 
 
-def test_most_of_math_reasoning_and_medical_can_be_checked():
-    for name in ("math", "reasoning", "medical"):
-        counts = Counter(row.check.verifier for row in rows_of(name))
-        assert counts["none"] < 0.2 * counts.total()
+@pytest.mark.parametrize(("name", "share"), [("math", 1.0), ("reasoning", 1.0), ("medical", 0.5)])
+def test_a_domain_has_rows_whose_answers_can_be_checked(name, share):
+    counts = Counter(row.check.verifier for row in rows_of(name))
+    assert counts.total() - counts["none"] >= share * counts.total()
 
 
 def test_a_bare_answer_is_as_right_as_one_in_the_row_s_words():

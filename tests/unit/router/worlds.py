@@ -13,7 +13,7 @@ import numpy as np
 from bs_cluster.config.schema import RouterSection
 from bs_cluster.records import RowLoss
 from bs_cluster.router.anchor import Anchor, fit_anchor
-from bs_cluster.router.fit import Lessons, Taught, cross_fit, teach
+from bs_cluster.router.fit import Lessons, Taught, teach
 from bs_cluster.router.folds import deal_folds
 from bs_cluster.router.gated import Score
 from bs_cluster.router.regret import Judged
@@ -82,13 +82,18 @@ def interpolated(table: OutcomeTable) -> Score:
 def taught_by(lessons: Lessons, measured: OutcomeTable | None = None) -> Taught:
     """Judges and the served router of all rows of ``lessons``; losses under gates are those of ``measured``, which has
     every outcome, or of their own table."""
+    fold_B = folds_of(lessons)
+    return teach(lessons, fold_B, np.unique(fold_B).tolist(), interpolated(measured or lessons.table))
+
+
+def folds_of(lessons: Lessons) -> np.ndarray:
     table = lessons.table
-    fold_B = deal_folds(table.row_ids, table.owners, table.domains, lessons.settings.folds, lessons.seed)
-    return teach(lessons, fold_B, np.unique(fold_B).tolist(), interpolated(measured or table))
+    return deal_folds(table.row_ids, table.owners, table.domains, lessons.settings.folds, lessons.seed)
 
 
 def judge(lessons: Lessons) -> Judged:
     """Every row of ``lessons`` under the gates of what never saw it."""
-    score, row_B = interpolated(lessons.table), np.arange(len(lessons.states))
-    fitted = cross_fit(lessons, score)
-    return Judged.of(lessons.table, fitted, score(row_B, fitted.routed_BD), score(row_B, fitted.anchor_BD))
+    table = lessons.table
+    score, row_B = interpolated(table), np.arange(len(lessons.states))
+    fitted = taught_by(lessons).judges.choose(lessons.states, table.owners, table.domains, folds_of(lessons))
+    return Judged.of(table, fitted, score(row_B, fitted.routed_BD), score(row_B, fitted.anchor_BD))
