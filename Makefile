@@ -1,7 +1,7 @@
 # make run: train the embedded campaign on a local Ray cluster.  make test: lint, types, import contracts, tests.
 # make test-cluster: several nodes that come and go.  make test-long: minutes for what a shorter test holds in part.
 # make check: what of it takes less than a minute.  make quick: tests that start no cluster, ranks or long job.
-# make chaos: docs/CHAOS.md, what is left of campaigns that are struck at every failpoint.
+# make chaos: docs/CHAOS.md, what is left of campaigns that are struck at every failpoint.  make damages: of stores.
 # make bench: write benchmarks/RESULTS.md anew.  make evidence: docs/EVIDENCE.md, against what one would do instead.
 # All install what they need into .venv first. PYTHON picks the interpreter (3.11 or newer).
 PYTHON ?= python3
@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: run test test-cluster test-long quick bench evidence chaos check install ui stop clean
+.PHONY: run test test-cluster test-long quick bench evidence chaos damages check install ui stop clean
 
 run: install
 	$(PY) cluster/local.py run --config $(CONFIG) $(OVERRIDES)
@@ -59,6 +59,10 @@ evidence: install
 # Hours on two cores: docs/CHAOS.md, what each failpoint and each killed process cost. It goes on where it was interrupted.
 chaos: install
 	PYTHONPATH=.:tests $(PY) -m chaos
+
+# Twenty minutes of one core: docs/DAMAGES.md, what becomes of ten thousand damages to a store. It goes on where it was.
+damages: install
+	PYTHONPATH=.:tests $(PY) tests/unit/store/damage_trials.py --log .runs/damages.jsonl --page docs/DAMAGES.md
 
 check: install
 	.venv/bin/ruff check .

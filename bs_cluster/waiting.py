@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from bs_cluster.errors import BrainstacksError, ClusterResourceError
+from bs_cluster.watchdog import pulse
 
 SAY_EVERY_S = 30.0
 ASK_AGAIN_AFTER_S = 1.0
@@ -36,6 +37,7 @@ def wait_for(ask: Callable[[], ray.ObjectRef], what: str, patience_s: float, rem
     started = time.monotonic()
     reference = ask()
     while True:
+        pulse()  # this has an end of its own
         waited = time.monotonic() - started
         try:
             return ray.get(reference, timeout=max(0.0, min(SAY_EVERY_S, patience_s - waited)))

@@ -27,6 +27,7 @@ _TRAINING_PLACEMENT = {
     "checkpoint_every_s",
     "max_failures",
     "start_timeout_s",
+    "hang_timeout_s",
     "answer_timeout_s",
 }
 _PER_DOMAIN = {"steps", "max_rounds", "learning_rate"}

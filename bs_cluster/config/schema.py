@@ -222,6 +222,12 @@ class TrainingSection(Section):
     start_timeout_s: Positive = Field(
         default=600, le=86_400, description="Seconds that nodes and the workers on them may take to come up."
     )
+    hang_timeout_s: Positive = Field(
+        default=1800,
+        le=86_400,
+        description="Seconds that a worker may stand still, in a step, a batch or for other workers, before it ends "
+        "with its stacks in the log and Ray Train begins anew.",
+    )
     answer_timeout_s: Positive = Field(
         default=600, le=86_400, description="Seconds that the coordinator may take to answer, on a busy machine."
     )

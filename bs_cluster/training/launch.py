@@ -50,7 +50,7 @@ def _trainer(
     return TorchTrainer(
         run_worker,
         train_loop_config={"config": config.model_dump(mode="json"), "rows": dict(rows), "coordinator": coordinator},
-        torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo", timeout_s=training.hang_timeout_s),
         scaling_config=ScalingConfig(
             num_workers=(training.min_workers, most) if training.min_workers else most,
             elastic_resize_monitor_interval_s=training.resize_every_s,

@@ -34,6 +34,7 @@ from bs_cluster.training.session import Session
 from bs_cluster.training.sharding import passes
 from bs_cluster.training.state import RoundState, Snapshot
 from bs_cluster.training.zero import Learner, learner
+from bs_cluster.watchdog import pulse
 
 Unit = Sequence[EncodedRow]  # what counts as one in a batch: a row, or several packed together
 
@@ -88,6 +89,7 @@ def learn(
         verdict, started = "go on", time.monotonic() - state.seconds
 
         while state.step < training.steps and verdict != "stop":
+            pulse()
             failpoint("training.step")
             batch = [units[index] for index in batches[state.step]]
             labels = sum(row.completion_length for unit in batch for row in unit)

@@ -22,6 +22,7 @@ from bs_cluster.records import RowLoss
 from bs_cluster.store.store import Store
 from bs_cluster.training.preemption import Leaving
 from bs_cluster.training.ranks import sum_over_ranks, world_rank, world_size
+from bs_cluster.watchdog import pulse
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Session:
         plan = plan_batches([len(row.input_ids) for row in rows], self.config.training.eval_batch_tokens)
         sums = torch.zeros(len(rows), 2, dtype=torch.float64)
         for number, batch in enumerate(plan):
+            pulse()
             if number % world_size() == world_rank():
                 for index, loss in zip(batch, score_batch(self.stacked, [rows[i] for i in batch]), strict=True):
                     sums[index] = torch.tensor([loss.nll, loss.tokens], dtype=torch.float64)

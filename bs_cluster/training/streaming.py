@@ -13,17 +13,18 @@ from bs_cluster.events import Measuring
 from bs_cluster.stacks.moments import Observer
 from bs_cluster.training.ranks import sum_over_ranks, world_rank, world_size
 from bs_cluster.training.session import Session
+from bs_cluster.watchdog import pulse
 
 
 @torch.no_grad()
 def stream_tokens(session: Session, domain: str, what: str, rows: Sequence[EncodedRow], observer: Observer) -> None:
     """Every token of ``rows`` under what fires now, packed, batches dealt out over ranks; then ``observer`` holds the
-    sums of all of them. ``domain`` is the one that closes and ``what`` is
-    measured of it, for those who wait."""
+    sums of all of them. ``domain`` is the one that closes and ``what`` is measured of it, for those who wait."""
     model = session.stacked.base.model
     decoder, _, _ = decoder_and_head(model)
     plan = plan_batches([len(row.input_ids) for row in rows], session.config.training.eval_batch_tokens)
     for number, batch in enumerate(plan):
+        pulse()
         if number % world_size() != world_rank():
             continue
         tensors = collate_packed([rows[i] for i in batch])

@@ -32,6 +32,7 @@ from bs_cluster.training.ranks import from_all_ranks
 from bs_cluster.training.round import train_round
 from bs_cluster.training.session import Session, device_of
 from bs_cluster.waiting import ROWS_PATIENCE_S, ROWS_REMEDY, wait_for
+from bs_cluster.watchdog import watched
 
 
 def run_worker(settings: dict[str, Any]) -> None:
@@ -60,20 +61,29 @@ def run_worker(settings: dict[str, Any]) -> None:
         return opened[domain]
 
     session = Session(config, stacked, store, rows, coordinator.report, leaving_nodes)
+    who = f"training worker {dist.get_rank()} of {dist.get_world_size()}"
+    limit_s = config.training.hang_timeout_s
+    with watched(who, limit_s, "training.hang_timeout_s", lambda text: coordinator.report(Phase(text))):
+        _work(session, coordinator, group)
+    ray.train.report({"stacks": len(stacked.names)})
+
+
+def _work(session: Session, coordinator: Coordination, group: str) -> None:
+    """Step after step until none is left."""
+    store, stacked = session.store, session.stacked
     while True:
         dist.barrier()
         work = coordinator.next_work(group)
         if dist.get_rank() == 0:
             store.clear_rounds(under_way=work.step.stack.name if isinstance(work.step, TrainRound) else None)
         if isinstance(work.step, Finished):
-            break
+            return
         for _, manifest in store.stacks():
             stacked.attach(manifest, store)
         if isinstance(work.step, TrainRound):
             _train(session, work.step, work.basis, coordinator, group)
         else:
             _close(session, work.step, coordinator, group)
-    ray.train.report({"stacks": len(stacked.names)})
 
 
 def _train(

@@ -1,6 +1,7 @@
 """Random damages to a finished store, tried one by one: each is refused on loading, found by an audit, or harmless.
 
-    PYTHONPATH=.:tests .venv/bin/python tests/unit/store/damage_trials.py --seed 2 --log damages.jsonl
+    make damages    which is, from the root, with PYTHONPATH=.:tests
+    .venv/bin/python tests/unit/store/damage_trials.py --log .runs/damages.jsonl --page docs/DAMAGES.md
 
 A trial depends on its number and the seed alone. What the log has is not tried again, so a run may be stopped and begun
 anew; ``--seconds`` stops it by itself. Exit code 1 where one was loaded in silence, raised something raw, or hung.
@@ -28,6 +29,23 @@ from bs_cluster.records import REMOVED, canonical_json
 from bs_cluster.retirement import Request, plan
 from bs_cluster.store import Store
 
+PAGE = """# What was damaged, and who noticed
+
+Written by `make damages`: {trials:,} damages to the store of a finished campaign of three domains, one of which was
+removed and erased, each to a fresh copy, drawn from seed {seed} over every kind of file that a store has. *Flip* a bit,
+*cut* a file, *zero* a part of it, *swap* it with another, *delete* it or its folder, *plant* a file, a folder or a pipe
+beside it, put a *link*, a pipe or a folder in its place, *rollback*: put what was valid at another time of another
+history under the same name, *forged*: a ref, its manifest and all digests at one with each other, none of it committed.
+Half of the readers had loaded everything before the damage, which no memory of theirs may hide.
+
+*refused*: what a campaign, an evaluator or a server loads raises an error in words, and an audit finds it too;
+*found*: all that is loaded is right, and `bs_cluster store verify` names what is wrong; *harmless*: all is right, and
+nothing that a store needs is amiss.
+**None was loaded in silence, none raised anything raw, none took a minute.** {mended:,} of them were repaired as well:
+alone, into the same history or not at all; with a sound copy, into the same history always.
+
+{table}
+"""
 LIMIT_S = 60  # of one trial with its repairs: some tenths of a second on a machine with nothing else to do
 HOWS = ("refused", "found", "harmless")
 
@@ -181,10 +199,12 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--log", type=Path, required=True, help="a line of JSON a trial")
+    parser.add_argument("--page", type=Path, help="the table, with words, when all are through")
     parser.add_argument("--mend-every", type=int, default=10, help="repair every so many-th, alone and from a copy")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no trial after so many")
     arguments = parser.parse_args()
     started = time.monotonic()
+    arguments.log.parent.mkdir(parents=True, exist_ok=True)
     lines = arguments.log.read_text().splitlines() if arguments.log.exists() else []
     ended = [Ended(**json.loads(line)) for line in lines]
     left = sorted(set(range(arguments.trials)) - {one.number for one in ended})
@@ -204,6 +224,10 @@ def main() -> int:
             log.write(json.dumps(asdict(one)) + "\n")
     print(Figure(ended))
     print(f"{len(ended):,} of {arguments.trials:,} trials, seed {arguments.seed}")
+    if arguments.page and len(ended) == arguments.trials:
+        mended = len(range(0, arguments.trials, arguments.mend_every))
+        page = PAGE.format(trials=arguments.trials, seed=arguments.seed, mended=mended, table=Figure(ended))
+        arguments.page.write_text(page)
     return 1 if failed else 0
 
 
