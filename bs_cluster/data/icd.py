@@ -1,4 +1,4 @@
-"""Medical rows from the ICD-10-CM classification: where a diagnosis belongs, what it includes and excludes."""
+"""Medical rows from the ICD-10-CM classification: where a diagnosis belongs, and what it includes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bs_cluster.data.rows import UNCHECKED, Check, Sample
+from bs_cluster.data.rows import Check, Sample
 
 Pair = tuple[str, str]
-
-PAIRS_PER_QUESTION = 260
 
 
 @dataclass(frozen=True)
@@ -23,10 +21,8 @@ class Diagnosis:
     code: str
     title: str
     parent: Diagnosis | None
-    block: str
     chapter: str
     also_called: tuple[str, ...]
-    excludes: tuple[str, ...]
 
 
 def read_diagnoses(path: Path) -> list[Diagnosis]:
@@ -41,23 +37,21 @@ def read_diagnoses(path: Path) -> list[Diagnosis]:
         for chapter in root.iter("chapter")
         for section in chapter.iter("section")
         for node in section.findall("diag")
-        for diagnosis in _walk(node, None, _text(section, "desc"), _without_range(_text(chapter, "desc")))
+        for diagnosis in _walk(node, None, _without_range(_text(chapter, "desc")))
     ]
 
 
-def _walk(node: ET.Element, parent: Diagnosis | None, block: str, chapter: str) -> Iterator[Diagnosis]:
+def _walk(node: ET.Element, parent: Diagnosis | None, chapter: str) -> Iterator[Diagnosis]:
     diagnosis = Diagnosis(
         code=_text(node, "name"),
         title=_text(node, "desc"),
         parent=parent,
-        block=block,
         chapter=chapter,
         also_called=tuple(note.text or "" for note in node.findall("inclusionTerm/note")),
-        excludes=tuple(note.text or "" for note in node.findall("excludes1/note")),
     )
     yield diagnosis
     for child in node.findall("diag"):
-        yield from _walk(child, diagnosis, block, chapter)
+        yield from _walk(child, diagnosis, chapter)
 
 
 def _text(node: ET.Element, tag: str) -> str:
@@ -74,11 +68,6 @@ def _chapter(diagnosis: Diagnosis) -> Iterator[Pair]:
         yield f"Which chapter of ICD-10-CM lists {diagnosis.title}?", f"{diagnosis.chapter}."
 
 
-def _block(diagnosis: Diagnosis) -> Iterator[Pair]:
-    if diagnosis.parent is not None:
-        yield f"To which group of conditions does {diagnosis.title} belong?", f"{diagnosis.block}."
-
-
 def _parent(diagnosis: Diagnosis) -> Iterator[Pair]:
     if diagnosis.parent is not None:
         parent = diagnosis.parent
@@ -90,24 +79,20 @@ def _synonym(diagnosis: Diagnosis) -> Iterator[Pair]:
         yield f"Under which diagnosis is this recorded: {term}?", f"{diagnosis.title} ({diagnosis.code})."
 
 
-def _excluded(diagnosis: Diagnosis) -> Iterator[Pair]:
-    if diagnosis.excludes:
-        yield f"What must not be coded together with {diagnosis.title}?", f"{diagnosis.excludes[0]}."
-
-
-QUESTIONS: tuple[Callable[[Diagnosis], Iterator[Pair]], ...] = (
-    _chapter, _block, _parent, _synonym, _excluded,
-)  # fmt: skip
+# What is asked, and how many of each: a chapter is what a small base can be right about.
+QUESTIONS: tuple[tuple[Callable[[Diagnosis], Iterator[Pair]], int], ...] = (
+    (_chapter, 500),
+    (_parent, 200),
+    (_synonym, 200),
+)
 
 
 def icd_samples(path: Path, seed: int) -> list[Sample]:
-    """A sample of every kind of question about the diagnoses in the file. Each has one answer, but for what must not be
-    coded together."""
+    """A sample of every kind of question about the diagnoses in the file. Each has one answer."""
     diagnoses = read_diagnoses(path)
     rng = random.Random(f"icd:{seed}")
     samples: list[Sample] = []
-    for ask in QUESTIONS:
+    for ask, count in QUESTIONS:
         asked = [pair for diagnosis in diagnoses for pair in ask(diagnosis)]
-        check = UNCHECKED if ask is _excluded else Check("exact")
-        samples += [Sample(*pair, check) for pair in rng.sample(asked, min(PAIRS_PER_QUESTION, len(asked)))]
+        samples += [Sample(*pair, Check("exact")) for pair in rng.sample(asked, min(count, len(asked)))]
     return samples

@@ -35,7 +35,7 @@ THINGS = ("marbles", "stamps", "books", "coins", "shells", "stickers")
 def _doses(draw: random.Random) -> Pair:
     """Medical wording, a calculation."""
     drug, ailment = draw.choice(DRUGS), draw.choice(AILMENTS)
-    dose, tablets, days = draw.choice((5, 10, 20, 25, 50, 100, 250, 500)), draw.randint(1, 3), draw.randint(3, 14)
+    dose, tablets, days = draw.choice((5, 10, 20, 50, 100, 500)), draw.randint(1, 3), draw.randint(3, 10)
     times = draw.randint(2, 4)
     ask = draw.randrange(3)
     if ask == 0:
@@ -58,7 +58,7 @@ def _doses(draw: random.Random) -> Pair:
 
 def _values(draw: random.Random) -> Pair:
     """Code, whose value is asked for."""
-    a, b, c = draw.randint(2, 12), draw.randint(2, 20), draw.randint(2, 12)
+    a, b, c = draw.randint(2, 9), draw.randint(2, 9), draw.randint(2, 9)
     name = draw.choice(("f", "g", "scale", "step", "area", "total"))
     body, value = draw.choice(
         (
@@ -76,7 +76,7 @@ def _values(draw: random.Random) -> Pair:
 def _chains(draw: random.Random) -> Pair:
     """A chain of reasoning, a calculation at its end."""
     first, second, third = draw.sample(NAMES, 3)
-    thing, start, more, factor = draw.choice(THINGS), draw.randint(3, 20), draw.randint(2, 9), draw.randint(2, 4)
+    thing, start, more, factor = draw.choice(THINGS), draw.randint(3, 12), draw.randint(2, 5), draw.randint(2, 3)
     middle = start * factor
     if draw.random() < 0.5:
         last, words = middle + more, f"{more} more than"
@@ -93,7 +93,7 @@ def _chains(draw: random.Random) -> Pair:
 
 def _chatty(draw: random.Random) -> Pair:
     """A sum in the tone of a conversation."""
-    a, b = draw.randint(11, 99), draw.randint(2, 10)
+    a, b = draw.randint(11, 40), draw.randint(2, 9)
     opening = draw.choice(
         ("Hey, quick one:", "Hi there!", "Good morning!", "Can you help me?", "So, tell me:", "Hello!")
     )
