@@ -1,5 +1,5 @@
 """The domains of a campaign: ``list`` them, ``add`` one to the campaign's YAML once its rows have been looked at,
-take one out (``retire.py``). What ``add`` writes trains when the campaign's job runs next."""
+``remove`` or ``replace`` one, ``rollback`` its last rounds. What ``add`` writes trains when the campaign's job runs next."""
 
 from __future__ import annotations
 
