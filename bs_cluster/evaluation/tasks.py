@@ -1,0 +1,106 @@
+"""Which tasks are evaluated and where their rows come from: by lm-eval's definitions or one's own, online or of files.
+
+A folder of files holds a task's rows as ``<task>.jsonl`` and, for a task of one's own, its definition in lm-eval's YAML.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import yaml
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+
+from bs_cluster.config.sources import JsonlSource
+from bs_cluster.data.readers import raw_rows
+from bs_cluster.errors import DataError, UsageError
+
+DEFINITIONS = Path(__file__).parent / "definitions"
+PLAIN = DEFINITIONS / "choices.yaml"
+PLAIN_COLUMNS = {"query", "choices", "gold"}
+SCORED = ("multiple_choice", "loglikelihood", "generate_until")
+FEWSHOT_SEED = 1234  # lm-eval's own
+
+
+def load_tasks(names: Sequence[str], files: Path | None, shots: int | None) -> dict[str, list[Task]]:
+    """The tasks that each name stands for: itself, or those of a group, with their rows. ``shots`` overrides the number
+    of solved examples before a question, where a definition leaves it open.
+
+    Raises UsageError for a name that nobody defines or a task that cannot be evaluated here, DataError where rows
+    cannot be had.
+    """
+    if files is not None and not files.is_dir():
+        raise UsageError(f"--files {files} is no folder; name the one that holds <task>.jsonl")
+    if len(set(names)) < len(names):
+        raise UsageError(f"--tasks {','.join(names)}: name each task once")
+    manager = TaskManager(include_path=[str(folder) for folder in (DEFINITIONS, files) if folder])
+    specs = {name: _spec(name, files, manager) for name in names}  # all names are looked up before any rows are read
+    found = {name: _load(name, spec, manager) for name, spec in specs.items()}
+    for task in (task for tasks in found.values() for task in tasks):
+        _check(task)
+        if task.get_config("num_fewshot") is None or (shots is not None and task.get_config("num_fewshot") != 0):
+            task.set_config(key="num_fewshot", value=shots or 0)
+    return found
+
+
+def _spec(name: str, files: Path | None, manager: TaskManager) -> str | dict[str, Any]:
+    """What lm-eval is asked to load."""
+    rows = files and files / f"{name}.jsonl"
+    if name in manager.all_tasks:
+        own = name in manager.all_subtasks and rows and rows.is_file()
+        return {"group": f"{name} of files", "task": [{"task": name, **_rows_of(rows)}]} if own else name  # type: ignore[arg-type]
+    if rows and rows.is_file():
+        made = _rows_of(rows, PLAIN_COLUMNS)
+        return {**yaml.safe_load(PLAIN.read_text()), **made, "task": name}
+    near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+    told = f"like {', '.join(near)}" if near else "lm-eval lists its own by: lm-eval ls tasks"
+    where = f", nor are there rows of it in {rows}" if rows else ""
+    raise UsageError(
+        f"no task is called {name!r}{where}; {told}. Rows of your own go to <task>.jsonl in --files FOLDER"
+    )
+
+
+def _rows_of(path: Path, wanted: set[str] = frozenset()) -> dict[str, Any]:  # type: ignore[assignment]
+    """Settings of a task that make the rows of a file its only ones."""
+    rows = [dict(row) for row in raw_rows(JsonlSource(kind="jsonl", path=str(path)), 0)]
+    if not rows:
+        raise DataError(f"{path} holds no row")
+    if lacking := sorted(wanted - set(rows[0])):
+        raise DataError(
+            f"{path}: a row lacks {', '.join(lacking)}; a task that lm-eval does not know has query, choices and gold, or "
+            f"a definition of its own, {path.with_suffix('.yaml').name} beside it"
+        )
+    held = datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
+    unused = dict.fromkeys(("training_split", "validation_split", "fewshot_split", "dataset_path", "dataset_name"))
+    return {"custom_dataset": lambda **_: held, "test_split": "test", **unused}
+
+
+def _load(name: str, spec: str | dict[str, Any], manager: TaskManager) -> list[Task]:
+    try:
+        return list(manager.load([spec])["tasks"].values())
+    except ImportError as error:
+        raise UsageError(f"task {name!r} needs a package that is not installed: {error}") from error
+    except Exception as error:  # whatever datasets, the Hub's client or a task's own code makes of it
+        raise DataError(
+            f"task {name!r}: its rows cannot be read ({str(error) or type(error).__name__}); where there is no network, "
+            f"give them as {name}.jsonl in --files FOLDER"
+        ) from error
+
+
+def _check(task: Task) -> None:
+    """Raises UsageError for a task that cannot be evaluated here, and says why."""
+    why = None
+    if task.OUTPUT_TYPE not in SCORED:
+        why = f"asks for {task.OUTPUT_TYPE}, and a text without a prompt cannot be routed"
+    elif getattr(task, "UNSAFE_CODE", False):
+        why = "runs the code that a model writes"
+    elif getattr(task, "MULTIMODAL", False):
+        why = "shows pictures or plays sounds"
+    elif (task.get_config("generation_kwargs") or {}).get("do_sample"):
+        why = "samples its answers; answers here are greedy"
+    if why:
+        raise UsageError(f"task {task.task_name!r} cannot be evaluated: it {why}. Leave it out")
