@@ -21,6 +21,7 @@ from bs_cluster.errors import RegistryError, UsageError
 
 if TYPE_CHECKING:
     from bs_cluster.evaluation.record import Evaluation
+    from bs_cluster.records import BundleManifest
     from bs_cluster.store import Store
 
 HELP = "public tasks by lm-evaluation-harness: base, ungated and routed"
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--domains", metavar="DOMAIN,…", help="a fourth way: these at full strength")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N rows of each task (default: all)")
     parser.add_argument("--num-fewshot", type=int, metavar="N", help="solved examples first (default: the task's)")
+    parser.add_argument("--template", action="store_true", help="ask in the campaign's template, as it is served")
     parser.add_argument("--batch-tokens", type=int, default=4096, metavar="N", help="in memory at once (default: 4096)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     registry.add_tracking(parser)
@@ -47,7 +49,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     if importlib.util.find_spec("lm_eval") is None:
         raise UsageError("lm-evaluation-harness is not installed: pip install 'bs-cluster[evaluate]'")
     store = places.open_store(arguments)
-    _, digest, bundle = places.bundle_of(store, arguments.bundle)
+    bundle = places.bundle_of(store, arguments.bundle)[2]
     domains = _listed(arguments.domains or "")
     if unknown := sorted(set(domains) - set(bundle.domains)):
         raise UsageError(f"domain {unknown[0]!r} is not in the bundle; it has {', '.join(bundle.domains)}")
@@ -55,12 +57,12 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
     with redirect_stdout(sys.stderr):  # what libraries print
         tasks = load_tasks(_listed(arguments.tasks), arguments.files, arguments.num_fewshot)
-        from bs_cluster.evaluation.run import evaluate  # noqa: PLC0415
+        from bs_cluster.evaluation.run import Wanted, evaluate  # noqa: PLC0415
         from bs_cluster.serving.runtime import BundleRuntime  # noqa: PLC0415
 
-        runtime = BundleRuntime(store, bundle, arguments.device)
-        found = evaluate(runtime, store, bundle, digest, tasks, domains, arguments.limit, arguments.batch_tokens, _say)
-    kept = _keep(found, store, arguments, runtime.config.base.cache_dir)
+        wanted = Wanted(tasks, domains, arguments.limit, arguments.template, arguments.batch_tokens)
+        found = evaluate(BundleRuntime(store, bundle, arguments.device), store, bundle, wanted, _say)
+    kept = _keep(found, store, bundle, arguments)
     output.show(found.to_dict(), _told(found, kept))
     return 0
 
@@ -73,12 +75,13 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _keep(found: Evaluation, store: Store, arguments: argparse.Namespace, cache_dir: str) -> Path:
+def _keep(found: Evaluation, store: Store, bundle: BundleManifest, arguments: argparse.Namespace) -> Path:
     """Writes the files and logs them; where MLflow is away, that is said and the files are there all the same."""
     from bs_cluster.evaluation.page import write_page  # noqa: PLC0415  # matplotlib
     from bs_cluster.report.folder import report_folder  # noqa: PLC0415
+    from bs_cluster.serving.runtime import bundle_config  # noqa: PLC0415
 
-    folder = report_folder(store.uri, store.campaign, cache_dir)
+    folder = report_folder(store.uri, store.campaign, bundle_config(store, bundle).base.cache_dir)
     write_page(found, folder)
     tracking = registry.tracking_of(arguments, store)
     if tracking is None:

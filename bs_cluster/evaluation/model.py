@@ -18,6 +18,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
 from bs_cluster.data.batch import plan_batches
+from bs_cluster.data.encode import prompt_text
 from bs_cluster.errors import DataError
 from bs_cluster.evaluation.choices import Likelihood, Question, score_choices
 from bs_cluster.serving.engine import Engine, Row
@@ -38,6 +39,7 @@ class BundleLM(TemplateLM):
         super().__init__()
         self.runtime, self.tokenizer = runtime, runtime.stacked.base.tokenizer
         self.routed_gates: dict[str, list[float]] = {}
+        self._questions: dict[str, str] = {}  # by the text that each became in the template
         self._on, self._batch_tokens, self._say = on, batch_tokens, say
 
     @property
@@ -60,12 +62,20 @@ class BundleLM(TemplateLM):
         bos = self.tokenizer.bos_token_id
         return ids if add_special_tokens is False or bos is None or ids[:1] == [bos] else [bos, *ids]  # type: ignore[list-item]
 
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The question in the campaign's template, as training and serving write it; what an answer is to begin with
+        comes after. The meta-router gets the question and puts it into the template itself."""
+        question, *begun = [turn["content"] for turn in chat_history]
+        text = prompt_text(question, self.runtime.config.data.template, self.tokenizer) + "".join(begun)
+        self._questions[text] = question
+        return text
+
     def gates(self, contexts: Sequence[str]) -> torch.Tensor:
         """Gate weights (B, D) of these prompts."""
         if self._on is not None:
             return self.runtime.fixed_gates(self._on, len(contexts))
         new = [context for context in dict.fromkeys(contexts) if context not in self.routed_gates]
-        ids = [self.runtime.router_ids(context) for context in new]
+        ids = [self.runtime.router_ids(self._questions.get(context, context)) for context in new]
         for batch in plan_batches([len(prompt) for prompt in ids], self._batch_tokens):
             weights = self.runtime.route([ids[i] for i in batch]).tolist()
             self.routed_gates |= {new[i]: row for i, row in zip(batch, weights, strict=True)}
@@ -101,14 +111,15 @@ class BundleLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Greedy answers, each until its task's stop words, the end token or as many tokens as it allows (or 256)."""
-        contexts = [str(request.args[0]) for request in requests]
-        asked = [normalize_gen_kwargs(dict(request.args[1])) for request in requests]
+        given: list[Any] = [request.args for request in requests]
+        contexts = [str(context) for context, _ in given]
+        asked: list[Any] = [normalize_gen_kwargs(kwargs) for _, kwargs in given]
         rows = []
-        for context, given, gates in zip(contexts, asked, self.gates(contexts).tolist(), strict=True):
-            ids = self.tok_encode(context)[-(self.max_length - given["max_gen_toks"]) :]
+        for context, wanted, gates in zip(contexts, asked, self.gates(contexts).tolist(), strict=True):
+            ids = self.tok_encode(context)[-(self.max_length - wanted["max_gen_toks"]) :]
             named = dict(zip(self.runtime.domains, gates, strict=True))
-            rows.append(Row(ids, named, Sampling(), given["max_gen_toks"]))
-        until = {row: given["until"] for row, given in zip(rows, asked, strict=True)}
+            rows.append(Row(ids, named, Sampling(), wanted["max_gen_toks"]))
+        until = {row: wanted["until"] for row, wanted in zip(rows, asked, strict=True)}
         waiting = sorted(rows, key=lambda row: row.length)
         engine = Engine(self.runtime.stacked, SLOTS, max(row.length + row.max_tokens for row in rows))
         while waiting or engine.rows:

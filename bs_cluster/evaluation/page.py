@@ -48,7 +48,7 @@ def notes(found: Evaluation) -> list[str]:
             for task, places in found.left_out.items()
             if places
         ),
-        f"{duration(sum(found.seconds.values()))}; a row takes {per_row}; lm-eval {found.lm_eval}",
+        f"{duration(sum(found.seconds.values()))}; a row takes {per_row}; {_asked(found)}; lm-eval {found.lm_eval}",
     ]
     return told
 
@@ -58,7 +58,7 @@ def write_page(found: Evaluation, folder: Path) -> None:
     page = "\n\n".join(
         [
             HEADING,
-            f"Bundle {found.bundle} of {found.campaign} by lm-evaluation-harness.",
+            f"Bundle {found.bundle} of {found.campaign} by lm-evaluation-harness, {_asked(found)}.",
             table(header(found), lines(found)),
             "\n".join(f"- {note}" for note in notes(found)),
         ]
@@ -74,6 +74,10 @@ def _write(path: Path, text: str) -> None:
     staged = path.with_name(f".{path.name}")
     staged.write_text(text, encoding="utf-8")
     os.replace(staged, path)
+
+
+def _asked(found: Evaluation) -> str:
+    return f"in the template {found.template}" if found.template else "asked as the tasks have it"
 
 
 def _gates(gates: Mapping[str, float]) -> str:

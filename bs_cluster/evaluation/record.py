@@ -29,13 +29,15 @@ class Score(Record):
 class Evaluation(Record):
     """A bundle on tasks. Of each task, ``rows`` counts those that were asked, ``shots`` the solved examples before its
     questions, ``left_out`` holds the places of rows that the campaign was trained on and ``gates`` the mean gate weight
-    of each domain over its routed prompts. ``seconds`` is what each mode took."""
+    of each domain over its routed prompts. ``template`` is what questions stood in, if in one;
+    ``seconds`` is what each mode took."""
 
     campaign: str
     bundle: int
     manifest: str
     lm_eval: str
     limit: int | None
+    template: str | None
     rows: dict[str, int]
     shots: dict[str, int]
     scores: tuple[Score, ...]

@@ -29,6 +29,19 @@ EQUAL = 1e-9  # what two ways of taking a mean may differ by
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """``tasks`` holds those of each name that was asked for. With ``domains`` there is a fourth mode, of those at full
+    strength. ``limit`` is how many rows of a task are used at most; with ``template`` its questions stand in the
+    campaign's; ``batch_tokens`` are in memory at once."""
+
+    tasks: Mapping[str, Sequence[Task]]
+    domains: Sequence[str]
+    limit: int | None
+    template: bool
+    batch_tokens: int
+
+
+@dataclass(frozen=True)
 class Measured:
     """A metric of a task as lm-eval gives it, over ``count`` rows; ``rows`` holds their values where it is the mean."""
 
@@ -45,32 +58,35 @@ def evaluate(
     runtime: BundleRuntime,
     store: Store,
     bundle: BundleManifest,
-    manifest: str,
-    wanted: Mapping[str, Sequence[Task]],
-    domains: Sequence[str],
-    limit: int | None,
-    batch_tokens: int,
+    wanted: Wanted,
     say: Callable[[str], None],
 ) -> Evaluation:
-    """``wanted`` holds the tasks of each name that was asked for, ``manifest`` is the digest of ``bundle``. With
-    ``domains`` there is a fourth mode, of those at full strength. ``limit`` is how many rows of each task are used at
-    most. Raises DataError where none is left."""
-    tasks = {task.task_name: task for group in wanted.values() for task in group}
+    """A bundle, which ``runtime`` holds, on tasks. Raises DataError where the campaign was trained on all rows of
+    one."""
+    tasks = {task.task_name: task for group in wanted.tasks.values() for task in group}
     threshold = runtime.config.data.near_duplicates
     trained_on = TrainedOn(store, bundle, runtime.stacked.base.tokenizer, threshold)
-    places = {name: trained_on.unseen(task, limit) for name, task in tasks.items()}
+    places = {name: trained_on.unseen(task, wanted.limit) for name, task in tasks.items()}
     for name, (unseen, seen) in places.items():
         if not unseen:
             raise DataError(f"task {name!r}: all {len(seen)} rows are like rows that the campaign was trained on")
-    modes = {BASE: (), UNGATED: runtime.domains, ROUTED: None, **({"+".join(domains): domains} if domains else {})}
+    modes = {BASE: (), UNGATED: runtime.domains, ROUTED: None}
+    if wanted.domains:
+        modes["+".join(wanted.domains)] = wanted.domains
     found: dict[str, Measurements] = {}
     gates, seconds = {}, {}
     for mode, on in modes.items():
         say(f"{mode}: {', '.join(tasks)}")
-        started, model = time.monotonic(), BundleLM(runtime, on, batch_tokens, say)
+        started, model = time.monotonic(), BundleLM(runtime, on, wanted.batch_tokens, say)
         _seed(tasks.values())
         chosen = {name: unseen for name, (unseen, _) in places.items()}
-        given = harness(model, {"tasks": tasks}, samples=chosen, bootstrap_iters=BOOTSTRAPS)
+        given: Any = harness(
+            model,
+            {"tasks": tasks},
+            samples=chosen,
+            bootstrap_iters=BOOTSTRAPS,
+            apply_chat_template=wanted.template,
+        )
         found[mode] = {name: _measured(given["results"][name], given["samples"][name]) for name in tasks}
         seconds[mode] = time.monotonic() - started
         if mode == ROUTED:
@@ -78,12 +94,13 @@ def evaluate(
     return Evaluation(
         campaign=store.campaign,
         bundle=bundle.number,
-        manifest=manifest,
+        manifest=bundle.digest(),
         lm_eval=version("lm_eval"),
-        limit=limit,
+        limit=wanted.limit,
+        template=runtime.config.data.template if wanted.template else None,
         rows={name: len(unseen) for name, (unseen, _) in places.items()},
         shots={name: int(task.get_config("num_fewshot")) for name, task in tasks.items()},
-        scores=tuple(score for name, group in wanted.items() for score in _scores(name, group, found)),
+        scores=tuple(score for name, group in wanted.tasks.items() for score in _scores(name, group, found)),
         left_out={name: tuple(seen) for name, (_, seen) in places.items()},
         gates=gates,
         seconds=seconds,

@@ -1,12 +1,13 @@
 """Which tasks are evaluated and where their rows come from: by lm-eval's definitions or one's own, online or of files.
 
-A folder of files holds a task's rows as ``<task>.jsonl`` and, for a task of one's own, its definition in lm-eval's YAML.
+A folder of files holds a task's rows as ``<task>.jsonl`` and, for a task of one's own, its definition as lm-eval's
+YAML.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -49,30 +50,30 @@ def load_tasks(names: Sequence[str], files: Path | None, shots: int | None) -> d
 
 def _spec(name: str, files: Path | None, manager: TaskManager) -> str | dict[str, Any]:
     """What lm-eval is asked to load."""
-    rows = files and files / f"{name}.jsonl"
+    rows = files / f"{name}.jsonl" if files else None
+    if rows and rows.is_file() and name not in manager.all_tasks:
+        return {**yaml.safe_load(PLAIN.read_text()), **_rows_of(rows, PLAIN_COLUMNS), "task": name}
+    if rows and rows.is_file() and name in manager.all_subtasks:
+        return {"group": f"{name} of files", "task": [{"task": name, **_rows_of(rows)}]}
     if name in manager.all_tasks:
-        own = name in manager.all_subtasks and rows and rows.is_file()
-        return {"group": f"{name} of files", "task": [{"task": name, **_rows_of(rows)}]} if own else name  # type: ignore[arg-type]
-    if rows and rows.is_file():
-        made = _rows_of(rows, PLAIN_COLUMNS)
-        return {**yaml.safe_load(PLAIN.read_text()), **made, "task": name}
+        return name
     near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-    told = f"like {', '.join(near)}" if near else "lm-eval lists its own by: lm-eval ls tasks"
-    where = f", nor are there rows of it in {rows}" if rows else ""
+    told = f"did you mean {', '.join(near)}?" if near else "lm-eval ls tasks prints lm-eval's."
+    where = f" and there is no {rows}" if rows else ""
     raise UsageError(
-        f"no task is called {name!r}{where}; {told}. Rows of your own go to <task>.jsonl in --files FOLDER"
+        f"no task is called {name!r}{where}; {told} Rows of your own are {name}.jsonl in the folder of --files"
     )
 
 
-def _rows_of(path: Path, wanted: set[str] = frozenset()) -> dict[str, Any]:  # type: ignore[assignment]
+def _rows_of(path: Path, wanted: Set[str] = frozenset()) -> dict[str, Any]:
     """Settings of a task that make the rows of a file its only ones."""
     rows = [dict(row) for row in raw_rows(JsonlSource(kind="jsonl", path=str(path)), 0)]
     if not rows:
         raise DataError(f"{path} holds no row")
     if lacking := sorted(wanted - set(rows[0])):
         raise DataError(
-            f"{path}: a row lacks {', '.join(lacking)}; a task that lm-eval does not know has query, choices and gold, or "
-            f"a definition of its own, {path.with_suffix('.yaml').name} beside it"
+            f"{path}: a row lacks {', '.join(lacking)}; rows of a task that lm-eval does not know have query, choices "
+            f"and gold, or a definition of their own beside them, {path.with_suffix('.yaml').name}"
         )
     held = datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
     unused = dict.fromkeys(("training_split", "validation_split", "fewshot_split", "dataset_path", "dataset_name"))
@@ -86,8 +87,8 @@ def _load(name: str, spec: str | dict[str, Any], manager: TaskManager) -> list[T
         raise UsageError(f"task {name!r} needs a package that is not installed: {error}") from error
     except Exception as error:  # whatever datasets, the Hub's client or a task's own code makes of it
         raise DataError(
-            f"task {name!r}: its rows cannot be read ({str(error) or type(error).__name__}); where there is no network, "
-            f"give them as {name}.jsonl in --files FOLDER"
+            f"task {name!r}: its rows cannot be read ({str(error) or type(error).__name__}); without a network, give "
+            f"them as {name}.jsonl in --files FOLDER"
         ) from error
 
 

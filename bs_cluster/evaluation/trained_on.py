@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lm_eval.api.task import Task
 from transformers import PreTrainedTokenizerBase
@@ -25,12 +26,12 @@ class TrainedOn:
         """Rows at least as alike as ``threshold`` (``data.near_duplicates``) are the same; None finds none."""
         self._threshold = threshold
         held = [DomainRows.of(record, store.get_bytes) for record in store.closings_of(bundle)] if threshold else []
-        ids = [row.input_ids for rows in held for row in (*rows.train, *rows.validation, *rows.sweep)]
+        ids = [list(row.input_ids) for rows in held for row in (*rows.train, *rows.validation, *rows.sweep)]
         self._rows = [_words(text) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def unseen(self, task: Task, limit: int | None) -> tuple[list[int], list[int]]:
         """Places of the first ``limit`` rows of ``task`` that are like no row here, and of those left out for it."""
-        docs = list(task.eval_docs)
+        docs: list[Any] = list(task.eval_docs)
         if not self._rows or self._threshold is None:
             return list(range(len(docs)))[:limit], []
         asked = [_words(doc_text(task, doc)) for doc in docs]
@@ -48,11 +49,11 @@ class TrainedOn:
         return unseen, seen
 
 
-def doc_text(task: Task, doc: dict) -> str:
+def doc_text(task: Any, doc: Mapping[str, Any]) -> str:
     """A row's question, and its answer in words."""
     answer = task.doc_to_target(doc)
     if task.OUTPUT_TYPE == "multiple_choice" and isinstance(answer, int):
-        choices: Sequence[str] = task.doc_to_choice(doc)  # type: ignore[attr-defined]
+        choices: Sequence[str] = task.doc_to_choice(doc)
         answer = choices[answer] if 0 <= answer < len(choices) else ""
     return f"{task.doc_to_text(doc)}\n{answer}"
 
