@@ -56,6 +56,11 @@ class BundleLM(TemplateLM):
         """Tokens of context and continuation together."""
         return self.runtime.stacked.base.model.config.get_text_config().max_position_embeddings
 
+    @property
+    def tokenizer_name(self) -> str:
+        """What lm-eval would keep templated questions under."""
+        return f"{self.tokenizer.name_or_path} {self.runtime.config.data.template}"
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids, bos before them unless ``add_special_tokens`` is False or the text brings its own."""
         ids = self.tokenizer.encode(string, add_special_tokens=False, verbose=False)

@@ -44,7 +44,8 @@ def notes(found: Evaluation) -> list[str]:
         "± is a standard error; differences are paired by row, with 95 % intervals",
         *(f"mean gates on {task}: {_gates(gates)}" for task, gates in found.gates.items()),
         *(
-            f"{task}: {len(places)} rows left out, like rows that the campaign was trained on"
+            f"{task}: {len(places)} {'row' if len(places) == 1 else 'rows'} left out, like rows that the campaign was "
+            "trained on"
             for task, places in found.left_out.items()
             if places
         ),
