@@ -49,6 +49,7 @@ def notes(found: Evaluation) -> list[str]:
             for task, places in found.left_out.items()
             if places
         ),
+        *(f"{task}: {count} solved examples before each question" for task, count in found.shots.items() if count),
         f"{duration(sum(found.seconds.values()))}; a row takes {per_row}; {_asked(found)}; lm-eval {found.lm_eval}",
     ]
     return told
