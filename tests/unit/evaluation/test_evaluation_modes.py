@@ -61,8 +61,8 @@ def test_the_base_scores_as_lm_eval_s_own_adapter_does(runtime, theirs):
 
 
 def test_the_base_answers_as_lm_eval_s_own_adapter_does(runtime, theirs):
-    """Until a stop word, which is not part of the answer, or the most tokens. In contexts with a bos of their own theirs
-    looks at the first of a batch alone."""
+    """Until a stop word, which is not part of the answer, or the most tokens. Of a batch, theirs
+    looks for a bos of its own in the first context alone."""
     contexts = [context for context, _ in PAIRS if context and not context.startswith("<bos>")]
 
     def answers(lm, until: list[str]) -> list[str]:
