@@ -77,7 +77,7 @@ install: .venv/.installed
 step = @printf '  %-58s' '$(1)'; begun=$$(date +%s); { $(2); } && printf '%4d s\n' $$(($$(date +%s) - begun))
 CPU_TORCH = command -v nvidia-smi >/dev/null || $(PIP) --retries 0 --timeout 10 --index-url $(CPU_INDEX) $(TORCH) 2>/dev/null || true
 PIP = $(PY) -m pip install --quiet
-PROJECT = --constraint constraints.txt --editable '.[cluster,embedded,dev]'
+PROJECT = --constraint constraints.txt --editable '.[cluster,embedded,evaluate,dev]'
 
 .venv/.installed: constraints.txt pyproject.toml
 	@echo "installing into .venv, once (three minutes on two cores and a fast line)"

@@ -7,7 +7,17 @@ import os
 import sys
 import warnings
 
-CHATTY = ("deepspeed", "DeepSpeed", "transformers", "accelerate", "torch.distributed", "bitsandbytes", "peft", "trl")
+CHATTY = (
+    "deepspeed",
+    "DeepSpeed",
+    "transformers",
+    "accelerate",
+    "torch.distributed",
+    "bitsandbytes",
+    "peft",
+    "trl",
+    "lm_eval",
+)
 
 # For a process's environment. glibc gives every freed tensor of more than 32 MiB back to the kernel, and page-faults it
 # in again a moment later: a third of a CPU step's time on a busy virtual machine.

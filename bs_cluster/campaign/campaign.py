@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bs_cluster.config.identity import config_digest, curriculum
 from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.report.folder import report_folder
 from bs_cluster.store.store import Store
 
 
@@ -34,11 +35,7 @@ class Campaign:
 
     def report_folder(self) -> Path:
         """Where this machine keeps the report's files: beside a local store, else in the user's cache."""
-        remote = "://" in self.config.store.uri
-        root = Path(self.config.base.cache_dir).expanduser() / "runs" if remote else Path(self.config.store.uri)
-        folder = root / self.name / "report"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return report_folder(self.config.store.uri, self.name, self.config.base.cache_dir)
 
     @property
     def ray_run(self) -> str:

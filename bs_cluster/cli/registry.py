@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bs_cluster.cli import places
 from bs_cluster.cli.output import Output
 from bs_cluster.errors import UsageError
+
+if TYPE_CHECKING:
+    from bs_cluster.store import Store
 
 HELP = "bring MLflow up to the store"
 
@@ -17,28 +21,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     sync = actions.add_parser("sync", help="register what MLflow lacks; run it again at will")
     places.add_campaign(sync)
-    sync.add_argument(
+    add_tracking(sync)
+
+
+def add_tracking(parser: argparse.ArgumentParser) -> None:
+    """Arguments that name a campaign's MLflow."""
+    parser.add_argument(
         "--tracking-uri",
         metavar="URI",
         help="http(s)://… or sqlite:////absolute/path.db (default: the config's, else $MLFLOW_TRACKING_URI, else the "
         "one beside a local store)",
     )
-    sync.add_argument("--experiment", help="MLflow's experiment (default: the config's, else brainstacks)")
+    parser.add_argument("--experiment", help="MLflow's experiment (default: the config's, else brainstacks)")
 
 
-def run(arguments: argparse.Namespace, output: Output) -> int:
+def tracking_of(arguments: argparse.Namespace, store: Store) -> tuple[str, str] | None:
+    """The MLflow that holds a campaign and the experiment there; None where none is named and none lies beside."""
     section = places.config_of(arguments).registry if arguments.config else None
     named = arguments.tracking_uri or (section and section.tracking_uri) or os.environ.get("MLFLOW_TRACKING_URI")
-    store = places.open_store(arguments)
     beside = Path(store.uri) / "mlflow.db"  # where a campaign on a local store keeps it
     if not named and "://" not in store.uri and beside.is_file():
         named = f"sqlite:///{beside.resolve()}"
-    if not named:
+    return (named, arguments.experiment or (section.experiment if section else "brainstacks")) if named else None
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    store = places.open_store(arguments)
+    tracking = tracking_of(arguments, store)
+    if tracking is None:
         raise UsageError("which MLflow? Name it with --tracking-uri or MLFLOW_TRACKING_URI")
     from bs_cluster.registry import Registry  # noqa: PLC0415  # MLflow takes seconds to import
 
-    experiment = arguments.experiment or (section.experiment if section else "brainstacks")
-    registry = Registry(named, store.campaign, experiment)
+    uri, experiment = tracking
+    registry = Registry(uri, store.campaign, experiment)
     found = registry.sync(store)
     registry.end_campaign("FINISHED")
     made = {

@@ -72,10 +72,14 @@ class HeldOut:
         """Hold a row of these words out, unless it is near one that is."""
         if self.near(words):
             return False
+        self.hold(words)
+        return True
+
+    def hold(self, words: frozenset[str]) -> None:
+        """Hold a row of these words out, whatever it is near."""
         for word in words:
             self._by_word[word].append(len(self._rows))
         self._rows.append((words, self._total(words)))
-        return True
 
     def near(self, words: frozenset[str]) -> bool:
         """Whether a row that is held out is at least as alike as the threshold."""

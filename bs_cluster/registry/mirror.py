@@ -105,6 +105,14 @@ class Registry:
         with self._fresh_after_failure():
             self._runs.log_folder(self._runs.campaign(), directory, "report")
 
+    def log_evaluation(self, bundle: int, metrics: Mapping[str, float], directory: Path) -> None:
+        """Show what a bundle reached on tasks, at its number as step, and upload the files. What it reached before is
+        kept; the run shows the newest."""
+        with self._fresh_after_failure():
+            run = self._runs.campaign()
+            self._runs.log_again(run, _at(bundle, metrics))
+            self._runs.log_folder(run, directory, "evaluation")
+
     @contextmanager
     def _fresh_after_failure(self) -> Iterator[None]:
         """After a failure look runs up again: MLflow may come back without those we knew."""

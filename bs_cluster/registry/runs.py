@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -106,6 +106,14 @@ class Runs:
                 client.log_batch(run.info.run_id, metrics[start : start + size], tags=last if final else [])
         shown |= {point[:2] for point in new}
         run.data.tags.update(tags or {})
+
+    def log_again(self, run: Run, points: Sequence[Point]) -> None:
+        """Log points whatever the run shows at their steps: MLflow shows the newest of the last step."""
+        now_ms = int(time.time() * 1000)
+        metrics = [Metric(key, value, now_ms, step) for step, key, value in points]
+        with self._connection.to(f"log metrics of {run.info.run_name}") as client:
+            for start in range(0, len(metrics), BATCH):
+                client.log_batch(run.info.run_id, metrics[start : start + BATCH])
 
     def _points_of(self, run: Run) -> set[tuple[int, str]]:
         """(step, key) of what a run shows: read once, remembered while this process alone adds to it."""

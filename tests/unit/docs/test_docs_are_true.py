@@ -15,7 +15,7 @@ from bs_cluster.config.schema import CampaignConfig
 
 # Files that a run writes, or that the reader has: named in pages, not in the repository.
 WRITTEN = re.compile(
-    r"(adapter_config|manifest|report|bundle|router|campaign|history|outcomes|results)\.(json|jsonl|md)$|^/|\*|…|<"
+    r"(adapter_config|manifest|report|evaluation|bundle|router|campaign|history|outcomes|results)\.(json|jsonl|md)$|^/|\*|…|<"
 )
 SCHEMA = CampaignConfig.model_json_schema()
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]

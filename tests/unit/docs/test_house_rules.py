@@ -45,12 +45,12 @@ def test_a_library_that_one_package_owns_is_forbidden_to_all_others():
 
 # Who may import what: the package and its jobs what a user installs, tests and benchmarks the tools for developers too.
 EXTRAS = {
-    "bs_cluster": ("cluster", "embedded"),
+    "bs_cluster": ("cluster", "embedded", "evaluate"),
     "bs_cluster/stacks": ("stacks",),  # what an exported adapter is loaded with
     "jobs": ("cluster", "embedded"),
     "cluster": ("cluster", "embedded"),
     "benchmarks": ("cluster", "embedded", "dev"),
-    "tests": ("cluster", "embedded", "dev"),
+    "tests": ("cluster", "embedded", "evaluate", "dev"),
 }
 # Modules that are ours wherever they lie: pytest's path holds tests/, and helpers stand beside their tests.
 OURS = {"bs_cluster", "benchmarks", "chaos", "tests", "unit"} | {path.stem for path in FILES}
@@ -123,6 +123,10 @@ HOOKS = {
     "check_health": "Ray Serve",
     "load_context": "MLflow",
     "predict": "MLflow",
+    "loglikelihood_rolling": "lm-eval",
+    "_loglikelihood_tokens": "lm-eval",
+    "prefix_token_id": "lm-eval",
+    "tokenizer_name": "lm-eval",
     "adapter_layer_names": "PEFT",
     "enable_adapters": "PEFT",
     "merged_adapters": "PEFT",

@@ -172,3 +172,17 @@ def test_flattening_names_what_a_list_holds():
 
 def test_history_lines_without_a_value_are_left_out():
     assert descriptions.parse_history('{"step": 4, "loss": 1.0, "val": null}\n', "chat_r1") == [(4, "loss", 1.0)]
+
+
+def test_an_evaluation_shows_its_newest_values_at_its_bundle(registry, client, tmp_path):
+    """A rerun with more rows must be seen, though the step is the same."""
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    (folder / "evaluation.md").write_text("## Public tasks")
+    key = "evaluation/arc_easy/acc/routed"
+    for value in (0.25, 0.5):
+        registry.log_evaluation(2, {key: value}, folder)
+    (run,) = client.search_runs([client.get_experiment_by_name("brainstacks").experiment_id])
+    assert run.data.metrics == {key: 0.5}
+    assert [point.step for point in client.get_metric_history(run.info.run_id, key)] == [2, 2]
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "evaluation")] == ["evaluation/evaluation.md"]
