@@ -80,8 +80,7 @@ class Recorder:
             case RoundEnded() | DomainClosed():
                 self.sync()
             case RoundStarted(stack):
-                parameters = {"domain": stack.domain, "round": stack.round}
-                self._later(lambda registry: registry.round_started(stack, parameters))
+                self._later(lambda registry: registry.round_started(stack, self.config))
             case StepDone(stack, step):
                 numbers = {name: value for name in LIVE if (value := getattr(event, name)) is not None}
                 self._later(lambda registry: registry.log_metrics(stack, step, numbers))
@@ -144,7 +143,7 @@ class Recorder:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         registry = Registry(self.uri, self.config.campaign, self.config.registry.experiment, self.say)
-        registry.open_campaign(self.config.model_dump(mode="json"))
+        registry.open_campaign(self.config)
         return registry
 
 

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     experiment = arguments.experiment or (section.experiment if section else "brainstacks")
     registry = Registry(named, store.campaign, experiment)
     found = registry.sync(store)
-    registry.end_campaign("FINISHED")
+    registry.settle()
     made = {
         "stacks": [stack.name for stack in found.stacks],
         "rejected": [stack.name for stack in found.rejected],

@@ -6,6 +6,7 @@ import pytest
 from mlflow import MlflowClient
 from tiny_history import bundle_manifest, commit_round, domain_record
 
+from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.registry import Registry, artifacts
 from bs_cluster.registry.database import ensure_database
 from bs_cluster.store import Store
@@ -27,6 +28,17 @@ class Answering(mlflow.pyfunc.PythonModel):
 
 mlflow.models.set_model(Answering())
 """
+
+
+@pytest.fixture(scope="session")
+def settings():
+    """Call it with sections that differ from the defaults to have a campaign's config."""
+
+    def settings(campaign: str = "demo", **sections) -> CampaignConfig:
+        domains = [{"name": name, "sources": [{"kind": "embedded", "name": name}]} for name in ("chat", "math")]
+        return CampaignConfig.model_validate({"campaign": campaign, "domains": domains, **sections})
+
+    return settings
 
 
 @pytest.fixture(scope="session")

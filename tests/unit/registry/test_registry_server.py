@@ -62,13 +62,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_a_server_that_hangs_and_comes_back_ends_up_the_same(store, migrated, tmp_path, monkeypatch):
+def test_a_server_that_hangs_and_comes_back_ends_up_the_same(store, migrated, settings, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     database, port = tmp_path / "server.db", free_port()
     database.write_bytes(migrated.read_bytes())
     with mlflow_server(database, port) as (uri, server):
         registry = Registry(uri, "demo", "brainstacks")
-        registry.open_campaign({"a": 1})
+        registry.open_campaign(settings())
         assert len(registry.sync(store).stacks) == 3
         commit_round(store, tmp_path / "rounds", "code", 1, 2)
         os.killpg(server.pid, signal.SIGSTOP)

@@ -1,6 +1,7 @@
 """Laws of the mirror: MLflow ends up showing what the store holds, once, whatever happened on the way."""
 
 import json
+import re
 import time
 
 import mlflow
@@ -13,6 +14,10 @@ from bs_cluster.errors import RegistryError, RegistryUnavailable
 from bs_cluster.records import StackId
 from bs_cluster.registry import Registry
 from bs_cluster.store import Store
+
+
+def without_ids(text: str) -> str:
+    return re.sub(r"\b[0-9a-f]{32}\b", "ID", text)
 
 
 def shown(client: MlflowClient) -> dict:
@@ -28,20 +33,29 @@ def shown(client: MlflowClient) -> dict:
                 run.info.status,
                 names.get(run.data.tags.get("mlflow.parentRunId")),
                 sorted((key, value) for key, value in run.data.tags.items() if not key.startswith("mlflow.")),
+                without_ids(run.data.tags.get("mlflow.note.content", "")),
+                sorted(run.data.params.items()),
                 {key: curve(client, run.info.run_id, key) for key in run.data.metrics},
                 sorted(data.dataset.digest for data in run.inputs.dataset_inputs),
             )
             for run in runs
         ),
         "versions": sorted(
-            (v.name, int(v.version), names[v.run_id], v.description, sorted(v.tags.items())) for v in versions
+            (v.name, int(v.version), names[v.run_id], without_ids(v.description), sorted(v.tags.items()))
+            for v in versions
         ),
         "aliases": {
             model.name: {k: int(v) for k, v in model.aliases.items()} for model in client.search_registered_models()
         },
-        "texts": {model.name: model.description for model in client.search_registered_models()},
+        "texts": {model.name: without_ids(model.description) for model in client.search_registered_models()},
         "logged": sorted(
-            (model.name, str(model.status)) for model in client.search_logged_models([experiment.experiment_id])
+            (
+                model.name,
+                str(model.status),
+                sorted(model.params.items()),
+                sorted((metric.key, metric.step, metric.value, metric.dataset_name or "") for metric in model.metrics),
+            )
+            for model in client.search_logged_models([experiment.experiment_id])
         ),
     }
 
@@ -143,10 +157,10 @@ def test_interrupted_anywhere_the_next_sync_finishes(answering, tmp_path, wipe, 
     assert shown(MlflowClient(cut, cut)) == shown(MlflowClient(undisturbed, undisturbed))
 
 
-def test_live_curves_and_the_replay_agree(registry, store, client):
+def test_live_curves_and_the_replay_agree(registry, store, client, settings):
     """Two of three points were logged live, before MLflow went away: the replay adds the third alone."""
-    registry.open_campaign({})
-    registry.round_started(StackId("chat", 1), {"lr": 1e-4})
+    registry.open_campaign(settings())
+    registry.round_started(StackId("chat", 1), settings())
     registry.log_metrics(StackId("chat", 1), 0, {"loss": 3.0, "lr": 1e-4})
     registry.log_metrics(StackId("chat", 1), 1, {"loss": 1.5})
     registry.sync(store)
@@ -159,12 +173,12 @@ def test_live_curves_and_the_replay_agree(registry, store, client):
 
 @pytest.mark.parametrize("stack", ["chat_r1", "math_r2"])  # committed, and turned away
 def test_a_round_told_of_only_after_its_end_was_mirrored_stays_finished_with_one_point_a_step(
-    registry, store, client, uri, stack
+    registry, store, client, uri, settings, stack
 ):
     """Events lag where MLflow is slow, and a sync mirrors the store as it is by then."""
     for told in (registry, Registry(uri, "demo", "brainstacks")):
         registry.sync(store)
-        told.round_started(StackId.parse(stack), {"domain": "chat"})
+        told.round_started(StackId.parse(stack), settings())
         for step in (0, 1, 2):
             told.log_metrics(StackId.parse(stack), step, {"loss": 3.0 / (step + 1)})
         run = run_of(client, stack)
