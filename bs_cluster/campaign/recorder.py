@@ -6,7 +6,6 @@ Everything runs in order on one thread of its own. What is committed is never lo
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -140,8 +139,6 @@ class Recorder:
     def _open(self) -> Registry:
         from bs_cluster.registry import Registry  # noqa: PLC0415  # MLflow takes seconds to import
 
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
         registry = Registry(self.uri, self.config.campaign, self.config.registry.experiment, self.say)
         registry.open_campaign(self.config)
         return registry

@@ -44,8 +44,8 @@ M = TypeVar("M", StackManifest, BundleManifest)
 
 class Committed:
     """The commits of one campaign. Everything is read anew each time, by stamp, unless ``as_it_stands``; a manifest,
-    whose name is its digest, once. All methods raise ``IntegrityError`` when ref, path, manifest and history do not agree, ``StoreError`` when
-    one of them cannot be read."""
+    whose name is its digest, once. All methods raise ``IntegrityError`` when ref, path, manifest and history do not
+    agree, ``StoreError`` when one of them cannot be read."""
 
     def __init__(self, campaign: str, refs: Refs, history: History, blobs: Blobs):
         self.campaign = campaign

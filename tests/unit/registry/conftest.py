@@ -16,14 +16,16 @@ import json
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 
 
 class Answering(mlflow.pyfunc.PythonModel):
     def load_context(self, context):
         self.reference = json.loads(Path(context.artifacts["bundle"]).read_text())
 
-    def predict(self, context, model_input: list[str], params=None) -> list[str]:
-        return [f"{self.reference['bundle']} in {self.reference['store_uri']}: {prompt}" for prompt in model_input]
+    def predict(self, context, model_input: pd.DataFrame, params=None):
+        where = f"{self.reference['bundle']} in {self.reference['store_uri']}"
+        return [f"{where}: {prompt}" for prompt in model_input.iloc[:, 0]]
 
 
 mlflow.models.set_model(Answering())

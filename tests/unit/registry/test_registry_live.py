@@ -19,14 +19,14 @@ CHAT = StackId("chat", 1)
 def test_a_campaign_is_opened_once_with_what_differs_from_the_defaults_and_its_whole_config(
     registry, client, uri, settings
 ):
-    config = settings(training={"steps": 16}, sweep={"answer_rows": 40})
+    config = settings(training={"max_rounds": 2}, sweep={"answer_rows": 40})
     registry.open_campaign(config)
     Registry(uri, "demo", "brainstacks").open_campaign(config)
     (run,) = client.search_runs(["1"])
     assert run.info.run_name == "demo"
     assert run.data.params == {
         "campaign": "demo",
-        "training.steps": "16",
+        "training.max_rounds": "2",
         "sweep.answer_rows": "40",
         "domains.chat.sources.chat.kind": "embedded",
         "domains.math.sources.math.kind": "embedded",
@@ -36,12 +36,12 @@ def test_a_campaign_is_opened_once_with_what_differs_from_the_defaults_and_its_w
 
 
 def test_a_changed_parameter_is_shown_beside_the_first(registry, client, settings):
-    registry.open_campaign(settings(stack={"rank": 8}, training={"steps": 16}))
-    registry.open_campaign(settings(training={"steps": 32, "max_rounds": 2}))
+    registry.open_campaign(settings(stack={"rank": 8}, training={"steps": 50}))
+    registry.open_campaign(settings(training={"steps": 60, "max_rounds": 2}))
     (run,) = client.search_runs(["1"])
-    assert run.data.params["training.steps"] == "16"
+    assert run.data.params["training.steps"] == "50"
     assert run.data.params["training.max_rounds"] == "2"
-    assert run.data.tags["changed.training.steps"] == "32"
+    assert run.data.tags["changed.training.steps"] == "60"
     assert run.data.tags["changed.stack.rank"] == "16"  # the default again
     assert "changed.campaign" not in run.data.tags
 

@@ -115,6 +115,7 @@ def test_a_wiped_mlflow_is_rebuilt_curves_included(registry, store, client, wipe
 # In the order in which a sync comes to them.
 CALLS = (
     "create_run",
+    "log_text",
     "log_batch",
     "set_terminated",
     "create_logged_model",
@@ -123,12 +124,13 @@ CALLS = (
     "finalize_logged_model",
     "create_registered_model",
     "create_model_version",
-    "log_inputs",
-    "update_registered_model",
     "set_logged_model_tags",
-    "log_artifacts",
+    "log_inputs",
     "set_registered_model_alias",
     "set_model_version_tag",
+    "log_artifacts",
+    "update_registered_model",
+    "update_model_version",
 )
 
 
@@ -196,15 +198,13 @@ def test_a_round_left_running_after_its_commit_is_finished_by_the_next_sync(regi
 def test_the_report_of_the_newest_bundle_is_shown_whoever_died_before(registry, store, client):
     registry.sync(store)
     (run,) = client.search_runs(["1"], "tags.kind = 'campaign'")
-    assert run.data.metrics["report/loss/routed/chat"] == 1.5
-    assert run.data.tags["mlflow.note.content"].startswith("# Report 1")
+    assert "# Report 1" in run.data.tags["mlflow.note.content"]
     assert len(run.data.tags["mlflow.note.content"]) == 8000
     files = {file.path for file in client.list_artifacts(run.info.run_id, "report")}
     assert files == {"report/report.json", "report/report.md"}
     store.commit_bundle(bundle_manifest(store, 2))
     registry.sync(store)
-    assert curve(client, run.info.run_id, "report/regret/router") == [(1, 0.01), (2, 0.02)]
-    assert client.get_run(run.info.run_id).data.tags["mlflow.note.content"].startswith("# Report 2")
+    assert "# Report 2" in client.get_run(run.info.run_id).data.tags["mlflow.note.content"]
 
 
 def test_a_long_curve_arrives_whole(registry, client, tmp_path):
@@ -219,7 +219,7 @@ def test_a_version_is_found_by_its_digest_and_says_where_it_lies(registry, store
     for ref, manifest in store.stacks():
         (version,) = client.search_model_versions(f"tags.manifest = '{ref.manifest}'")
         assert version.tags["round"] == str(ref.stack.round)
-        assert version.tags["decision/val_after"] == f"{manifest.metrics['val_after']:.4f}"
+        assert f"{manifest.metrics['val_after']:.4f}" in version.description
         (model,) = client.search_logged_models(
             [client.get_run(version.run_id).info.experiment_id], f"tags.manifest = '{ref.manifest}'"
         )
@@ -256,8 +256,8 @@ def test_the_campaign_run_shows_how_domains_held_up(registry, store, client):
     registry.sync(store)
     (campaign,) = client.search_runs(["1"], "tags.kind = 'campaign'")
     assert curve(client, campaign.info.run_id, "validation/math/isolated") == [(1, 2.5)]
-    assert campaign.data.metrics["capacity/5"] == 0.4
-    assert campaign.data.metrics["energy_held/input"] == 0.95
+    assert campaign.data.metrics["curriculum/capacity/5"] == 0.4
+    assert campaign.data.metrics["curriculum/energy_held/input"] == 0.95
 
 
 def test_the_champion_bundle_answers(registry, store, uri):

@@ -163,7 +163,12 @@ def test_writes_the_report_and_every_figure_it_names(tmp_path):
         assert image.startswith(b"\x89PNG")
         assert len(image) > 5000
         assert f"({figure.file})" in page
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {"figures", "report.md", "report.json"}
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "figures",
+        "report.md",
+        "report.html",
+        "report.json",
+    }
 
 
 @pytest.mark.parametrize(
@@ -199,7 +204,7 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
     left.mkdir(parents=True)
     (left / "losses.png").write_bytes(b"half")
     write_report(make_inputs(("chat", "code")), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"figures", "report.md", "report.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"figures", "report.md", "report.html", "report.json"}
 
 
 def test_curves_are_of_the_rows_that_select_and_of_no_others():
