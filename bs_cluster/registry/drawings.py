@@ -95,4 +95,5 @@ def _box(x: float, y: float, width: float, text: str, fill: str) -> str:
 
 
 def _text(x: float, y: float, text: str) -> str:
-    return f'<text x="{x:.0f}" y="{y:.0f}" fill="{INK}" {FONT}>{escape(text)}</text>'
+    halo = 'stroke="white" stroke-width="3" paint-order="stroke"'  # over lines
+    return f'<text x="{x:.0f}" y="{y:.0f}" fill="{INK}" {halo} {FONT}>{escape(text)}</text>'

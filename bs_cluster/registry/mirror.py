@@ -89,7 +89,8 @@ class Held:
 
     @classmethod
     def of(cls, store: Store) -> Held:
-        store, erased = store.as_it_stands(), store.erased()
+        store = store.as_it_stands()
+        erased = store.erased()
         bundles = [bundle for bundle in store.bundles() if not _is_erased(erased, bundle[2])]
         return cls(
             store=store,

@@ -26,6 +26,7 @@ from bs_cluster.registry.descriptions import loss
 
 MAX_TEXT = 5000
 CURVE = "figures/curve.svg"  # of a round's run
+SPLITS = ("train", "validation", "sweep")  # of a domain's rows
 SHORT = 8  # characters of a digest that a person compares
 
 Bundle = tuple[int, str, BundleManifest]
@@ -131,8 +132,8 @@ def domain_page(
     holding: Holding,
     at: Addresses,
 ) -> str:
-    """The registered model of a domain: ``rounds`` are all that were ever committed, ``champion`` the manifest of the
-    one that is, ``record`` the closing that is in force."""
+    """The registered model of a domain, its newest round first: ``rounds`` are all that were ever committed,
+    ``champion`` the manifest of the one that is, ``record`` the closing that is in force."""
     campaign = at.run(None, at.campaign)
     if gone is not None:
         head = (
@@ -148,19 +149,17 @@ def domain_page(
             f"{loss(record.base_loss)} on the base → **{loss(record.isolated)}** with its own stacks alone, nats per "
             f"completion token on all its validation rows. Rows: {counts or 'not counted'}."
         )
+    rows = [(ref.stack.round, _round_row(ref, manifest, champion, holding, at)) for ref, manifest in rounds]
     rejected = [outcome for outcome in record.rounds if not outcome.committed] if record else []
-    rows = [_round_row(ref, manifest, champion, holding, at) for ref, manifest in rounds]
-    rows += [_rejected_row(outcome, at) for outcome in rejected]
+    rows += [(outcome.stack.round, _rejected_row(outcome, at)) for outcome in rejected]
+    rows.sort(key=lambda row: -row[0])
     header = ("version", "round", "before → after", "gain ± error", "curve", "steps", "data", "beside", "bundles", "")
     return page(
         head,
         "A version is the domain with all rounds up to that one. Before and after are of the rows that decide about a "
         "commit; ± is a standard error; the curve is of the rows that select a snapshot.",
-        table(header, rows),
+        table(header, [row for _, row in rows]),
     )
-
-
-SPLITS = ("train", "validation", "sweep")
 
 
 def _round_row(
@@ -221,11 +220,11 @@ def stack_page(
     ]
     return page(
         f"{at.model(domain)} after round {ref.stack.round}, {together}. {at.picture(ref.stack, CURVE, 'curve')}",
-        table(("", ""), facts),
         f'`mlflow.pyfunc.load_model("models:/{at.campaign}-{domain}/{at.versions[ref.manifest][1]}").predict("…")` '
         "answers with it where `bs_cluster` is installed, the store can be reached and a bundle holds the round. The "
         f"round's weights ({size:.1f} MB, a PEFT adapter) stay in the store `{store_uri}`, manifest "
         f"`{ref.manifest[:SHORT]}`; the domain as one adapter: `bs_cluster export --domain {domain}`.",
+        table(("", ""), facts),
     )
 
 
@@ -295,13 +294,13 @@ def bundle_page(
         f"Bundle {bundle.number}: `{bundle.base.model}` with {len(bundle.stacks)} stacks and the meta-router that "
         f"gates them, of campaign {at.run(None, at.campaign)}. {_sentence(holding.why(bundle))}",
         at.picture(None, lineage_path(bundle), "what it is made of"),
-        table(("domain", "stacks", "routed loss"), rows),
         f"All domains' sweep rows: {loss(metrics.get('loss/base'))} on the base → "
         f"**{loss(metrics.get('loss/routed'))}** routed, {loss(metrics.get('loss/oracle'))} the oracle; right answers "
         f"{_right(metrics)}. Certificate: {_certified(certificate)}.",
         f'`mlflow.pyfunc.load_model("models:/{at.campaign}/{at.versions[digest][1]}").predict("…")` answers where '
         f"`bs_cluster` is installed and the store `{store_uri}` can be reached; manifest `{digest[:SHORT]}`, base "
         f"`{bundle.base.digest[:SHORT]}`, settings `{bundle.config_digest[:SHORT]}`, code {bundle.code_version}.",
+        table(("domain", "stacks", "routed loss"), rows),
     )
 
 

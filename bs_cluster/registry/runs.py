@@ -25,8 +25,6 @@ BATCH = 1000
 BATCH_PARAMS = 100
 DATASET_DIGEST = 36
 
-# A tag of the experiment: its pages show runs and models, and not the traces and agents of another kind of work.
-KIND = ("mlflow.experimentKind", "custom_model_development")
 NOTE = "mlflow.note.content"  # tag of a run: what its page shows as its description
 OWNER = "owner"  # tag: the process that keeps a campaign's run running
 DECIDED = "committed"  # tag, true or false: the round's end is mirrored; what its beginning still says comes too late
@@ -57,14 +55,11 @@ class Runs:
                         f"experiment {self._experiment!r} was deleted in MLflow; restore it there "
                         f"(`mlflow experiments restore -x {found.experiment_id}`) or set registry.experiment"
                     )
-                name, kind = KIND
-                if found is None:
-                    location = self._connection.artifact_location()
-                    self._experiment_id = client.create_experiment(self._experiment, location, {name: kind})
-                else:
-                    self._experiment_id = found.experiment_id
-                    if name not in found.tags:  # it was made by hand; who chose another kind keeps it
-                        client.set_experiment_tag(found.experiment_id, name, kind)
+                self._experiment_id = (
+                    found.experiment_id
+                    if found is not None
+                    else client.create_experiment(self._experiment, self._connection.artifact_location())
+                )
         return self._experiment_id
 
     def campaign(self) -> Run:
