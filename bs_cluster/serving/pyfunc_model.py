@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,26 @@ import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 from mlflow.models import set_model  # noqa: E402
 from mlflow.pyfunc.model import PythonModel, PythonModelContext  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
 
 from bs_cluster.errors import UsageError  # noqa: E402
 from bs_cluster.records import StackRef  # noqa: E402
 from bs_cluster.serving.runtime import Answer, BundleRuntime, DomainRuntime  # noqa: E402
 from bs_cluster.store.store import Store  # noqa: E402
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """What libraries say of one another is kept from who asks; errors still come through, and after it all is as it
+    was."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 class StoredModel(PythonModel):
@@ -34,7 +50,7 @@ class StoredModel(PythonModel):
         store = Store(reference["store_uri"], reference["campaign"])
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.runtime: BundleRuntime | DomainRuntime
-        with warnings.catch_warnings(action="ignore"):  # of libraries about one another; errors still come through
+        with hushed():
             if "stacks" in reference:
                 rounds = [StackRef.from_dict(ref) for ref in reference["stacks"]]
                 self.runtime = DomainRuntime(store, rounds, device)
@@ -49,7 +65,7 @@ class StoredModel(PythonModel):
         """
         how = dict(params or {})
         prompts, domains = [str(prompt) for prompt in model_input.iloc[:, 0]], how.pop("domains", None)
-        with warnings.catch_warnings(action="ignore"):
+        with hushed():
             answers = self._answers(prompts, domains, how)
         return [{"completion": answer.text, "gates": dict(answer.gates)} for answer in answers]
 

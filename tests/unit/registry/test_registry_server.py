@@ -104,6 +104,8 @@ def test_a_server_that_hangs_and_comes_back_ends_up_the_same(store, migrated, se
     database, port = tmp_path / "server.db", free_port()
     database.write_bytes(migrated.read_bytes())
     with mlflow_server(database, port) as (uri, server), receiver() as (address, posted):
+        client = MlflowClient(uri, uri)
+        client.create_webhook("champion", address, ["model_version_alias.created"])
         registry = Registry(uri, "demo", "brainstacks")
         registry.open_campaign(settings())
         assert len(registry.sync(store).stacks) == 3
@@ -116,7 +118,6 @@ def test_a_server_that_hangs_and_comes_back_ends_up_the_same(store, migrated, se
         os.killpg(server.pid, signal.SIGCONT)
         assert [stack.name for stack in registry.sync(store).stacks] == ["code_r1"]
         assert registry.sync(store).stacks == ()
-        client = MlflowClient(uri, uri)
         versions = client.search_model_versions("tags.campaign = 'demo'")
         assert sorted((v.name, int(v.version)) for v in versions) == [
             ("demo", 1),
@@ -126,14 +127,15 @@ def test_a_server_that_hangs_and_comes_back_ends_up_the_same(store, migrated, se
             ("demo-math", 1),
         ]
         assert client.get_model_version_by_alias("demo-chat", "champion").version == "2"
-        client.create_webhook("champion", address, ["model_version_alias.created"])
         store.commit_bundle(bundle_manifest(store, 2))
         store.promote(2, "champion", "guarded", "better")
         registry.sync(store)
-        told = posted.get(timeout=30)
-        assert told["data"] == {"name": "demo", "alias": "champion", "version": "2"}
         registry.sync(store)
-        assert posted.empty()
+        champions = [("demo", "1"), ("demo", "2"), ("demo-chat", "2"), ("demo-code", "1"), ("demo-math", "1")]
+        told = [posted.get(timeout=60)["data"] for _ in champions]
+        assert sorted((model["name"], model["version"]) for model in told) == champions
+        assert {model["alias"] for model in told} == {"champion"}
+        assert posted.empty()  # each of them once
         (model,) = client.search_logged_models(["1"], "name = 'code_r1'")
         names = {file.path.rpartition("/")[2] for file in client.list_logged_model_artifacts(model.model_id)}
         assert {"adapter_config.json", "manifest.json", "weights.txt", "MLmodel", "answering.py"} <= names
