@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -47,7 +48,7 @@ from bs_cluster.registry import descriptions, drawings, pages
 from bs_cluster.registry.artifacts import write_bundle, write_domain
 from bs_cluster.registry.connection import Connection
 from bs_cluster.registry.parameters import bundle_parameters, campaign_parameters, round_parameters
-from bs_cluster.registry.runs import DATASET_DIGEST, NOTE, Point, Runs
+from bs_cluster.registry.runs import DATASET_DIGEST, Point, Runs
 from bs_cluster.registry.versions import Entry, Versions
 from bs_cluster.retirement import Live
 from bs_cluster.store import Store
@@ -84,7 +85,6 @@ class Held:
     domains: list[DomainRecord]
     live: Live
     newest: Mapping[str, str]  # by domain the manifest of its last live round
-    configs: list[CampaignConfig]  # of the bundles, newest first
     certificates: Mapping[str, Certificate | None]  # by a bundle's manifest
 
     @classmethod
@@ -99,9 +99,14 @@ class Held:
             domains=store.domains(),
             live=store.live(),
             newest={ref.stack.domain: ref.manifest for ref, _ in store.stacks()},
-            configs=[config for *_, manifest in reversed(bundles) if (config := _config(store, manifest)) is not None],
             certificates={digest: _certificate(store, manifest) for _, digest, manifest in bundles},
         )
+
+    @cached_property
+    def configs(self) -> list[CampaignConfig]:
+        """Of the bundles, newest first."""
+        found = [_config(self.store, manifest) for *_, manifest in reversed(self.bundles)]
+        return [config for config in found if config is not None]
 
     def config_of(self, manifest: StackManifest) -> CampaignConfig | None:
         """The settings that a stack was trained with, where a bundle tells them."""
@@ -324,7 +329,7 @@ class Registry:
                     (Path(folder) / name).write_bytes(held.store.get_bytes(sha256))
                 self._runs.log_folder(run, Path(folder), "report")
         head = pages.campaign_head(manifest, holding, self._addresses())
-        self._runs.tag(run, {NOTE: descriptions.cut(head + text, descriptions.MAX_TAG)})
+        self._runs.describe(None, head + text)
         self._mark(run, {"report": digest[:MARK]})
 
     def _mirror_pages(self, held: Held, holding: pages.Holding) -> None:
@@ -334,17 +339,17 @@ class Registry:
         own: dict[str, Committed] = {}
         for ref, manifest in held.stacks:
             own.setdefault(ref.stack.domain, []).append((ref, manifest))
-        for domain, rounds in own.items():
-            record, gone = closings.get(domain), held.live.gone.get(domain)
+        for domain in {**own, **held.live.gone}:
+            rounds, record, gone = own.get(domain, []), closings.get(domain), held.live.gone.get(domain)
             text = pages.domain_page(domain, rounds, held.newest.get(domain), record, gone, holding, at)
             self._versions.describe(f"{self.campaign}-{domain}", text)
         for ref, manifest in held.stacks:
             rounds = [pair[0] for pair in _rounds_to((ref, manifest), held.stacks)]
             page = pages.stack_page(ref, manifest, rounds, store.uri, holding, at)
             self._versions.describe_version(ref.manifest, page)
-            self._runs.tag(self._runs.stack(ref.stack), {NOTE: pages.stack_note(ref, manifest, at)})
+            self._runs.describe(ref.stack, pages.stack_note(ref, manifest, at))
         for outcome in (outcome for record in held.domains for outcome in record.rounds if not outcome.committed):
-            self._runs.tag(self._runs.stack(outcome.stack), {NOTE: pages.rejected_note(outcome, at)})
+            self._runs.describe(outcome.stack, pages.rejected_note(outcome, at))
         for _, digest, manifest in held.bundles:
             page = pages.bundle_page(digest, manifest, held.certificates[digest], store.uri, holding, at)
             self._versions.describe_version(digest, page)

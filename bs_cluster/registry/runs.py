@@ -16,7 +16,7 @@ from bs_cluster.errors import RegistryError
 from bs_cluster.failpoints import failpoint
 from bs_cluster.records import StackId
 from bs_cluster.registry.connection import Connection, all_pages
-from bs_cluster.registry.descriptions import run_tags
+from bs_cluster.registry.descriptions import MAX_TAG, cut, run_tags
 
 Point = tuple[int, str, float]  # step, key, value
 
@@ -149,6 +149,12 @@ class Runs:
     def tag(self, run: Run, tags: Mapping[str, str]) -> None:
         """Set tags; those that say so already cost nothing."""
         self.log_points(run, (), {key: value for key, value in tags.items() if run.data.tags.get(key) != value})
+
+    def describe(self, stack: StackId | None, text: str) -> None:
+        """Give a round's run, or with None the campaign's, its description; one that was deleted by hand stays away."""
+        run = self._known_runs().get(stack and stack.name)
+        if run is not None:
+            self.tag(run, {NOTE: cut(text, MAX_TAG)})
 
     def start(self, run: Run) -> None:
         """Mark a run running, again if need be; but not one whose round's end is mirrored: events lag."""
