@@ -5,6 +5,7 @@ Nothing is decided by an event; losing one loses a line on a screen. Losses are 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bs_cluster.records import Record, RoundOutcome, StackId
@@ -109,6 +110,17 @@ class DomainClosed(Record):
     base: float
 
 
+@dataclass(frozen=True)
+class BundleReady(Record):
+    """The campaign is complete: bundle ``number`` became ``alias`` (``champion``, ``challenger``) for this ``reason``.
+    ``metrics`` are those by which bundles are compared."""
+
+    number: int
+    alias: str
+    reason: str
+    metrics: Mapping[str, float]
+
+
 Event = (
     Phase
     | RoundStarted
@@ -120,6 +132,7 @@ Event = (
     | Measuring
     | RoomScarce
     | DomainClosed
+    | BundleReady
 )
 
 

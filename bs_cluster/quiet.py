@@ -34,13 +34,18 @@ def quieten() -> None:
     if not sys.stdout.isatty():
         os.environ["NO_COLOR"] = "1"
         os.environ.pop("FORCE_COLOR", None)
+    quieten_libraries()
+    for category in (FutureWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category)
+
+
+def quieten_libraries() -> None:
+    """The part of it that touches nothing of a process which is not ours."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
-    for category in (FutureWarning, UserWarning):
-        warnings.filterwarnings("ignore", category=category)
 
 
 def say_on_stderr() -> None:

@@ -157,7 +157,7 @@ def commit_bundle(
     (directory / "unowned.parquet").write_bytes(routing.unowned.to_parquet())
     (directory / "routing.json").write_text(json.dumps(routing.report.to_dict(), indent=2))
     (directory / "campaign.yaml").write_text(to_yaml(config))
-    names = (*EVIDENCE, ANSWERS, "report.json", "report.md")
+    names = (*EVIDENCE, ANSWERS, "report.json", "report.md", "report.html")
     number = next_number(store)
     manifest = BundleManifest(
         schema_version=SCHEMA_VERSION,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, TextIO
 
 from bs_cluster.events import (
+    BundleReady,
     CheckpointTrouble,
     DomainClosed,
     Event,
@@ -115,6 +121,8 @@ class Console:
                     f"{event.domain:<14} closed     alone {event.isolated:.4f}, base {event.base:.4f}"
                     " nats per completion token on all its validation rows"
                 )
+            case BundleReady(number, alias, reason):
+                self.say(f"{'bundle':<14} {number} is {alias}: {reason}")
             case Measuring():
                 self.begin(f"{event.domain:<14} measures {event.what}")
                 if self._due():
@@ -140,3 +148,34 @@ class Console:
             parts.append(f"bad step: {event.verdict}")
         parts.append(f"eta {clock(eta)}")
         self.say("  ".join(parts))
+
+
+class EventLines(Console):
+    """A console for programs: each event is a JSON object on a line of ``out``, ``event`` being its kind, ``at`` the
+    seconds since the start; a number that is none is null. What people read is printed as ever."""
+
+    def __init__(self, out: TextIO):
+        super().__init__()
+        self._out = out
+
+    def show(self, event: Event) -> None:
+        super().show(event)
+        line = {"event": type(event).__name__, "at": round(self.seconds, 3), **_finite(event.to_dict())}
+        print(json.dumps(line, allow_nan=False), file=self._out, flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def words_on_stderr() -> TextIO:
+    """Standard output for a program alone: returns it, and lets all that this process and its libraries print go to
+    standard error."""
+    sys.stdout.flush()
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return out

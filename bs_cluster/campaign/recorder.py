@@ -6,7 +6,6 @@ Everything runs in order on one thread of its own. What is committed is never lo
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -80,8 +79,7 @@ class Recorder:
             case RoundEnded() | DomainClosed():
                 self.sync()
             case RoundStarted(stack):
-                parameters = {"domain": stack.domain, "round": stack.round}
-                self._later(lambda registry: registry.round_started(stack, parameters))
+                self._later(lambda registry: registry.round_started(stack, self.config))
             case StepDone(stack, step):
                 numbers = {name: value for name in LIVE if (value := getattr(event, name)) is not None}
                 self._later(lambda registry: registry.log_metrics(stack, step, numbers))
@@ -141,10 +139,8 @@ class Recorder:
     def _open(self) -> Registry:
         from bs_cluster.registry import Registry  # noqa: PLC0415  # MLflow takes seconds to import
 
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
         registry = Registry(self.uri, self.config.campaign, self.config.registry.experiment, self.say)
-        registry.open_campaign(self.config.model_dump(mode="json"))
+        registry.open_campaign(self.config)
         return registry
 
 

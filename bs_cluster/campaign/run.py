@@ -32,7 +32,7 @@ from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.coordinator import check_domains, check_identity
 from bs_cluster.coordinator.room import refuse_without_room
 from bs_cluster.errors import StoreError
-from bs_cluster.events import Event, StepDone
+from bs_cluster.events import BundleReady, Event, StepDone
 from bs_cluster.records import BundleManifest
 from bs_cluster.report.record import Report
 from bs_cluster.report.terminal import render_terminal, terminal_console
@@ -128,7 +128,7 @@ def finished_bundle(campaign: Campaign) -> BundleManifest | None:
 def announce(campaign: Campaign, bundle: BundleManifest, console: Console) -> None:
     """Promotes the bundle, unless that was decided before, and says who is served from now on."""
     promotion = promote(campaign.store, bundle, campaign.config.promotion)
-    console.say(f"{'bundle':<14} {bundle.number} is {promotion.alias}: {promotion.reason}")
+    console.show(BundleReady(bundle.number, promotion.alias, promotion.reason, bundle.metrics))
     champion = campaign.store.standing().champion
     if champion is None or champion.bundle != bundle.number:
         serves = f"bundle {champion.bundle} is served" if champion else "nothing is served yet"

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     uri, experiment = tracking
     registry = Registry(uri, store.campaign, experiment)
     found = registry.sync(store)
-    registry.end_campaign("FINISHED")
+    registry.settle()
     made = {
         "stacks": [stack.name for stack in found.stacks],
         "rejected": [stack.name for stack in found.rejected],

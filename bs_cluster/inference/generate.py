@@ -1,4 +1,4 @@
-"""Greedy answers under gate weights: in serving, and where a campaign's answers are checked.
+"""Answers under gate weights: in serving, and where a campaign's answers are checked.
 
 Shapes: B prompts, D domains.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -17,7 +18,6 @@ from bs_cluster.errors import StackError
 from bs_cluster.inference.stacked import StackedBase
 
 
-@torch.no_grad()
 def greedy_answers(
     stacked: StackedBase,
     prompts: Sequence[Sequence[int]],
@@ -32,6 +32,31 @@ def greedy_answers(
     padding rounds sums differently, which can decide between two tokens that are nearly tied. Raises StackError where
     no stack is attached.
     """
+    return _answers(stacked, prompts, weights_BD, domains, max_new_tokens=max_new_tokens, do_sample=False)
+
+
+def drawn_answers(
+    stacked: StackedBase,
+    prompts: Sequence[Sequence[int]],
+    weights_BD: torch.Tensor,
+    domains: Sequence[str],
+    max_new_tokens: int,
+    temperature: float,
+) -> list[str]:
+    """``greedy_answers`` with every token drawn in proportion to its probability at this temperature, of all tokens:
+    by torch's own generator, so that ``torch.manual_seed`` repeats a draw."""
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    return _answers(stacked, prompts, weights_BD, domains, max_new_tokens=max_new_tokens, **drawn)
+
+
+@torch.no_grad()
+def _answers(
+    stacked: StackedBase,
+    prompts: Sequence[Sequence[int]],
+    weights_BD: torch.Tensor,
+    domains: Sequence[str],
+    **how: Any,
+) -> list[str]:
     if stacked.peft is None:
         raise StackError("no stack is attached to this base; answers under gates need one")
     model, tokenizer = stacked.base.model, stacked.base.tokenizer
@@ -41,10 +66,9 @@ def greedy_answers(
         output = model.generate(  # type: ignore[operator]
             input_ids=ids_BT.to(model.device),
             attention_mask=mask_BT.to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=end_tokens(stacked),
+            **how,
         )
     texts = tokenizer.batch_decode(output[:, ids_BT.shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]

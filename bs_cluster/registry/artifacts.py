@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.pyfunc
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Map
 
 from bs_cluster.adapter_format import CONFIG_NAME
 from bs_cluster.certificate import CERTIFICATE, Certificate
@@ -24,6 +27,21 @@ from bs_cluster.store import Store
 PYFUNC_MODEL = Path(__file__).parents[1] / "serving" / "pyfunc_model.py"
 # Given, because MLflow would otherwise load the bundle and its base model to find out.
 PYFUNC_PACKAGES = ("mlflow", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "pyarrow", "pydantic")
+
+# An input without a name is a string, a list of them or any frame's first column.
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.string)]),
+    outputs=Schema([ColSpec(DataType.string, "completion"), ColSpec(Map(DataType.double), "gates")]),
+    params=ParamSchema(
+        [
+            ParamSpec("max_new_tokens", DataType.long, 64),
+            ParamSpec("temperature", DataType.double, 0.0),
+            ParamSpec("domains", DataType.string, [], (-1,)),
+        ]
+    ),
+)
+
+EXAMPLE = (["What is your favourite book?"], {"max_new_tokens": 32})
 
 
 def write_domain(folder: Path, scratch: Path, store: Store, rounds: Sequence[tuple[StackRef, StackManifest]]) -> None:
@@ -68,5 +86,7 @@ def _save_model(folder: Path, artifacts: dict[str, str]) -> None:
         path=folder,
         python_model=str(PYFUNC_MODEL),
         artifacts=artifacts,
+        signature=SIGNATURE,
+        input_example=EXAMPLE,
         pip_requirements=[f"{name}=={version(name)}" for name in PYFUNC_PACKAGES],
     )

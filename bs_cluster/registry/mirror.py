@@ -13,37 +13,53 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from mlflow.entities import Run
 
 from bs_cluster.certificate import CERTIFICATE, Certificate
-from bs_cluster.errors import RegistryError
+from bs_cluster.config import yaml12
+from bs_cluster.config.identity import domain_digest
+from bs_cluster.config.parse import parse_config, to_yaml
+from bs_cluster.config.schema import CampaignConfig
+from bs_cluster.errors import ConfigError, RegistryError
 from bs_cluster.failpoints import failpoint
+from bs_cluster.promotion import LOSSES, read_losses
 from bs_cluster.records import (
     CHALLENGER,
     CHAMPION,
     BundleManifest,
     DomainRecord,
     Manifest,
+    ModeLosses,
     StackId,
     StackManifest,
     StackRef,
+    canonical_json,
+    sha256_hex,
 )
-from bs_cluster.registry import descriptions
+from bs_cluster.registry import descriptions, drawings, pages
 from bs_cluster.registry.artifacts import write_bundle, write_domain
 from bs_cluster.registry.connection import Connection
-from bs_cluster.registry.runs import Point, Runs
+from bs_cluster.registry.parameters import bundle_parameters, campaign_parameters, round_parameters
+from bs_cluster.registry.runs import DATASET_DIGEST, Point, Runs
 from bs_cluster.registry.versions import Entry, Versions
 from bs_cluster.retirement import Live
 from bs_cluster.store import Store
 
-HISTORY = "history.jsonl"
-REPORTS = REPORT, REPORT_TEXT = "report.json", "report.md"
-SHOWN_REPORT = "report"  # tag of the campaign's run: digest of the bundle whose report it shows
+HISTORY, CONFIG = "history.jsonl", "campaign.yaml"
+REPORT_TEXT = "report.md"
+REPORTS = (REPORT_TEXT, "report.html", "report.json")
+MIRRORED = "mirrored"  # tag of the campaign's run: digests of the closings and of the report that it shows, as JSON
+MARK = 16  # characters of a digest there
 Committed = list[tuple[StackRef, StackManifest]]
+Bundle = tuple[int, str, BundleManifest]
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -58,6 +74,47 @@ class SyncReport:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a sync reads of the store, once: ``stacks`` and ``bundles`` whether in force or not, less what was
+    erased."""
+
+    store: Store
+    stacks: Committed
+    bundles: list[Bundle]
+    domains: list[DomainRecord]
+    live: Live
+    newest: Mapping[str, str]  # by domain the manifest of its last live round
+    certificates: Mapping[str, Certificate | None]  # by a bundle's manifest
+
+    @classmethod
+    def of(cls, store: Store) -> Held:
+        store = store.as_it_stands()
+        erased = store.erased()
+        bundles = [bundle for bundle in store.bundles() if not _is_erased(erased, bundle[2])]
+        return cls(
+            store=store,
+            stacks=[pair for pair in store.every_stack() if not _is_erased(erased, pair[1])],
+            bundles=bundles,
+            domains=store.domains(),
+            live=store.live(),
+            newest={ref.stack.domain: ref.manifest for ref, _ in store.stacks()},
+            certificates={digest: _certificate(store, manifest) for _, digest, manifest in bundles},
+        )
+
+    @cached_property
+    def configs(self) -> list[CampaignConfig]:
+        """Of the bundles, newest first."""
+        found = [_config(self.store, manifest) for *_, manifest in reversed(self.bundles)]
+        return [config for config in found if config is not None]
+
+    def config_of(self, manifest: StackManifest) -> CampaignConfig | None:
+        """The settings that a stack was trained with, where a bundle tells them."""
+        domain = manifest.stack.domain
+        named = (config for config in self.configs if any(section.name == domain for section in config.domains))
+        return next((config for config in named if domain_digest(config, domain) == manifest.config_digest), None)
+
+
 class Registry:
     """``tracking_uri`` is ``http(s)://…`` or ``sqlite:////absolute/path.db``, whose artifacts go beside it. ``say`` is
     given what a person should know: that a ruined database was moved aside."""
@@ -70,24 +127,35 @@ class Registry:
 
     # Live: what a campaign shows while it runs
 
-    def open_campaign(self, params: Mapping[str, Any]) -> None:
-        """Find or create the campaign's run, mark it running and log ``params``, flattened. What a process that died
-        left running is marked killed. To be followed by ``end_campaign``, however the process ends."""
+    def open_campaign(self, config: CampaignConfig) -> None:
+        """Find or create the campaign's run, mark it running and show its settings. What a process that died left
+        running is marked killed. To be followed by ``end_campaign``, however the process ends."""
         self._runs.refresh()
         with self._fresh_after_failure():
-            self._runs.log_params(self._runs.take(), descriptions.flatten(params))
+            self._show_config(self._runs.take(), config)
+
+    def _show_config(self, run: Run, config: CampaignConfig) -> None:
+        """Parameters where they differ from the defaults; all of them as ``campaign.yaml``."""
+        self._runs.log_params(run, campaign_parameters(config), descriptions.flatten(config.model_dump(mode="json")))
+        self._runs.log_text(run, to_yaml(config), CONFIG)
 
     def end_campaign(self, status: Status) -> None:
         """Mark the campaign's run, and every run of a round that still shows as running, as ended."""
         with self._fresh_after_failure():
             self._runs.end_all(status)
 
-    def round_started(self, stack: StackId, params: Mapping[str, Any]) -> None:
-        """Find or create the run of a round, mark it running and log ``params``, flattened. A round whose end is
+    def settle(self) -> None:
+        """Let no run of the campaign show as running that no process keeps: one whose process died was killed, and one
+        that ``sync`` made of what the store holds is finished."""
+        with self._fresh_after_failure():
+            self._runs.settle()
+
+    def round_started(self, stack: StackId, config: CampaignConfig) -> None:
+        """Find or create the run of a round, mark it running and show its hyperparameters. A round whose end is
         mirrored already stays finished: events lag where MLflow is slow."""
         with self._fresh_after_failure():
             run = self._runs.stack(stack)
-            self._runs.log_params(run, descriptions.flatten(params))
+            self._runs.log_params(run, round_parameters(config, stack))
             self._runs.start(run)
 
     def log_metrics(self, stack: StackId | None, step: int, metrics: Mapping[str, float]) -> None:
@@ -133,23 +201,17 @@ class Registry:
         self._connection.try_again()
         self._runs.refresh()
         self._versions.refresh(self._runs.experiment_id())
-        served = store.standing()  # first: a bundle that is promoted while this goes on is not among those read below
-        held, now, erased = store.every_stack(), store.live(), store.erased()
-        stacks = [
-            pair[0].stack
-            for pair in held
-            if not _is_erased(erased, pair[1]) and self._mirror_stack(store, _rounds_to(pair, held))
-        ]
-        closed = [record for record in store.domains() if self._mirror_domain(record)]
-        bundles = [
-            number
-            for number, digest, manifest in store.bundles()
-            if not _is_erased(erased, manifest) and self._mirror_bundle(store, digest, manifest)
-        ]
-        self._mirror_report(store)
-        self._mirror_retired(store, now)
-        newest = {f"{self.campaign}-{ref.stack.domain}": ref.manifest for ref, _ in store.stacks()}
+        held = Held.of(store)
+        stacks = [ref.stack for ref, manifest in held.stacks if self._mirror_stack(held, ref, manifest)]
+        closed = [record for record in held.domains if self._mirror_domain(held, record)]
+        bundles = [number for number, digest, manifest in held.bundles if self._mirror_bundle(held, digest, manifest)]
+        self._mirror_retired(held)
+        served = held.store.standing()
+        newest = {f"{self.campaign}-{domain}": manifest for domain, manifest in held.newest.items()}
         self._versions.point(newest, {CHAMPION: served.champion, CHALLENGER: served.challenger})
+        holding = pages.Holding(held.bundles, served, held.store.promotions(), held.live.retired)
+        self._mirror_report(held, holding)
+        self._mirror_pages(held, holding)
         return SyncReport(
             stacks=tuple(stacks),
             rejected=tuple(outcome.stack for record in closed for outcome in record.rounds if not outcome.committed),
@@ -158,16 +220,20 @@ class Registry:
             seconds=time.monotonic() - started,
         )
 
-    def _mirror_stack(self, store: Store, rounds: Committed) -> bool:
-        """The version of the last of ``rounds``, which are its domain's up to it."""
-        ref, manifest = rounds[-1]
+    def _mirror_stack(self, held: Held, ref: StackRef, manifest: StackManifest) -> bool:
+        """A stack's run and version, which is its domain with all rounds up to it."""
         if self._versions.has(ref.manifest):
             self._runs.finish(ref.stack)
             return False
-        run = self._runs.stack(ref.stack)
+        run, config = self._runs.stack(ref.stack), held.config_of(manifest)
+        if config is not None:
+            self._runs.log_params(run, round_parameters(config, ref.stack))
         tags = descriptions.stack_tags(manifest, ref.manifest)
         if run.data.tags.get("manifest") != ref.manifest:
-            self._runs.log_points(run, read_history(store, manifest), tags)
+            points = read_history(held.store, manifest)
+            if curve := _curve(points):
+                self._runs.log_text(run, drawings.sparkline(curve), pages.CURVE)
+            self._runs.log_points(run, points, tags)
         self._runs.end(run)
         entry = Entry(
             model=f"{self.campaign}-{ref.stack.domain}",
@@ -177,41 +243,53 @@ class Registry:
             order=ref.stack.round,
             experiment_id=run.info.experiment_id,
             run_id=run.info.run_id,
-            tags=tags,
+            tags={key: value for key, value in tags.items() if key != "committed"},
+            params=dict(run.data.params),
             metrics=descriptions.stack_metrics(manifest),
-            text=descriptions.stack_text(manifest, ref.manifest, store.uri, [own.stack.round for own, _ in rounds]),
-            model_text=descriptions.open_domain_text(ref.stack.domain, self.campaign),
+            step=int(manifest.metrics.get("steps", 0)),
+            dataset=(ref.stack.domain, manifest.data_fingerprint[:DATASET_DIGEST]),
         )
         with tempfile.TemporaryDirectory() as scratch:
             model = Path(scratch) / "model"
             failpoint("registry.mirror")
-            write_domain(model, Path(scratch), store, rounds)
+            write_domain(model, Path(scratch), held.store, _rounds_to((ref, manifest), held.stacks))
             self._versions.register(entry, model)
         return True
 
-    def _mirror_domain(self, record: DomainRecord) -> bool:
-        campaign, mark = self._runs.campaign(), f"closed.{record.domain}"
-        if campaign.data.tags.get(mark) == record.digest():
+    def _mirror_domain(self, held: Held, record: DomainRecord) -> bool:
+        campaign, mark = self._runs.campaign(), {f"domain {record.domain}": record.digest()[:MARK]}
+        if mark.items() <= _marks(campaign).items():
             for outcome in record.rounds:
                 self._runs.finish(outcome.stack)
             return False
+        rows = (record.domain, record.data_fingerprint, record.data_counts)
         for outcome in record.rounds:
             run = self._runs.stack(outcome.stack)
-            self._runs.log_dataset(run, record)
-            self._runs.log_points(run, _at(outcome.steps, descriptions.outcome_metrics(outcome)))
+            self._runs.log_dataset(run, *rows, "training")
+            metrics = descriptions.outcome_metrics(outcome)
+            if outcome.manifest is not None:  # the version has said most of it
+                told = descriptions.stack_metrics(held.store.manifest(outcome.manifest))
+                metrics = {key: value for key, value in metrics.items() if key not in told}
+            self._runs.log_points(run, _at(outcome.steps, metrics))
             if not outcome.committed:
                 self._runs.tag(run, descriptions.outcome_tags(outcome))
                 self._runs.end(run)
-        self._versions.describe(f"{self.campaign}-{record.domain}", descriptions.domain_text(record, self.campaign))
+        self._runs.log_dataset(campaign, *rows, "training")
         # The mark comes last: it says that all of the above is done.
-        points = _at(record.position, descriptions.domain_metrics(record))
-        self._runs.log_points(campaign, points, {mark: record.digest()})
+        self._mark(campaign, mark, _at(record.position, descriptions.domain_metrics(record)))
         return True
 
-    def _mirror_bundle(self, store: Store, digest: str, manifest: BundleManifest) -> bool:
+    def _mirror_bundle(self, held: Held, digest: str, manifest: BundleManifest) -> bool:
         if self._versions.has(digest):
             return False
-        run, certificate = self._runs.campaign(), _certificate(store, manifest)
+        run, certificate, losses = self._runs.campaign(), held.certificates[digest], _losses(held.store, manifest)
+        dataset = None if losses is None else (f"{self.campaign} sweep", _fingerprint(losses)[:DATASET_DIGEST])
+        if losses is not None and dataset is not None:
+            self._runs.log_dataset(run, *dataset, _counts(losses), "evaluation")
+        config = _config(held.store, manifest)
+        if config is not None and not run.data.params:  # MLflow was wiped since
+            self._show_config(run, config)
+        self._runs.log_text(run, drawings.lineage(manifest, _own_gates(losses)), pages.lineage_path(manifest))
         entry = Entry(
             model=self.campaign,
             name=f"{self.campaign}_bundle_{manifest.number}",
@@ -221,48 +299,83 @@ class Registry:
             experiment_id=run.info.experiment_id,
             run_id=run.info.run_id,
             tags=descriptions.bundle_tags(manifest, digest) | descriptions.certificate_tags(certificate),
-            metrics={f"bundle/{name}": value for name, value in manifest.metrics.items()},
-            text=descriptions.bundle_text(manifest, digest, store.uri),
-            model_text=f"Campaign **{self.campaign}** as one model that answers prompts: a version per bundle.",
+            params={} if config is None else bundle_parameters(config),
+            metrics=descriptions.bundle_metrics(manifest),
+            step=manifest.number,
+            dataset=dataset,
         )
         with tempfile.TemporaryDirectory() as scratch:
             model = Path(scratch) / "model"
-            write_bundle(model, Path(scratch), store, digest, certificate)
+            write_bundle(model, Path(scratch), held.store, digest, certificate)
             self._versions.register(entry, model)
         return True
 
-    def _mirror_retired(self, store: Store, now: Live) -> None:
-        """What was taken out stays where it is and says so, and why: rounds, the bundles that held them, and the model
-        of a domain that was removed."""
-        for ref, retirement in now.retired.items():
+    def _mirror_retired(self, held: Held) -> None:
+        """What was taken out stays where it is and says so, and why: rounds, and the bundles that held them."""
+        for ref, retirement in held.live.retired.items():
             self._versions.retire(ref.manifest, retirement.reason)
-        for _, digest, manifest in store.bundles():
-            if held := now.retired_of(manifest.stacks):
-                self._versions.retire(digest, f"it holds {held[0].stack.name}: {now.retired[held[0]].reason}")
-        for domain, retirement in now.gone.items():
-            model = f"{self.campaign}-{domain}"
-            self._versions.describe(model, descriptions.removed_text(retirement, domain, self.campaign))
+        for _, digest, manifest in held.bundles:
+            if taken := held.live.retired_of(manifest.stacks):
+                why = held.live.retired[taken[0]].reason
+                self._versions.retire(digest, f"it holds {taken[0].stack.name}: {why}")
 
-    def _mirror_report(self, store: Store) -> None:
-        """Show the report of the newest bundle that holds nothing retired: its files, its text and, at the bundle's
-        number as step, its key metrics."""
-        outdated, _ = store.out_of_date()
-        bundles = [bundle for bundle in store.bundles() if bundle[0] not in outdated]
+    def _mirror_report(self, held: Held, holding: pages.Holding) -> None:
+        """Show the report of the newest bundle that holds nothing retired: its files, and its text as the run's
+        description. Its numbers are the version's."""
+        bundles = [bundle for bundle in held.bundles if not held.live.retired_of(bundle[2].stacks)]
         if not bundles:
             return
-        number, digest, manifest = bundles[-1]
+        _, digest, manifest = bundles[-1]
         run = self._runs.campaign()
         blobs = {entry.name: entry.sha256 for entry in manifest.files if entry.name in REPORTS}
-        if run.data.tags.get(SHOWN_REPORT) == digest or len(blobs) < len(REPORTS):
+        if REPORT_TEXT not in blobs:
             return
-        files = {name: store.get_bytes(sha256) for name, sha256 in blobs.items()}
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in files.items():
-                (Path(folder) / name).write_bytes(content)
-            self._runs.log_folder(run, Path(folder), "report")
-        values = descriptions.numbers(json.loads(files[REPORT])["key_metrics"], "report/")
-        text = descriptions.cut(files[REPORT_TEXT].decode(), descriptions.MAX_TAG)
-        self._runs.log_points(run, _at(number, values), {"mlflow.note.content": text, SHOWN_REPORT: digest})
+        text = held.store.get_bytes(blobs[REPORT_TEXT]).decode()
+        if _marks(run).get("report") != digest[:MARK]:
+            with tempfile.TemporaryDirectory() as folder:
+                for name, sha256 in blobs.items():
+                    (Path(folder) / name).write_bytes(held.store.get_bytes(sha256))
+                self._runs.log_folder(run, Path(folder), "report")
+        head = pages.campaign_head(manifest, holding, self._addresses())
+        self._runs.describe(None, head + text)
+        self._mark(run, {"report": digest[:MARK]})
+
+    def _mirror_pages(self, held: Held, holding: pages.Holding) -> None:
+        """The words of every page. What reads so already costs nothing."""
+        at, store = self._addresses(), held.store
+        closings = {record.domain: record for record in held.domains}
+        own: dict[str, Committed] = {}
+        for ref, manifest in held.stacks:
+            own.setdefault(ref.stack.domain, []).append((ref, manifest))
+        for domain in {**own, **held.live.gone}:
+            rounds, record, gone = own.get(domain, []), closings.get(domain), held.live.gone.get(domain)
+            text = pages.domain_page(domain, rounds, held.newest.get(domain), record, gone, holding, at)
+            self._versions.describe(f"{self.campaign}-{domain}", text)
+        for ref, manifest in held.stacks:
+            rounds = [pair[0] for pair in _rounds_to((ref, manifest), held.stacks)]
+            page = pages.stack_page(ref, manifest, rounds, store.uri, holding, at)
+            self._versions.describe_version(ref.manifest, page)
+            self._runs.describe(ref.stack, pages.stack_note(ref, manifest, at))
+        for outcome in (outcome for record in held.domains for outcome in record.rounds if not outcome.committed):
+            self._runs.describe(outcome.stack, pages.rejected_note(outcome, at))
+        for _, digest, manifest in held.bundles:
+            page = pages.bundle_page(digest, manifest, held.certificates[digest], store.uri, holding, at)
+            self._versions.describe_version(digest, page)
+        if held.bundles:
+            self._versions.describe(self.campaign, pages.bundles_page(held.certificates, holding, at))
+
+    def _addresses(self) -> pages.Addresses:
+        return pages.Addresses(self.campaign, self._runs.experiment_id(), self._runs.ids(), self._versions.addresses())
+
+    def _mark(self, campaign: Run, marks: Mapping[str, str], points: Iterable[Point] = ()) -> None:
+        """Say that something of the store is shown, with the last of ``points``."""
+        told = json.dumps({**_marks(campaign), **marks}, sort_keys=True)
+        if campaign.data.tags.get(MIRRORED) != told:
+            self._runs.log_points(campaign, points, {MIRRORED: told})
+
+
+def _marks(campaign: Run) -> dict[str, str]:
+    return json.loads(campaign.data.tags.get(MIRRORED, "{}"))
 
 
 def _rounds_to(last: tuple[StackRef, StackManifest], held: Committed) -> Committed:
@@ -279,6 +392,51 @@ def _is_erased(erased: Collection[str], manifest: Manifest) -> bool:
 def _certificate(store: Store, manifest: BundleManifest) -> Certificate | None:
     entry = next((entry for entry in manifest.files if entry.name == CERTIFICATE), None)
     return None if entry is None else Certificate.from_json(store.get_bytes(entry.sha256))
+
+
+def _config(store: Store, manifest: BundleManifest) -> CampaignConfig | None:
+    """The settings that a bundle holds; None where it has none, or some of another version of this program."""
+    entry = next((entry for entry in manifest.files if entry.name == CONFIG), None)
+    if entry is None:
+        return None
+    origin = f"{CONFIG} of bundle {manifest.number}"
+    try:
+        return parse_config(yaml12.decode(store.get_bytes(entry.sha256), origin), origin=origin)
+    except ConfigError:
+        return None
+
+
+def _losses(store: Store, manifest: BundleManifest) -> ModeLosses | None:
+    entry = next((entry for entry in manifest.files if entry.name == LOSSES), None)
+    return None if entry is None else read_losses(store.get_bytes(entry.sha256))
+
+
+def _fingerprint(losses: ModeLosses) -> str:
+    """The same for two bundles that were judged on the same rows, cut to as many tokens."""
+    return sha256_hex(canonical_json([losses.row_ids, losses.tokens]))
+
+
+def _counts(losses: ModeLosses) -> dict[str, int]:
+    return dict(Counter(losses.owners))
+
+
+def _own_gates(losses: ModeLosses | None) -> dict[str, float]:
+    """By domain its mean gate on its own rows."""
+    if losses is None:
+        return {}
+    own = {
+        domain: [gate for gate, owner in zip(gates, losses.owners, strict=True) if owner == domain]
+        for domain, gates in losses.gates.items()
+    }
+    return {domain: sum(gates) / len(gates) for domain, gates in own.items() if gates}
+
+
+def _curve(points: Sequence[Point]) -> list[float]:
+    """The curve that a round is known by: of the rows that select, where it was measured twice, else of its batches."""
+    for name in ("selection_loss", "loss"):
+        if len(found := [value for _, key, value in points if key == name]) > 1:
+            return found
+    return []
 
 
 def read_history(store: Store, manifest: StackManifest) -> list[Point]:

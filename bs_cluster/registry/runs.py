@@ -14,9 +14,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 
 from bs_cluster.errors import RegistryError
 from bs_cluster.failpoints import failpoint
-from bs_cluster.records import DomainRecord, StackId
+from bs_cluster.records import StackId
 from bs_cluster.registry.connection import Connection, all_pages
-from bs_cluster.registry.descriptions import run_tags
+from bs_cluster.registry.descriptions import MAX_TAG, cut, run_tags
 
 Point = tuple[int, str, float]  # step, key, value
 
@@ -25,6 +25,7 @@ BATCH = 1000
 BATCH_PARAMS = 100
 DATASET_DIGEST = 36
 
+NOTE = "mlflow.note.content"  # tag of a run: what its page shows as its description
 OWNER = "owner"  # tag: the process that keeps a campaign's run running
 DECIDED = "committed"  # tag, true or false: the round's end is mirrored; what its beginning still says comes too late
 
@@ -75,15 +76,17 @@ class Runs:
     def of(self, stack: StackId | None) -> Run:
         return self.campaign() if stack is None else self.stack(stack)
 
-    def log_params(self, run: Run, params: Mapping[str, str]) -> None:
+    def log_params(self, run: Run, params: Mapping[str, str], now: Mapping[str, str] | None = None) -> None:
         """Log parameters that are new. MLflow's are immutable, so one that has changed since becomes a tag
-        ``changed.<key>`` beside it."""
-        with self._connection.to(f"log parameters of {run.info.run_name}") as client:
-            known = client.get_run(run.info.run_id).data.params
-            new = [Param(key, value) for key, value in params.items() if key not in known]
-            changed = {f"changed.{key}": value for key, value in params.items() if known.get(key, value) != value}
-            for start in range(0, len(new), BATCH_PARAMS):
-                client.log_batch(run.info.run_id, params=new[start : start + BATCH_PARAMS])
+        ``changed.<key>`` beside it: by ``now``, which has those too that ``params`` leaves out."""
+        known = run.data.params
+        new = [Param(key, value) for key, value in params.items() if key not in known]
+        changed = {f"changed.{key}": v for key, v in (now or params).items() if known.get(key, v) != v}
+        if new:
+            with self._connection.to(f"log parameters of {run.info.run_name}") as client:
+                for start in range(0, len(new), BATCH_PARAMS):
+                    client.log_batch(run.info.run_id, params=new[start : start + BATCH_PARAMS])
+            known.update({param.key: param.value for param in new})
         self.tag(run, changed)
 
     def log_points(self, run: Run, points: Iterable[Point], tags: Mapping[str, str] | None = None) -> None:
@@ -124,25 +127,42 @@ class Runs:
             self._shown[run.info.run_id] = {(point.step, point.key) for history in histories for point in history}
         return self._shown[run.info.run_id]
 
-    def log_dataset(self, run: Run, record: DomainRecord) -> None:
-        """Show what a round was trained on: the fingerprint of the domain's rows and their counts, not the rows."""
+    def log_dataset(self, run: Run, name: str, fingerprint: str, profile: Mapping[str, int], context: str) -> None:
+        """Show which rows a run learned from (``training``) or was judged on (``evaluation``): their fingerprint and
+        counts, not the rows. What is shown already costs nothing."""
+        digest = fingerprint[:DATASET_DIGEST]
+        known = run.inputs.dataset_inputs if run.inputs else []
+        if any((data.dataset.name, data.dataset.digest) == (name, digest) for data in known):
+            return
         dataset = Dataset(
-            name=record.domain,
-            digest=record.data_fingerprint[:DATASET_DIGEST],
+            name=name,
+            digest=digest,
             source_type="bs_cluster",
-            source=json.dumps({"campaign": self._campaign, "fingerprint": record.data_fingerprint}),
-            profile=json.dumps(record.data_counts),
+            source=json.dumps({"campaign": self._campaign, "fingerprint": fingerprint}),
+            profile=json.dumps(profile),
         )
+        shown = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
         with self._connection.to(f"log the dataset of {run.info.run_name}") as client:
-            client.log_inputs(run.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+            client.log_inputs(run.info.run_id, [shown])
+        known.append(shown)
+
+    def log_text(self, run: Run, text: str, path: str) -> None:
+        with self._connection.to(f"upload {path} to {run.info.run_name}") as client:
+            client.log_text(run.info.run_id, text, path)
 
     def log_folder(self, run: Run, directory: Path, name: str) -> None:
         with self._connection.to(f"upload {directory} to {run.info.run_name}") as client:
             client.log_artifacts(run.info.run_id, str(directory), name)
 
     def tag(self, run: Run, tags: Mapping[str, str]) -> None:
-        if tags:
-            self.log_points(run, (), tags)
+        """Set tags; those that say so already cost nothing."""
+        self.log_points(run, (), {key: value for key, value in tags.items() if run.data.tags.get(key) != value})
+
+    def describe(self, stack: StackId | None, text: str) -> None:
+        """Give a round's run, or with None the campaign's, its description; one that was deleted by hand stays away."""
+        run = self._known_runs().get(stack and stack.name)
+        if run is not None:
+            self.tag(run, {NOTE: cut(text, MAX_TAG)})
 
     def start(self, run: Run) -> None:
         """Mark a run running, again if need be; but not one whose round's end is mirrored: events lag."""
@@ -161,6 +181,17 @@ class Runs:
         for run in list(self._known_runs().values()):
             if run.info.status == "RUNNING":
                 self.end(run, status)
+
+    def settle(self) -> None:
+        """End what shows as running and is kept by no process: killed where its owner died, finished where it has none.
+        A campaign that another machine keeps is left alone."""
+        self._known = None
+        campaign = self._known_runs().get(None)
+        owner = campaign.data.tags.get(OWNER) if campaign else None
+        if owner is None:
+            self.end_all("FINISHED")
+        elif _is_dead(owner):
+            self.end_all("KILLED")
 
     def take(self) -> Run:
         """The campaign's run, running and this process's own. Rounds that a process before it left running, and
@@ -184,6 +215,10 @@ class Runs:
         run = self._known_runs().get(stack.name)
         if run is not None and run.info.status != "FINISHED":
             self.end(run)
+
+    def ids(self) -> dict[str | None, str]:
+        """Run ids by stack name, None for the campaign's own."""
+        return {stack: run.info.run_id for stack, run in self._known_runs().items()}
 
     def _known_runs(self) -> dict[str | None, Run]:
         if self._known is None:

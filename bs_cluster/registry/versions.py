@@ -25,7 +25,11 @@ WHY = "promotion"  # tag of a bundle's version: what it became, and why
 
 @dataclass(frozen=True)
 class Entry:
-    """One version to register. ``order`` grows with newness: a domain's champion is the entry with the largest."""
+    """One version to register. ``order`` grows with newness: a domain's champion is the entry with the largest.
+
+    ``metrics`` were measured on the rows ``dataset``, a name and a fingerprint, and are the run's too, at ``step``:
+    a number that a version has is logged once. ``params`` made the version.
+    """
 
     model: str
     name: str
@@ -35,9 +39,10 @@ class Entry:
     experiment_id: str
     run_id: str
     tags: Mapping[str, str]
+    params: Mapping[str, str]
     metrics: Mapping[str, float]
-    text: str
-    model_text: str
+    step: int
+    dataset: tuple[str, str] | None
 
 
 class Versions:
@@ -72,7 +77,7 @@ class Versions:
         with self._connection.to(f"register {entry.name} as a version of {entry.model}") as client:
             if entry.model not in self._models:
                 tags = {"campaign": self._campaign, "kind": entry.kind}
-                self._models[entry.model] = client.create_registered_model(entry.model, tags, entry.model_text)
+                self._models[entry.model] = client.create_registered_model(entry.model, tags)
             failpoint("registry.register")
             # By location: a models:/<id> source is resolved through MLflow's process-wide tracking URI.
             version = client.create_model_version(
@@ -80,7 +85,6 @@ class Versions:
                 source=logged.artifact_location,
                 run_id=entry.run_id,
                 tags={**entry.tags, "order": str(entry.order)},
-                description=entry.text,
                 model_id=logged.model_id,
             )
             self._versions[entry.digest] = version
@@ -88,10 +92,22 @@ class Versions:
             failpoint("registry.tag")
             client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": shown})
 
+    def addresses(self) -> dict[str, tuple[str, str]]:
+        """(model, version) by manifest digest."""
+        return {digest: (version.name, str(version.version)) for digest, version in self._versions.items()}
+
     def describe(self, model: str, text: str) -> None:
+        """Give a registered model its description. One that is right already costs nothing."""
         if model in self._models and self._models[model].description != text:
             with self._connection.to(f"describe {model}") as client:
                 self._models[model] = client.update_registered_model(model, text)
+
+    def describe_version(self, digest: str, text: str) -> None:
+        """The same for a version."""
+        version = self._versions.get(digest)
+        if version is not None and version.description != text:
+            with self._connection.to(f"describe version {version.version} of {version.name}") as client:
+                self._versions[digest] = client.update_model_version(version.name, str(version.version), text)
 
     def retire(self, digest: str, reason: str) -> None:
         """Let a version say that what it is of was taken out, and why. What says so already costs nothing."""
@@ -136,14 +152,16 @@ class Versions:
         with self._connection.to(f"log the model of {entry.name}") as client:
             if model is None:
                 failpoint("registry.create_model")
+                tags, params = dict(entry.tags), dict(entry.params)
                 model = client.create_logged_model(
-                    entry.experiment_id, entry.name, entry.run_id, dict(entry.tags), model_type=entry.kind
+                    entry.experiment_id, entry.name, entry.run_id, tags, params, model_type=entry.kind
                 )
                 self._logged[entry.digest] = model
             failpoint("registry.upload")
             client.log_model_artifacts(model.model_id, str(files))
             time_ms, model_id = model.creation_timestamp, model.model_id
-            metrics = [Metric(key, value, time_ms, 0, model_id) for key, value in entry.metrics.items()]
+            rows = dict(zip(("dataset_name", "dataset_digest"), entry.dataset or (), strict=False))
+            metrics = [Metric(k, value, time_ms, entry.step, model_id, **rows) for k, value in entry.metrics.items()]
             client.log_batch(entry.run_id, metrics)
             # Refused the second time, and an earlier attempt may have got so far.
             if model.model_id not in _outputs(client.get_run(entry.run_id)):

@@ -1,1 +1,1 @@
-"""What a campaign ends with: ``report.json``, ``report.md`` and figures, computed from measured numbers alone."""
+"""What a campaign ends with: ``report.json``, ``.md``, ``.html`` and figures, computed from measured numbers alone."""

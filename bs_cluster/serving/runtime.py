@@ -17,9 +17,9 @@ from bs_cluster.config.parse import parse_config
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.encode import encode_prompt, encode_router_prompt
 from bs_cluster.data.rows import Prompt
-from bs_cluster.errors import ConfigError, NotInStoreError
+from bs_cluster.errors import ConfigError, NotInStoreError, UsageError
 from bs_cluster.inference.evaluator import encode_states
-from bs_cluster.inference.generate import greedy_answers
+from bs_cluster.inference.generate import drawn_answers, greedy_answers
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import BundleManifest, StackManifest, StackRef
 from bs_cluster.router.files import load_router
@@ -86,15 +86,19 @@ class BundleRuntime:
         return torch.from_numpy(self.served.gates(states)).float()
 
     def answer(
-        self, prompts: Sequence[str], weights_BD: torch.Tensor | None = None, max_new_tokens: int = 64
+        self,
+        prompts: Sequence[str],
+        weights_BD: torch.Tensor | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
     ) -> list[Answer]:
-        """Greedy completions, under the meta-router's gates or the given ones."""
+        """Completions under the meta-router's gates or the given ones, greedy or drawn."""
         if weights_BD is None:
             weights_BD = self.gates(prompts)
         if self.stacked.peft is None:
             raise NotInStoreError("this bundle holds no stack; train a domain first")
         ids = [encode_prompt(prompt, self.stacked.base.tokenizer, self.config.data) for prompt in prompts]
-        texts = greedy_answers(self.stacked, ids, weights_BD, self.domains, max_new_tokens)
+        texts = _answers(self.stacked, ids, weights_BD, self.domains, max_new_tokens, temperature)
         gates = [dict(zip(self.domains, row, strict=True)) for row in weights_BD.tolist()]
         return [Answer(text, row) for text, row in zip(texts, gates, strict=True)]
 
@@ -121,8 +125,27 @@ class DomainRuntime:
             self.stacked.attach(store.manifest(ref.manifest), store)
         self.stacked.fire(self.stacked.names)
 
-    def answer(self, prompts: Sequence[str], max_new_tokens: int = 64) -> list[Answer]:
-        """Greedy completions by this domain."""
+    def answer(self, prompts: Sequence[str], max_new_tokens: int = 64, temperature: float = 0.0) -> list[Answer]:
+        """Completions by this domain, greedy or drawn."""
         ids = [encode_prompt(prompt, self.stacked.base.tokenizer, self.config.data) for prompt in prompts]
-        texts = greedy_answers(self.stacked, ids, torch.ones(len(ids), 1), [self.domain], max_new_tokens)
+        texts = _answers(self.stacked, ids, torch.ones(len(ids), 1), [self.domain], max_new_tokens, temperature)
         return [Answer(text, {self.domain: 1.0}) for text in texts]
+
+
+def _answers(
+    stacked: StackedBase,
+    ids: Sequence[Sequence[int]],
+    weights_BD: torch.Tensor,
+    domains: Sequence[str],
+    max_new_tokens: int,
+    temperature: float,
+) -> list[str]:
+    """Temperature 0 is the likeliest token each time. Raises UsageError for what no answer can have."""
+    if max_new_tokens < 1 or not temperature >= 0:
+        raise UsageError(
+            f"max_new_tokens {max_new_tokens} and temperature {temperature}: at least 1 token, a temperature of 0 or "
+            "more"
+        )
+    if temperature == 0:
+        return greedy_answers(stacked, ids, weights_BD, domains, max_new_tokens)
+    return drawn_answers(stacked, ids, weights_BD, domains, max_new_tokens, temperature)

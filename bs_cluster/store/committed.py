@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -42,9 +43,9 @@ M = TypeVar("M", StackManifest, BundleManifest)
 
 
 class Committed:
-    """The commits of one campaign. Everything is read anew each time, by stamp; a manifest, whose name is its digest,
-    once. All methods raise ``IntegrityError`` when ref, path, manifest and history do not agree, ``StoreError`` when
-    one of them cannot be read."""
+    """The commits of one campaign. Everything is read anew each time, by stamp, unless ``as_it_stands``; a manifest,
+    whose name is its digest, once. All methods raise ``IntegrityError`` when ref, path, manifest and history do not
+    agree, ``StoreError`` when one of them cannot be read."""
 
     def __init__(self, campaign: str, refs: Refs, history: History, blobs: Blobs):
         self.campaign = campaign
@@ -52,9 +53,18 @@ class Committed:
         self._history = history
         self._blobs = blobs
         self._manifests: dict[str, Any] = {}
+        self._standing: dict[str, dict[str, Any]] | None = None  # of one that reads no more
+
+    def as_it_stands(self) -> Committed:
+        """The commits as of now, whatever comes after."""
+        reader = copy.copy(self)
+        reader._standing = self.refs()
+        return reader
 
     def refs(self) -> dict[str, dict[str, Any]]:
         """Every ref's content by name, in the order in which they were committed."""
+        if self._standing is not None:
+            return self._standing
         chain = self._history.entries()
         found = self._refs.all()
         if len(without_entry(found, chain)) > 1:

@@ -24,6 +24,7 @@ means that nothing was committed.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import socket
@@ -99,6 +100,13 @@ class Store:
         self._history = History(self._files)
         self._committed = Committed(campaign, self._refs, self._history, self._blobs)
         self._epoch: int | None = None
+
+    def as_it_stands(self) -> Store:
+        """This store for a reader who asks much at once: the history is read once, now, and what is committed later is
+        not in it."""
+        reader = copy.copy(self)
+        reader._committed = self._committed.as_it_stands()
+        return reader
 
     # Bytes
 

@@ -17,7 +17,7 @@ from bs_cluster.store import Store
 # ``reused`` counts the outcomes that a sweep found measured already, and those take no time.
 TIMES = {"seconds", "timing", "rows_per_s", "sweep_rows_per_s", "reused"}
 # Of a bundle's files, those whose bytes hold times, or the digest of one that does: told apart by their numbers.
-TIMED = {"report.json", "report.md", "certificate.json"}
+TIMED = {"report.json", "report.md", "report.html", "certificate.json"}
 
 
 @dataclass

@@ -1,12 +1,17 @@
 """What a person reads: times, estimates and one line an event."""
 
 import dataclasses
+import io
+import json
+import subprocess
+import sys
 import time
 
 import pytest
 
-from bs_cluster.campaign.console import Console, clock
+from bs_cluster.campaign.console import Console, EventLines, clock
 from bs_cluster.events import (
+    BundleReady,
     CheckpointTrouble,
     DomainClosed,
     Measuring,
@@ -147,3 +152,35 @@ def test_every_loss_says_of_which_rows_it_is(told):
         lines, ("selection 2.25", "rows that decide", "rows that decide", "all its validation rows"), strict=True
     ):
         assert rows in line
+
+
+def test_for_a_program_each_event_is_a_line_of_json_and_the_words_stay(capsys):
+    out = io.StringIO()
+    console = EventLines(out)
+    console.show(step(1, loss=float("nan")))
+    console.show(BundleReady(1, "champion", "the first bundle", {"loss/routed": 1.5}))
+    first, last = map(json.loads, out.getvalue().splitlines())
+    assert (first["event"], first["stack"], first["loss"]) == ("StepDone", {"domain": "aa", "round": 1}, None)
+    assert {key: last[key] for key in ("event", "number", "alias", "metrics")} == {
+        "event": "BundleReady",
+        "number": 1,
+        "alias": "champion",
+        "metrics": {"loss/routed": 1.5},
+    }
+    assert first["at"] <= last["at"]
+    assert "bundle         1 is champion: the first bundle" in capsys.readouterr().out
+
+
+def test_standard_output_is_for_the_program_alone():
+    program = (
+        "import os\n"
+        "from bs_cluster.campaign.console import EventLines, words_on_stderr\n"
+        "from bs_cluster.events import Phase\n"
+        "console = EventLines(words_on_stderr())\n"
+        "print('words')\n"
+        "os.system('echo of a child')\n"
+        "console.show(Phase('training'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["training"]
+    assert done.stderr.count("words") == done.stderr.count("of a child") == 1

@@ -6,6 +6,7 @@ import pytest
 from mlflow import MlflowClient
 from tiny_history import bundle_manifest, commit_round, domain_record
 
+from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.registry import Registry, artifacts
 from bs_cluster.registry.database import ensure_database
 from bs_cluster.store import Store
@@ -15,18 +16,31 @@ import json
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 
 
 class Answering(mlflow.pyfunc.PythonModel):
     def load_context(self, context):
         self.reference = json.loads(Path(context.artifacts["bundle"]).read_text())
 
-    def predict(self, context, model_input: list[str], params=None) -> list[str]:
-        return [f"{self.reference['bundle']} in {self.reference['store_uri']}: {prompt}" for prompt in model_input]
+    def predict(self, context, model_input: pd.DataFrame, params=None):
+        where = f"{self.reference['bundle']} in {self.reference['store_uri']}"
+        return [f"{where}: {prompt}" for prompt in model_input.iloc[:, 0]]
 
 
 mlflow.models.set_model(Answering())
 """
+
+
+@pytest.fixture(scope="session")
+def settings():
+    """Call it with sections that differ from the defaults to have a campaign's config."""
+
+    def settings(campaign: str = "demo", **sections) -> CampaignConfig:
+        domains = [{"name": name, "sources": [{"kind": "embedded", "name": name}]} for name in ("chat", "math")]
+        return CampaignConfig.model_validate({"campaign": campaign, "domains": domains, **sections})
+
+    return settings
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,23 @@
-"""The same over HTTP: a real MLflow server that stops answering, and answers again, while a campaign trains."""
+"""The same over HTTP: a real MLflow server that stops answering, and answers again, while a campaign trains; and that
+tells others of a new champion."""
 
+import json
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 import requests
 from mlflow import MlflowClient
-from tiny_history import commit_round
+from tiny_history import bundle_manifest, commit_round
 
 from bs_cluster.errors import RegistryUnavailable
 from bs_cluster.registry import Registry
@@ -31,9 +36,16 @@ def mlflow_server(database: Path, port: int):
         "--artifacts-destination",
         str(database.parent / "served"),
     ]
+    # A receiver on this machine and without TLS is for tests: MLflow sends to public https addresses alone.
+    local = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
     with (database.parent / "server.log").open("a") as log:
         server = subprocess.Popen(
-            [*command, *storage], stdout=log, stderr=log, cwd=database.parent, start_new_session=True
+            [*command, *storage],
+            stdout=log,
+            stderr=log,
+            cwd=database.parent,
+            env=os.environ | local,
+            start_new_session=True,
         )
     try:
         wait_for(f"http://127.0.0.1:{port}/health", server)
@@ -62,13 +74,40 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_a_server_that_hangs_and_comes_back_ends_up_the_same(store, migrated, tmp_path, monkeypatch):
+@contextmanager
+def receiver():
+    """An address, and a queue of what is posted to it."""
+    posted: queue.Queue[dict] = queue.Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            posted.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/champion", posted
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_server_that_hangs_and_comes_back_ends_up_the_same(store, migrated, settings, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     database, port = tmp_path / "server.db", free_port()
     database.write_bytes(migrated.read_bytes())
-    with mlflow_server(database, port) as (uri, server):
+    with mlflow_server(database, port) as (uri, server), receiver() as (address, posted):
+        client = MlflowClient(uri, uri)
+        client.create_webhook("champion", address, ["model_version_alias.created"])
         registry = Registry(uri, "demo", "brainstacks")
-        registry.open_campaign({"a": 1})
+        registry.open_campaign(settings())
         assert len(registry.sync(store).stacks) == 3
         commit_round(store, tmp_path / "rounds", "code", 1, 2)
         os.killpg(server.pid, signal.SIGSTOP)
@@ -79,7 +118,6 @@ def test_a_server_that_hangs_and_comes_back_ends_up_the_same(store, migrated, tm
         os.killpg(server.pid, signal.SIGCONT)
         assert [stack.name for stack in registry.sync(store).stacks] == ["code_r1"]
         assert registry.sync(store).stacks == ()
-        client = MlflowClient(uri, uri)
         versions = client.search_model_versions("tags.campaign = 'demo'")
         assert sorted((v.name, int(v.version)) for v in versions) == [
             ("demo", 1),
@@ -89,6 +127,15 @@ def test_a_server_that_hangs_and_comes_back_ends_up_the_same(store, migrated, tm
             ("demo-math", 1),
         ]
         assert client.get_model_version_by_alias("demo-chat", "champion").version == "2"
+        store.commit_bundle(bundle_manifest(store, 2))
+        store.promote(2, "champion", "guarded", "better")
+        registry.sync(store)
+        registry.sync(store)
+        champions = [("demo", "1"), ("demo", "2"), ("demo-chat", "2"), ("demo-code", "1"), ("demo-math", "1")]
+        told = [posted.get(timeout=60)["data"] for _ in champions]
+        assert sorted((model["name"], model["version"]) for model in told) == champions
+        assert {model["alias"] for model in told} == {"champion"}
+        assert posted.empty()  # each of them once
         (model,) = client.search_logged_models(["1"], "name = 'code_r1'")
         names = {file.path.rpartition("/")[2] for file in client.list_logged_model_artifacts(model.model_id)}
         assert {"adapter_config.json", "manifest.json", "weights.txt", "MLmodel", "answering.py"} <= names

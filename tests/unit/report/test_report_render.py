@@ -14,6 +14,7 @@ from unit.report.campaign import make_answers, make_inputs, make_losses
 from bs_cluster.records import Spread
 from bs_cluster.report.build import build_report
 from bs_cluster.report.curves import selection_curve
+from bs_cluster.report.html import render_html
 from bs_cluster.report.markdown import render_markdown, table
 from bs_cluster.report.record import EVERY
 from bs_cluster.report.terminal import render_terminal, terminal_console
@@ -163,7 +164,27 @@ def test_writes_the_report_and_every_figure_it_names(tmp_path):
         assert image.startswith(b"\x89PNG")
         assert len(image) > 5000
         assert f"({figure.file})" in page
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {"figures", "report.md", "report.json"}
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "figures",
+        "report.md",
+        "report.html",
+        "report.json",
+    }
+
+
+def test_one_file_shows_the_report_with_its_figures_and_loads_nothing(tmp_path):
+    report = write_report(with_kinds(), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == len(report.figures)
+    assert re.findall(r"""(?:src|href)\s*=\s*["'](?!data:)|url\(|@import|<script""", page) == []
+    assert "<details><summary>Configuration</summary>" in page
+    assert page.count("<table>") == (tmp_path / "report.md").read_text().count("\n| ---")
+
+
+def test_what_rows_hold_is_text_in_it(tmp_path):
+    page = render_html("demo", "| prompt |\n|---|\n| <script>alert(1)</script> |\n", tmp_path, ())
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
 
 
 @pytest.mark.parametrize(
@@ -199,7 +220,7 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
     left.mkdir(parents=True)
     (left / "losses.png").write_bytes(b"half")
     write_report(make_inputs(("chat", "code")), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"figures", "report.md", "report.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"figures", "report.md", "report.html", "report.json"}
 
 
 def test_curves_are_of_the_rows_that_select_and_of_no_others():

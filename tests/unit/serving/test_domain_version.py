@@ -3,14 +3,17 @@ an older version as the domain stood then."""
 
 import json
 import logging
+import warnings
 
 import mlflow
+import pandas as pd
 import pytest
+import torch
 from mlflow.artifacts import download_artifacts
 from tiny_bundle import commit_bundle
 from tiny_campaign import commit_random_stacks
 
-from bs_cluster.errors import NotInStoreError
+from bs_cluster.errors import ConfigError, NotInStoreError, UsageError
 from bs_cluster.records import StackId
 from bs_cluster.registry import Registry
 from bs_cluster.serving.runtime import DomainRuntime
@@ -83,3 +86,59 @@ def test_a_round_that_no_bundle_holds_says_so(inputs, twice, tmp_path):
     rounds = [ref for ref, _ in store.stacks() if ref.stack == StackId("aa", 1)]
     with pytest.raises(NotInStoreError, match="no bundle of campaign 'tiny' holds aa_r1 yet"):
         DomainRuntime(store, rounds, "cpu")
+
+
+class TestAsking:
+    """What ``predict`` takes, as the version's signature says it."""
+
+    @pytest.fixture(scope="class")
+    def bundle(self, twice):
+        return loaded(twice[1], "models:/tiny/1")
+
+    def test_a_string_a_list_and_a_frame_are_answered_alike(self, bundle):
+        (first, *_) = told = bundle.predict(PROMPTS)
+        assert bundle.predict(PROMPTS[0]) == [first]
+        assert bundle.predict(pd.DataFrame({"question": PROMPTS, "row": [1, 2, 3]})) == told
+        assert bundle.predict(pd.Series(PROMPTS)) == told
+
+    def test_the_signature_names_what_it_takes_and_gives(self, bundle):
+        signature = bundle.metadata.signature
+        assert [param.name for param in signature.params] == ["max_new_tokens", "temperature", "domains"]
+        assert signature.outputs.input_names() == ["completion", "gates"]
+        assert signature.inputs.input_types() != []
+
+    def test_max_new_tokens(self, bundle):
+        (short,), (long,) = (bundle.predict(PROMPTS[0], params={"max_new_tokens": n}) for n in (1, 20))
+        assert long["completion"].startswith(short["completion"])
+        assert len(short["completion"]) < len(long["completion"])
+        with pytest.raises(UsageError, match="max_new_tokens 0"):
+            bundle.predict(PROMPTS[0], params={"max_new_tokens": 0})
+
+    def test_temperature(self, bundle):
+        (greedy,) = bundle.predict(PROMPTS[0])
+        drawn = []
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            drawn += bundle.predict(PROMPTS[0], params={"temperature": 2.0})
+        assert drawn[0] == drawn[1]
+        assert len({answer["completion"] for answer in (greedy, *drawn)}) == 3
+        with pytest.raises(UsageError, match="temperature -1"):
+            bundle.predict(PROMPTS[0], params={"temperature": -1.0})
+
+    def test_domains(self, bundle, twice):
+        (answer,) = bundle.predict(PROMPTS[0], params={"domains": ["bb"]})
+        assert answer["gates"] == {"aa": 0.0, "bb": 1.0}
+        (alone,) = loaded(twice[1], "models:/tiny-bb@champion").predict(PROMPTS[0], params={"domains": ["bb"]})
+        assert answer["completion"] == alone["completion"]
+        with pytest.raises(ConfigError, match="'zz' is not in the bundle"):
+            bundle.predict(PROMPTS[0], params={"domains": ["zz"]})
+        with pytest.raises(UsageError, match="this version is bb alone"):
+            loaded(twice[1], "models:/tiny-bb@champion").predict(PROMPTS[0], params={"domains": ["aa"]})
+
+    def test_it_is_quiet(self, twice, capfd):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            loaded(twice[1], "models:/tiny/1").predict(PROMPTS[0], params={"max_new_tokens": 1})
+        out, err = capfd.readouterr()
+        assert out + err == ""
+        assert [str(warning.message) for warning in told] == []
