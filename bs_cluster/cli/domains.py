@@ -1,5 +1,6 @@
 """The domains of a campaign: ``list`` them, ``add`` one to the campaign's YAML once its rows have been looked at,
-``remove`` or ``replace`` one, ``rollback`` its last rounds. What ``add`` writes trains when the campaign's job runs next."""
+``remove`` or ``replace`` one, ``rollback`` its last rounds. What ``add`` writes trains when the campaign's job runs
+next."""
 
 from __future__ import annotations
 

@@ -71,12 +71,12 @@ def _chapter(diagnosis: Diagnosis) -> Iterator[Pair]:
 def _parent(diagnosis: Diagnosis) -> Iterator[Pair]:
     if diagnosis.parent is not None:
         parent = diagnosis.parent
-        yield f"What is the broader diagnosis of {diagnosis.title}?", f"{parent.title} ({parent.code})."
+        yield f"What is the broader diagnosis of {diagnosis.title}?", f"{parent.title}."
 
 
 def _synonym(diagnosis: Diagnosis) -> Iterator[Pair]:
     for term in diagnosis.also_called:
-        yield f"Under which diagnosis is this recorded: {term}?", f"{diagnosis.title} ({diagnosis.code})."
+        yield f"Under which diagnosis is this recorded: {term}?", f"{diagnosis.title}."
 
 
 # What is asked, and how many of each: a chapter is what a small base can be right about.
