@@ -1,8 +1,9 @@
-"""A real spike is undone as if it had not been; a batch that is hard for everyone is no spike."""
+"""A real spike is undone as if it had not been; a batch that is hard for everyone is no spike, nor is noise."""
 
 from __future__ import annotations
 
 import json
+import math
 import random
 
 import pytest
@@ -38,7 +39,11 @@ def ranks(tmp_path_factory):
     def config(name: str, domain: str, **training):
         return campaign(inputs, stores / name, (domain,), training=training)
 
-    jobs = {"mixed": (rank_work.watched_round, (config("mixed", "cc", **MIXED),))}
+    write_rows(inputs / "dd.jsonl", rare_every=1)
+    jobs = {
+        "mixed": (rank_work.watched_round, (config("mixed", "cc", **MIXED),)),
+        "noise": (rank_work.watched_round, (config("noise", "dd", **TWELVE),)),
+    }
     for stage in (0, 2):
         leap = config(f"leap{stage}", "bb", zero_stage=stage, **TWELVE)
         jobs[f"leap{stage}"] = (rank_work.watched_round, (leap, 1, LEAP_AT))
@@ -85,6 +90,15 @@ def test_training_goes_on_and_beats_the_parent(leap):
     assert (outcome.restores, outcome.steps, outcome.committed) == (1, 12, True)
     losses = {line["step"]: line["selection_loss"] for line in leap.round.history if "selection_loss" in line}
     assert losses[12] < losses[4] < losses[0]
+
+
+def test_rows_of_noise_teach_what_can_be_learned_of_them_and_undo_nothing(ranks):
+    """Twenty-four letters of eight: ln 8 nats each at best, and no step of it is a spike."""
+    noise = ranks[0]["noise"]
+    assert set(noise.verdicts.values()) == {"go on"}
+    selection = [line["selection_loss"] for line in noise.round.history if "selection_loss" in line]
+    assert noise.round.outcome.committed == (min(selection) < selection[0])
+    assert math.log(8) < min(selection) <= selection[0] < math.inf
 
 
 def test_all_ranks_agree(ranks):

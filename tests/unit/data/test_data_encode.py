@@ -118,3 +118,12 @@ def test_a_prompt_of_megabytes_costs_little():
 
 def test_no_rows_encode_to_no_rows():
     assert encode_rows([], TOKENIZER, DataSection()) == []
+
+
+def test_a_completion_of_a_hundred_thousand_tokens_is_cut_without_ado():
+    data = DataSection(template="plain", max_prompt_length=40, max_length=96)
+    started = time.monotonic()
+    (row,) = encode_rows([make_row("Tell me all of it.", "all of it " * 50_000, "chat")], TOKENIZER, data)
+    assert time.monotonic() - started < 5
+    assert len(row.input_ids) == 96
+    assert TOKENIZER.eos_token_id not in row.input_ids  # it did not end

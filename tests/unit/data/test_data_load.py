@@ -151,6 +151,12 @@ def test_chat_tokens_are_cut_and_rows_left_empty_are_dropped(tmp_path):
     assert rows["Hello there"] == "Hi"
 
 
+def test_one_row_said_a_thousand_times_is_one_row(tmp_path):
+    config = campaign(tmp_path, {"law": [("What now?", "Wait.")] * 1000})
+    with pytest.raises(DataError, match=r"domain 'law': 1 usable rows, .* add a source"):
+        load_domains(config)
+
+
 def test_the_same_files_give_the_same_fingerprint_and_one_changed_word_another(tmp_path):
     config = campaign(tmp_path, {"law": plain("law")})
     first = load_domains(config)["law"].fingerprint
