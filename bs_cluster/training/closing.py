@@ -23,6 +23,7 @@ from bs_cluster.stacks.nullspace import (
     outside,
     sampled_directions,
 )
+from bs_cluster.training.commit_rule import gained
 from bs_cluster.training.interference import SAMPLE_ROWS, Interference, earlier_domains, measure_interference
 from bs_cluster.training.ranks import from_all_ranks
 from bs_cluster.training.round import round_seed
@@ -124,19 +125,20 @@ def _rounds(session: Session, step: CloseDomain, outcomes: Sequence[RoundOutcome
         if ref.stack not in step.stacks:
             continue
         metrics = manifest.metrics
+        rows = int(metrics["rows"])
         outcome = seen.pop(ref.stack, None) or RoundOutcome(
             stack=ref.stack,
             val_before=metrics["val_before"],
             val_after=metrics["val_after"],
             gain=metrics["gain"],
             gain_error=metrics["gain_error"],
-            rows=int(metrics["rows"]),
+            rows=rows,
             committed=True,
             manifest=None,
             steps=int(metrics["steps"]),
             restores=int(metrics["restores"]),
             seconds=0.0,
-            reason="committed before the coordinator was restarted",
+            reason=gained(metrics["gain"], metrics["gain_error"], rows),
         )
         rounds.append(dataclasses.replace(outcome, manifest=ref.manifest))
     return rounds + [outcome for outcome in seen.values() if not outcome.committed]

@@ -40,4 +40,9 @@ def decide(gain: Estimate, wanted: float, errors: float, over_base: Estimate | N
         sure = found.mean - errors * found.error if errors else found.mean
         if not math.isfinite(sure) or sure <= wanted or found.mean <= 0:
             return Decision(False, f"{told}; more than {wanted:g} beyond {errors:g} standard errors was wanted")
-    return Decision(True, f"gain {gain.mean:.4f} ± {gain.error:.4f} on {gain.rows} rows")
+    return Decision(True, gained(gain.mean, gain.error, gain.rows))
+
+
+def gained(gain: float, error: float, rows: int) -> str:
+    """Why a round was committed, in words: a function of what its manifest holds."""
+    return f"gain {gain:.4f} ± {error:.4f} on {rows} rows"

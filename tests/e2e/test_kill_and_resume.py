@@ -81,8 +81,8 @@ def test_so_are_claims_and_losses(disturbed, finished):
     for mine, theirs in zip(done.store.domains(), undisturbed, strict=True):
         assert (mine.domain, mine.basis, mine.rows) == (theirs.domain, theirs.basis, theirs.rows)
         assert (mine.isolated, mine.row_losses, mine.matrix) == (theirs.isolated, theirs.row_losses, theirs.matrix)
-        assert [(r.stack, r.manifest, r.committed) for r in mine.rounds] == [
-            (r.stack, r.manifest, r.committed) for r in theirs.rounds
+        assert [(r.stack, r.manifest, r.committed, r.reason) for r in mine.rounds] == [
+            (r.stack, r.manifest, r.committed, r.reason) for r in theirs.rounds
         ]
     assert done.report["isolated_drift_max"] == 0
 
