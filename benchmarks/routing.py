@@ -155,7 +155,7 @@ def main() -> None:
                 print(f"{kind} seed {seed} | {one.name} | {one.less_base(taught.served, its_states)}", flush=True)
             if arguments.whole:
                 whole_BD = (fitted.routed_BD > 0.5).astype(np.float64)
-                nll_B = gated_nll(finished.table, np.arange(len(whole_BD)), whole_BD, finished.nll)
+                nll_B = gated_nll(table, np.arange(len(whole_BD)), whole_BD, finished.nll)
                 for name, rows in rows_of(judged.kinds).items():
                     change = estimate((judged.nll["routed"] - nll_B)[rows], judged.tokens_B[rows])
                     print(f"{kind} seed {seed} | {name} | routed less whole domains: {change}", flush=True)

