@@ -76,7 +76,7 @@ install: .venv/.installed
 # $(call step,WHAT,COMMAND): says what is being done, then how many seconds it took; COMMAND speaks only where it fails.
 step = @printf '  %-58s' '$(1)'; begun=$$(date +%s); { $(2); } && printf '%4d s\n' $$(($$(date +%s) - begun))
 CPU_TORCH = command -v nvidia-smi >/dev/null || $(PIP) --retries 0 --timeout 10 --index-url $(CPU_INDEX) $(TORCH) 2>/dev/null || true
-PIP = $(PY) -m pip install --quiet
+PIP = PYTHONWARNINGS=ignore $(PY) -m pip install -qq # errors alone
 PROJECT = --constraint constraints.txt --editable '.[cluster,embedded,evaluate,dev]'
 
 .venv/.installed: constraints.txt pyproject.toml

@@ -65,6 +65,7 @@ class Finished:
         parts.append(DomainRows.from_parquet(files["unowned.parquet"], "", {}))
         self.rows: list[EncodedRow] = [row for part in parts for row in part.sweep]
         self.prompts = [prompt for part in parts for prompt in part.router_prompts]
+        self.texts = [(question.prompt, question.reference) for part in parts for question in part.questions]
         held = OutcomeTable.from_arrow(pq.read_table(io.BytesIO(files["outcomes.parquet"])))
         self.table = OutcomeTable([row.id for row in self.rows], [row.domain for row in self.rows], self.domains)
         self.table.update(held)

@@ -6,7 +6,7 @@ Nothing is decided by an event; losing one loses a line on a screen. Losses are 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bs_cluster.records import Record, RoundOutcome, StackId
 
@@ -58,7 +58,7 @@ class NodeLeaves(Record):
 class StepDone(Record):
     """An optimizer step is judged. ``step`` counts from 1; ``seconds`` since the round's first. ``verdict`` is the
     guard's (``go on``, ``restore``, ``stop``); ``selection_loss``, on the rows that select a snapshot, is there
-    where it was measured."""
+    where it was measured. ``watched`` is what the objective saw besides, ``diverged`` why it ends the round."""
 
     stack: StackId
     step: int
@@ -71,6 +71,8 @@ class StepDone(Record):
     grad_norm: float
     learning_rate: float
     selection_loss: float | None = None
+    watched: dict[str, float] = field(default_factory=dict)
+    diverged: str | None = None
 
 
 @dataclass(frozen=True)

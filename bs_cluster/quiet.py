@@ -43,6 +43,7 @@ def quieten_libraries() -> None:
     """The part of it that touches nothing of a process which is not ours."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)

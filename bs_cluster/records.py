@@ -172,7 +172,8 @@ class StackManifest(Manifest):
     in order; ``context`` those that fired while it trained. ``basis`` is the digest of the null-space basis
     it was confined to, or None. ``metrics`` holds ``val_before``, ``val_after``, ``gain`` (nats
     per completion token under ``context``, on the validation rows that decided), ``best_selection_loss`` (on those that
-    selected the snapshot) and what else the round measured.
+    selected the snapshot) and what else the round measured. ``objective`` is what it optimised, by entry number
+    ``entry`` of its domain's rounds; of dpo and grpo, ``val_before`` and ``val_after`` are shares of prompts.
     """
 
     schema_version: int
@@ -188,6 +189,8 @@ class StackManifest(Manifest):
     files: tuple[FileEntry, ...]
     metrics: dict[str, float]
     code_version: str
+    objective: str = "sft"
+    entry: int = 0
 
 
 @dataclass(frozen=True)
@@ -266,7 +269,9 @@ class JudgedAnswer(Record):
 
 @dataclass(frozen=True)
 class RoundOutcome(Record):
-    """How one round of residual boosting ended, committed or not. Losses in nats per completion token.
+    """How one round ended, committed or not, and by which entry of its domain's rounds. Losses are nats per completion
+    token; of a round of alignment (``objective`` dpo or grpo) they are the shares of prompts that went right, and the
+    gain is what that share gained.
 
     ``val_before``, ``val_after`` and ``gain``, their paired difference with its standard error ``gain_error``, are over
     the ``rows`` validation rows that decided; the curve of the round is over others, which selected its snapshot.
@@ -284,16 +289,34 @@ class RoundOutcome(Record):
     restores: int
     seconds: float
     reason: str
+    objective: str = "sft"
+    entry: int = 0
+
+
+EXAMPLES = "examples.jsonl"  # of a round of alignment, among its stack's files
+
+
+@dataclass(frozen=True)
+class BeforeAfter(Record):
+    """A held-out prompt answered greedily before a round of alignment and after it, and whether that was right; None
+    where nothing tells."""
+
+    prompt: str
+    before: str
+    after: str
+    right_before: bool | None
+    right_after: bool | None
 
 
 @dataclass(frozen=True)
 class TrainRound(Record):
-    """Train this stack. ``context`` fires frozen beside it."""
+    """Train this stack by entry number ``entry`` of its domain's rounds. ``context`` fires frozen beside it."""
 
     stack: StackId
     position: int
     parents: tuple[StackRef, ...]
     context: tuple[StackId, ...]
+    entry: int = 0
 
 
 @dataclass(frozen=True)

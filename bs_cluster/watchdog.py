@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 EXIT_CODE = 70  # EX_SOFTWARE
-TELL_S = 5.0  # for words to get out of a process in which something hangs
+# For words to get out of a process in which something hangs, and out of those that wait for it: they stand still too, a
+# moment later or earlier, and the first to end takes the others with it.
+TELL_S = 5.0
 HERE = Path(__file__).parent
 
 Tell = Callable[[str], None]
@@ -42,7 +44,7 @@ class _Watch:
             telling.start()
             print(f"{still}. Its threads:", file=sys.stderr, flush=True)
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-            telling.join(TELL_S)
+            time.sleep(TELL_S)
         finally:
             os._exit(EXIT_CODE)  # an exception would wait for the thread that hangs
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from tokenizers.processors import TemplateProcessing
 from transformers import (
     Gemma3Config,
     Gemma3ForCausalLM,
@@ -26,10 +24,9 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-Kind = Literal["gemma3", "llama", "gemma3_multimodal"]
+from bs_cluster.base.byte_tokenizer import BOS, EOS, PAD, VOCAB, byte_tokenizer
 
-PAD, EOS, BOS, UNK = 0, 1, 2, 3
-VOCAB = 320  # four special tokens, 256 bytes, room to the next multiple of 64
+Kind = Literal["gemma3", "llama", "gemma3_multimodal"]
 
 
 def _decoder_settings(layers: int, hidden: int, vocab: int) -> dict:
@@ -94,24 +91,8 @@ def tiny_gemma3_multimodal(
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte after four special tokens; adds ``<bos>`` once, never ``<eos>``, and decodes losslessly."""
-    specials = {"<pad>": PAD, "<eos>": EOS, "<bos>": BOS, "<unk>": UNK}
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = specials | {letter: len(specials) + i for i, letter in enumerate(alphabet)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = TemplateProcessing(single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", BOS)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        bos_token="<bos>",
-        unk_token="<unk>",
-        padding_side="right",
-        model_max_length=1024,
-        clean_up_tokenization_spaces=False,
-    )
+    """A token a byte."""
+    return byte_tokenizer(max_length=1024)
 
 
 _FACTORIES = {"gemma3": tiny_gemma3, "llama": tiny_llama, "gemma3_multimodal": tiny_gemma3_multimodal}

@@ -8,17 +8,20 @@ numbers, real manifests, no model.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from bs_cluster.answer_file import ANSWERS, write_answers
 from bs_cluster.promotion import LOSSES, write_losses
 from bs_cluster.records import (
     SCHEMA_VERSION,
     BaseRef,
     BundleManifest,
     DomainRecord,
+    JudgedAnswer,
     ModeLosses,
     Probe,
     ProbedRow,
@@ -128,10 +131,31 @@ def routed_losses(means: dict[str, float], rows: int = 12) -> ModeLosses:
     return ModeLosses(ids, owners, (10,) * len(ids), {"routed": tuple(10 * means[owner] for owner in owners)})
 
 
-def bundle_manifest(store: Store, number: int = 1, served: dict[str, float] | None = None) -> BundleManifest:
+def answered_rows(losses: ModeLosses, number: int, rows: int) -> tuple[ModeLosses, list[JudgedAnswer]]:
+    """The losses with those of the base and gates of two domains, and answers to the first ``rows`` rows of each owner:
+    the base is wrong, bundle ``number`` is right on as many."""
+    count, seen, answers = len(losses.row_ids), Counter[str](), []
+    for row, owner in zip(losses.row_ids, losses.owners, strict=True):
+        seen[owner] += 1
+        if seen[owner] > rows:
+            continue
+        prompt, reference = f"What is the capital of {row}?", f"the capital of {row}"
+        for mode, gates in (("base", (0.0, 0.0)), ("routed", (0.9, 0.25))):
+            right = mode == "routed" and seen[owner] <= number
+            text = reference if right else f"{mode} {number} does not know"
+            answers.append(JudgedAnswer(row, owner, mode, gates, prompt, reference, text, right))
+    nll = {"base": (30.0,) * count, **losses.nll}
+    gates = {"chat": (0.9,) * count, "math": (0.25,) * count}
+    return ModeLosses(losses.row_ids, losses.owners, losses.tokens, nll, gates), answers
+
+
+def bundle_manifest(
+    store: Store, number: int = 1, served: dict[str, float] | None = None, answered: int = 0
+) -> BundleManifest:
     """A bundle of every committed stack, with a report and a stand-in for the router's weights already in the store.
 
-    ``served`` gives it losses by row as well: the mean of each owner, on a dozen rows of its own.
+    ``served`` gives it losses by row as well: the mean of each owner, on a dozen rows of its own; ``answered`` of them
+    were answered in words.
     """
     refs = tuple(ref for ref, _ in store.stacks())
     report = {"key_metrics": {"loss/routed/chat": 1.5, "regret/router": 0.01 * number}, "loss": {"base": {"chat": 3.0}}}
@@ -141,7 +165,11 @@ def bundle_manifest(store: Store, number: int = 1, served: dict[str, float] | No
         "report.md": f"# Report {number}\n".encode() + b"x" * 10_000,
     }
     if served is not None:
-        files[LOSSES] = write_losses(routed_losses(served))
+        losses = routed_losses(served)
+        if answered:
+            losses, answers = answered_rows(losses, number, answered)
+            files[ANSWERS] = write_answers(answers)
+        files[LOSSES] = write_losses(losses)
     return BundleManifest(
         schema_version=SCHEMA_VERSION,
         campaign=store.campaign,

@@ -28,15 +28,14 @@ def main() -> None:
 
     from benchmarks.evidence import instead, page  # noqa: PLC0415
     from benchmarks.evidence.campaign import Campaign  # noqa: PLC0415
-    from bs_cluster.store import Store  # noqa: PLC0415
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     until = time.monotonic() + arguments.seconds
     results = arguments.results / "instead"
     for named in arguments.campaigns:
-        uri, _, name = named.rpartition(":")
-        campaign = Campaign(Store(uri, name))
+        campaign = Campaign.named(named)
+        name = campaign.config.campaign
 
         def say(text: str, name: str = name) -> None:
             print(f"[{time.strftime('%H:%M:%S')}] {name:<12} {text}", flush=True)

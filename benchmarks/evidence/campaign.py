@@ -45,6 +45,12 @@ class Campaign:
         known = {row.id: row for part in self.parts for row in part.sweep}
         self.sweep: list[EncodedRow] = [known[id] for id in self.losses.row_ids]
 
+    @classmethod
+    def named(cls, text: str) -> Campaign:
+        """The campaign of ``store:name``."""
+        uri, _, name = text.rpartition(":")
+        return cls(Store(uri, name))
+
     @property
     def data(self) -> str:
         """What its rows are: the kinds of its domains' sources."""

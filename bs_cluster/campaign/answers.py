@@ -5,15 +5,11 @@ Greedy, and a row once under the same gates: what two modes share is not generat
 
 from __future__ import annotations
 
-import io
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.measure import Routing
@@ -28,20 +24,6 @@ from bs_cluster.sweep.outcomes import OutcomeTable
 from bs_cluster.sweep.plan import AnswerRequest, GateWeights
 from bs_cluster.sweep.sweep import generate
 
-ANSWERS = "answers.parquet"
-SCHEMA = pa.schema(
-    [
-        ("row_id", pa.string()),
-        ("owner", pa.string()),
-        ("mode", pa.string()),
-        ("gates", pa.list_(pa.float64())),
-        ("prompt", pa.string()),
-        ("reference", pa.string()),
-        ("text", pa.string()),
-        ("right", pa.bool_()),
-    ]
-)
-
 
 @dataclass(frozen=True)
 class Answers:
@@ -52,11 +34,6 @@ class Answers:
     unasked: dict[str, dict[str, int]]
     tokens: int
     seconds: float
-
-    def to_parquet(self) -> bytes:
-        sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist([answer.to_dict() for answer in self.judged], schema=SCHEMA), sink)
-        return sink.getvalue()
 
 
 def answer_and_check(

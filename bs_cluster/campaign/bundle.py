@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import ray
 
 from bs_cluster import __version__
-from bs_cluster.campaign.answers import ANSWERS
+from bs_cluster.answer_file import ANSWERS, write_answers
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.certify import EVIDENCE, certificate_of
 from bs_cluster.campaign.measured import Measured
@@ -25,7 +25,9 @@ from bs_cluster.config.parse import to_yaml
 from bs_cluster.failpoints import failpoint
 from bs_cluster.promotion import LOSSES, write_losses
 from bs_cluster.records import (
+    EXAMPLES,
     SCHEMA_VERSION,
+    BeforeAfter,
     BundleManifest,
     StackId,
     StackManifest,
@@ -58,6 +60,7 @@ def report_inputs(campaign: Campaign, measured: Measured, timing: Mapping[str, f
         domains=domains,
         records=told_today(records),
         histories={manifest.stack.name: _history(store, manifest) for manifest in manifests},
+        aligned_answers={manifest.stack.name: _examples(store, manifest) for manifest in manifests},
         losses=routing.losses,
         rows_note=ROWS_NOTE,
         isolated_row_losses=measured.isolated,
@@ -92,6 +95,13 @@ def claimed_overlap(store: Store) -> dict[str, dict[str, float]]:
 def _history(store: Store, manifest: StackManifest) -> History:
     lines = store.get_bytes(manifest.file("history.jsonl").sha256).decode().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def _examples(store: Store, manifest: StackManifest) -> list[BeforeAfter]:
+    if not any(entry.name == EXAMPLES for entry in manifest.files):
+        return []
+    lines = store.get_bytes(manifest.file(EXAMPLES).sha256).decode().splitlines()
+    return [BeforeAfter.from_dict(json.loads(line)) for line in lines]
 
 
 def stack_figures(store: Store, histories: Mapping[str, History], directory: Path) -> dict[StackId, Path]:
@@ -153,7 +163,7 @@ def commit_bundle(
     save_router(directory, routing.served, reading)
     write_outcomes(routing.outcomes, directory / "outcomes.parquet")
     (directory / LOSSES).write_bytes(write_losses(routing.losses))
-    (directory / ANSWERS).write_bytes(measured.answers.to_parquet())
+    (directory / ANSWERS).write_bytes(write_answers(measured.answers.judged))
     (directory / "unowned.parquet").write_bytes(routing.unowned.to_parquet())
     (directory / "routing.json").write_text(json.dumps(routing.report.to_dict(), indent=2))
     (directory / "campaign.yaml").write_text(to_yaml(config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from bs_cluster.config.identity import config_digest, curriculum
 from bs_cluster.config.schema import CampaignConfig
@@ -47,5 +48,6 @@ class Campaign:
     def ray_storage(self) -> str:
         """Ray Train's own bookkeeping; every node must reach it, like the store."""
         if "://" in self.config.store.uri:
-            return f"{self.config.store.uri.rstrip('/')}/{self.name}/ray"
+            parts = urlsplit(self.config.store.uri)
+            return parts._replace(path=f"{parts.path.rstrip('/')}/{self.name}/ray").geturl()
         return str(Path(self.config.store.uri).resolve() / self.name / "ray")

@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from bs_cluster import failpoints
 from bs_cluster.config.schema import CampaignConfig
-from bs_cluster.errors import ClusterResourceError, ConfigError
+from bs_cluster.errors import ClusterResourceError, ConfigError, DiskError
 from bs_cluster.quiet import KEEP_FREED_MEMORY
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
@@ -39,16 +39,20 @@ def connect(config: CampaignConfig) -> None:
 @contextmanager
 def loss_in_words() -> Iterator[None]:
     """A cluster, or a part of it, that is gone under a campaign is no defect: raises ClusterResourceError for what Ray
-    makes of it. What a task or an actor raised stays what it is."""
+    makes of it, and DiskError where a task or an actor met a disk that is full or broken. What else one raised stays
+    what it is."""
     try:
         yield
-    except RayTaskError:
+    except RayTaskError as error:
+        if isinstance(error.cause, OSError) and (told := DiskError.of(error.cause)) is not None:
+            raise told from error
         raise
     except RayError as error:
-        said = str(error).strip().splitlines()
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        # Where an actor could not begin, a traceback follows, and what it ends with is why.
+        why = said[-1] if "its creation task" in said[0] else said[0]
         raise ClusterResourceError(
-            f"the cluster, or a process of this campaign on it, is gone ({said[0] if said else type(error).__name__}); "
-            "run the same command to go on"
+            f"the cluster, or a process of this campaign on it, is gone ({why}); run the same command to go on"
         ) from error
 
 

@@ -144,8 +144,9 @@ class Console:
         parts = [f"{event.stack.name:<14} step {event.step:>4}/{event.steps}", f"loss {event.loss:.4f}"]
         if event.selection_loss is not None:
             parts.append(f"selection {event.selection_loss:.4f}")
+        parts += [f"{name} {value:.3f}" for name, value in event.watched.items()]
         if event.verdict != "go on":
-            parts.append(f"bad step: {event.verdict}")
+            parts.append(event.diverged or f"bad step: {event.verdict}")
         parts.append(f"eta {clock(eta)}")
         self.say("  ".join(parts))
 

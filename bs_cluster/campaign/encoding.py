@@ -11,6 +11,7 @@ import ray.exceptions
 from bs_cluster.base import load_tokenizer
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.config.schema import VALIDATION_ROWS_NEEDED, CampaignConfig
+from bs_cluster.data.aligned import Known, counts_of, load_aligned, with_aligned
 from bs_cluster.data.domains import load_domains
 from bs_cluster.data.encode import encode_router_prompt, encode_rows
 from bs_cluster.data.frozen import DomainRows
@@ -100,8 +101,15 @@ def encode_domains(campaign: Campaign) -> dict[str, DomainRows]:
         return {name: closed[name] for name in domains}
     tokenizer = load_tokenizer(config.base)
     taken = frozenset().union(*(rows.ids for rows in closed.values()))
+    loaded = load_domains(config, tokenizer)
+    known = Known.of(loaded.values())
 
     def encode(data: DomainData) -> DomainRows:
+        aligned = {
+            place: load_aligned(config, data.name, place, known, tokenizer)
+            for place, entry in enumerate(config.domain(data.name).rounds)
+            if entry.aligned
+        }
         limit = config.router.max_prompt_length
         rows = DomainRows(
             train=tuple(encode_rows(data.train, tokenizer, config.data)),
@@ -111,8 +119,9 @@ def encode_domains(campaign: Campaign) -> dict[str, DomainRows]:
                 tuple(encode_router_prompt(row.asked, tokenizer, config.data, limit)) for row in data.sweep
             ),
             questions=tuple(row.question for row in data.sweep),
-            fingerprint=data.fingerprint,
-            counts=data.counts,
+            fingerprint=with_aligned(data.fingerprint, aligned),
+            counts=data.counts | counts_of(aligned),
+            aligned=aligned,
         ).without(taken)
         if not (rows.train and rows.validation and rows.sweep):
             raise DataError(
@@ -127,5 +136,4 @@ def encode_domains(campaign: Campaign) -> dict[str, DomainRows]:
             )
         return rows
 
-    loaded = load_domains(config, tokenizer)
     return {name: closed[name] if name in closed else encode(loaded[name]) for name in domains}

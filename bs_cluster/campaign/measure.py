@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.exceptions import RayError
 
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.carried import carry_over
@@ -22,7 +21,6 @@ from bs_cluster.campaign.lessons import teach_anchor
 from bs_cluster.data.batch import plan_batches
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.data.frozen import DomainRows
-from bs_cluster.inference.evaluator import Evaluator
 from bs_cluster.inference.probe import probe_rows
 from bs_cluster.records import ModeLosses, Probe, StackManifest, canonical_json, sha256_hex
 from bs_cluster.report.record import SweepReport
@@ -75,23 +73,6 @@ class Routing:
     gates: dict[str, dict[str, float]]
     sweep: SweepReport
     timing: dict[str, float]
-
-
-def start_evaluators(campaign: Campaign) -> list[Any]:
-    """Evaluator actors, loading in parallel. Ray restarts one that dies; its work is given out again."""
-    sweep = campaign.config.sweep
-    actor = ray.remote(Evaluator).options(
-        num_cpus=sweep.cpus_per_evaluator, num_gpus=sweep.gpus_per_evaluator, max_restarts=sweep.max_retries
-    )
-    return [actor.remote(campaign.config.model_dump(mode="json"), campaign.domains) for _ in range(sweep.evaluators)]
-
-
-def stop_evaluators(evaluators: Sequence[Any]) -> None:
-    for evaluator in evaluators:
-        try:
-            ray.kill(evaluator)
-        except RayError:  # it is gone already
-            continue
 
 
 def sweep_digest(

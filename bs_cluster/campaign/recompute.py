@@ -79,7 +79,7 @@ def recompute(
     alone = [_alone(store, record, stacked, config, rows_each, say) for record in closings(store, bundle)]
     rows = {record.domain: DomainRows.of(record, store.get_bytes) for record in closings(store, bundle)}
     unowned = DomainRows.from_parquet(store.get_bytes(bundle.file(UNOWNED).sha256), "", {})
-    table = _table(store, bundle, [*rows.values(), unowned])
+    table = sweep_table(store, bundle, [*rows.values(), unowned])
     unmeasured = _unmeasured(table, losses)
     say("sweep rows are scored")
     swept = [row for part in (*rows.values(), unowned) for row in part.sweep]
@@ -187,7 +187,7 @@ def _score_alone(
     return [found[place] for place in places]
 
 
-def _table(store: Store, bundle: BundleManifest, parts: Sequence[DomainRows]) -> OutcomeTable:
+def sweep_table(store: Store, bundle: BundleManifest, parts: Sequence[DomainRows]) -> OutcomeTable:
     """The bundle's outcomes, in the order in which the campaign had them."""
     stored = OutcomeTable.from_arrow(pq.read_table(io.BytesIO(store.get_bytes(bundle.file(OUTCOMES).sha256))))
     rows = [row for part in parts for row in part.sweep]

@@ -82,6 +82,7 @@ class Recorder:
                 self._later(lambda registry: registry.round_started(stack, self.config))
             case StepDone(stack, step):
                 numbers = {name: value for name in LIVE if (value := getattr(event, name)) is not None}
+                numbers |= event.watched
                 self._later(lambda registry: registry.log_metrics(stack, step, numbers))
             case _:
                 pass

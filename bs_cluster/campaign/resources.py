@@ -112,6 +112,23 @@ def sweep_ask(config: CampaignConfig) -> Ask:
     return Ask("evaluators", count, count, sweep.cpus_per_evaluator, gpus, f"sweep.evaluators, {each}")
 
 
+def refuse_rollouts(config: CampaignConfig, cluster: Cluster) -> None:
+    """Raises ClusterResourceError where evaluators are to answer beside training workers, and a cluster that does not
+    grow is too small for both at once."""
+    beside = any(entry.rollouts == "evaluators" for domain in config.domains for entry in domain.rounds)
+    if not beside or cluster.grows:
+        return
+    workers, evaluators = training_ask(config), sweep_ask(config)
+    for kind in ("CPU", "GPU"):
+        wanted = sum(ask.count * ask.each.get(kind, 0.0) for ask in (workers, evaluators))
+        there = sum(node.get(kind, 0.0) for node in cluster.nodes)
+        if wanted > there:
+            raise ClusterResourceError(
+                f"rollouts: evaluators wants {evaluators} beside {workers}, {wanted:g} {kind}s in all; the cluster has "
+                f"{cluster}. Take rollouts: workers, change {evaluators.settings}, or give the cluster more nodes"
+            )
+
+
 def refuse_impossible(asks: Iterable[Ask], cluster: Cluster) -> None:
     """Raises ClusterResourceError for the first that can never be had, with what can and the settings to change."""
     for ask in asks:

@@ -16,15 +16,13 @@ from bs_cluster.campaign.encoding import fetch, fetch_unowned, start_encoding, s
 from bs_cluster.campaign.measure import (
     isolated_rows,
     probe_domains,
-    start_evaluators,
-    stop_evaluators,
     sweep_and_route,
 )
 from bs_cluster.campaign.measured import Measured
 from bs_cluster.campaign.nodes import nodes_for, read_cluster
 from bs_cluster.campaign.promote import promote
 from bs_cluster.campaign.recorder import Recorder
-from bs_cluster.campaign.resources import refuse_impossible, sweep_ask, training_ask
+from bs_cluster.campaign.resources import refuse_impossible, refuse_rollouts, sweep_ask, training_ask
 from bs_cluster.campaign.signals import stop_on_signals
 from bs_cluster.campaign.train import train_stacks
 from bs_cluster.config.identity import bundle_digest
@@ -37,6 +35,7 @@ from bs_cluster.records import BundleManifest
 from bs_cluster.report.record import Report
 from bs_cluster.report.terminal import render_terminal, terminal_console
 from bs_cluster.report.write import write_report
+from bs_cluster.sweep.evaluators import start_evaluators, stop_evaluators
 from bs_cluster.sweep.targets import check_targets
 
 PROGRESS_LINE_EVERY_S = 15.0
@@ -65,6 +64,7 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
         workers, evaluators = training_ask(config), sweep_ask(config)
         cluster = read_cluster()
         refuse_impossible((workers, evaluators), cluster)
+        refuse_rollouts(config, cluster)
         console.say(f"campaign {campaign.name}: {' -> '.join(campaign.domains)}")
         console.begin("rows are read, split and encoded")
         handles = start_encoding(campaign)
@@ -96,7 +96,7 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
 
 def measure(campaign: Campaign, handles: Mapping[str, ray.ObjectRef], console: Console) -> Measured:
     """The second phase, on evaluators that live no longer than it does."""
-    evaluators = start_evaluators(campaign)
+    evaluators = start_evaluators(campaign.config)
     try:
         console.begin(f"{'sweep':<14} evaluators load the base and {len(campaign.store.stacks())} stacks")
         console.say(f"{'sweep':<14} {len(evaluators)} evaluators load {len(campaign.store.stacks())} stacks")

@@ -1,6 +1,6 @@
-"""The domains of a campaign: ``list`` them, ``add`` one to the campaign's YAML once its rows have been looked at,
-``remove`` or ``replace`` one, ``rollback`` its last rounds. What ``add`` writes trains when the campaign's job runs
-next."""
+"""The domains of a campaign: ``list`` them, ``suggest`` what the next could be about, ``add`` one to the campaign's
+YAML once its rows have been looked at, ``compress`` one to see what that would cost, ``remove`` or ``replace`` one,
+``rollback`` its last rounds. What ``add`` writes trains when the campaign's job runs next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bs_cluster.cli import places, retire
+from bs_cluster.cli import compress, places, retire, suggest
 from bs_cluster.cli.output import Output, table
 from bs_cluster.errors import UsageError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bs_cluster.config import CampaignConfig
     from bs_cluster.data.survey import RowsCheck
 
-HELP = "list a campaign's domains; add, remove, replace one, roll one back"
+HELP = "list a campaign's domains; suggest, add, compress, remove, replace one, roll one back"
 KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".gz": "jsonl", ".parquet": "parquet"}
 
 
@@ -32,11 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--steps", type=int, metavar="N", help="optimizer steps of a round (default: training.steps)")
     add.add_argument("--dry-run", action="store_true", help="show the plan, write nothing")
 
+    suggest.add_arguments(actions)
+    compress.add_arguments(actions)
     retire.add_arguments(actions)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    return {"list": _list, "add": _add}.get(arguments.action, retire.run)(arguments, output)
+    return {"list": _list, "add": _add, "suggest": suggest.run, "compress": compress.run}.get(
+        arguments.action, retire.run
+    )(arguments, output)
 
 
 def _list(arguments: argparse.Namespace, output: Output) -> int:
@@ -155,8 +159,9 @@ def _words(name: str, check: RowsCheck, plan: dict[str, Any]) -> list[str]:
     else:
         lines.append("  tokens a row: not counted, the base is not on this machine")
     trains = " -> ".join(plan["trains"])
+    rounds = "one round" if plan["rounds"] == 1 else f"up to {plan['rounds']} rounds"
     lines.append(
-        f"the next run trains {trains}: up to {plan['rounds']} rounds of {plan['steps']} steps for {name}, "
+        f"the next run trains {trains}: {rounds} of {plan['steps']} steps for {name}, "
         f"{plan['global_batch']} rows a step, {plan['passes']:.1f} passes over its rows a round"
     )
     if plan["closed"]:

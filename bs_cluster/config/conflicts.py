@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from bs_cluster.config import plugins
-from bs_cluster.config.schema import PROJECTIONS, VALIDATION_ROWS_NEEDED, CampaignConfig, RouterSection
+from bs_cluster.config.rounds import DPO, ONLY, SFT, RoundSection
+from bs_cluster.config.schema import PROJECTIONS, VALIDATION_ROWS_NEEDED, CampaignConfig, RandomSection, RouterSection
 from bs_cluster.config.sources import (
     BUILT_IN_VERIFIERS,
+    EMBEDDED_PREFERENCES,
     EMBEDDED_ROWS,
     EmbeddedSource,
     SourceSection,
@@ -23,6 +25,8 @@ from bs_cluster.errors import ConfigError
 
 EMBEDDED_BASES = ("gemma3-270m", "smollm2-135m")  # after ``embedded:``; bs_cluster.base.prepare builds them
 BUILT_IN_OPTIMIZERS = ("adamw",)  # bs_cluster.training.optimizer builds them
+RANDOM_ARCHITECTURES = ("gemma3", "llama")  # after ``random:``; bs_cluster.base.random_weights makes them
+NF4_BLOCK = 64  # bitsandbytes packs weights by as many
 _BASES_WITHOUT_CHAT_TEMPLATE = ("gemma3-270m",)  # the pretrained model, not the instruction-tuned one
 
 
@@ -43,6 +47,7 @@ def conflicts(config: CampaignConfig) -> Iterator[Conflict]:
     yield from _lengths_and_sizes(config)
     yield from _training(config)
     yield from _order(config)
+    yield from _rounds(config)
     yield from _sources(config)
     yield from _router_names(config)
     yield from _sweep_rows(config)
@@ -78,9 +83,16 @@ def _base(config: CampaignConfig) -> Iterator[Conflict]:
         if config.data.template == "chat" and name in _BASES_WITHOUT_CHAT_TEMPLATE:
             words = f"{base.model} has no chat template; take alpaca or plain, or an instruction-tuned base"
             yield _conflict("data.template", "chat", words, "base.model")
+    elif kind == "random":
+        yield from _random(config, name)
     elif name:
-        way_out = did_you_mean(kind, ["embedded"]) or "; name an embedded base, a folder or a model of the Hub"
+        way_out = did_you_mean(kind, ["embedded", "random"]) or (
+            "; name an embedded or a random base, a folder or a model of the Hub"
+        )
         yield _conflict("base.model", base.model, f"no kind of base is called {kind}{way_out}")
+    if kind != "random" and base.random != RandomSection():
+        words = f"base.model = {base.model} is not a random base; remove base.random, or take random:llama"
+        yield _conflict("base.random", base.random.model_dump(exclude_defaults=True), words, "base.model")
     if base.attention == "flash_attention_2":
         if not config.training.use_gpu:
             words = "needs a GPU and training.use_gpu is false; take sdpa"
@@ -91,6 +103,35 @@ def _base(config: CampaignConfig) -> Iterator[Conflict]:
     if base.cache_dequantized and base.quantization == "none":
         words = "nothing is dequantised when base.quantization is none; remove it"
         yield _conflict("base.cache_dequantized", True, words, "base.quantization")
+
+
+def _random(config: CampaignConfig, architecture: str) -> Iterator[Conflict]:
+    base, sizes = config.base, config.base.random
+    if architecture not in RANDOM_ARCHITECTURES:
+        way_out = did_you_mean(architecture, RANDOM_ARCHITECTURES)
+        words = f"no such architecture{way_out}; there are {', '.join(RANDOM_ARCHITECTURES)}"
+        yield _conflict("base.model", base.model, words)
+    if base.revision is not None:
+        yield _conflict("base.revision", base.revision, "a random base has no revisions; remove it", "base.model")
+    if config.data.template == "chat":
+        words = "a random base has no chat template; take alpaca or plain"
+        yield _conflict("data.template", "chat", words, "base.model")
+    kv_heads, head = sizes.kv_heads or sizes.heads, sizes.hidden // sizes.heads
+    if sizes.hidden % (2 * sizes.heads):
+        words = f"not base.random.heads = {sizes.heads} heads of an even width; take a multiple of {2 * sizes.heads}"
+        yield _conflict("base.random.hidden", sizes.hidden, words, "base.random.heads")
+    elif base.quantization == "nf4":
+        widths = {"hidden": sizes.hidden, "intermediate": sizes.intermediate}
+        widths |= {"kv_heads": kv_heads * head} if sizes.kv_heads else {}
+        for key in [key for key, width in widths.items() if width % NF4_BLOCK]:
+            words = f"a width of {widths[key]}, and NF4 packs {NF4_BLOCK} at a time; take a multiple, or none"
+            yield _conflict(f"base.random.{key}", getattr(sizes, key), words, "base.quantization")
+    if sizes.heads % kv_heads:
+        words = f"base.random.heads = {sizes.heads} cannot share them evenly; take a divisor, or null"
+        yield _conflict("base.random.kv_heads", kv_heads, words, "base.random.heads")
+    if config.data.max_length > sizes.context:
+        words = f"data.max_length = {config.data.max_length} is longer; lower that, or raise it"
+        yield _conflict("base.random.context", sizes.context, words, "data.max_length")
 
 
 def _lengths_and_sizes(config: CampaignConfig) -> Iterator[Conflict]:
@@ -165,6 +206,39 @@ def _order(config: CampaignConfig) -> Iterator[Conflict]:
         yield Conflict(keys, f"{keys[0]}: the order is a cycle, {loop} (each after the next); remove one of these")
 
 
+def _rounds(config: CampaignConfig) -> Iterator[Conflict]:
+    """What a domain's list of rounds may say: what each objective needs, and nothing that means nothing to it."""
+    for domain in config.domains:
+        key = f"domains.{domain.name}.rounds"
+        objectives = [entry.objective for entry in domain.rounds]
+        if SFT in objectives[1:]:
+            words = "sft stands once, at the front: its boosting rounds (max_rounds) end before alignment begins"
+            yield _conflict(key, objectives, words)
+        for place, entry in enumerate(domain.rounds):
+            yield from _round(f"{key}.{place}", entry)
+
+
+def _round(key: str, entry: RoundSection) -> Iterator[Conflict]:
+    fields = RoundSection.model_fields
+    changed = {name for name, field in fields.items() if name != "objective" and getattr(entry, name) != field.default}
+    if not entry.aligned:
+        for name in sorted(changed):
+            words = "an sft entry has no settings of its own; set the domain's own beside its rounds"
+            yield _conflict(f"{key}.{name}", getattr(entry, name), words)
+        return
+    if entry.source is None:
+        needs = "pairs of answers" if entry.objective == DPO else "prompts whose answers can be checked"
+        yield Conflict((f"{key}.source",), f"{key}.source: missing; {entry.objective} needs {needs}: give it a source")
+    for name in sorted(changed & ONLY.keys()):
+        if entry.objective not in ONLY[name]:
+            words = f"means something to {' and '.join(ONLY[name])} only; remove it"
+            yield _conflict(f"{key}.{name}", getattr(entry, name), words)
+    if entry.units_of_a_step % entry.per_device_batch:
+        made = "pairs" if entry.objective == DPO else "prompts x group answers"
+        words = f"{entry.units_of_a_step} {made} of a step are no whole number of these; take a divisor"
+        yield _conflict(f"{key}.per_device_batch", entry.per_device_batch, words, f"{key}.global_batch")
+
+
 def _cycles(after: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
     """Disjoint cycles of length two or more; the order is a cycle-free one exactly when there are none."""
     left = {name: {other for other in others if other in after and other != name} for name, others in after.items()}
@@ -182,20 +256,18 @@ def _cycles(after: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
 
 
 def _sources(config: CampaignConfig) -> Iterator[Conflict]:
-    listed = [
-        (f"domains.{domain.name}.sources.{index}", source)
+    preferring = {
+        f"domains.{domain.name}.rounds.{place}"
         for domain in config.domains
-        for index, source in enumerate(domain.sources)
-    ]
-    listed += [
-        (f"sweep.{kind}.{index}.source", rows.source)
-        for kind in ("mixed", "foreign")
-        for index, rows in enumerate(getattr(config.sweep, kind))
-    ]
-    for key, source in listed:
-        if isinstance(source, EmbeddedSource) and source.name not in EMBEDDED_ROWS:
-            way_out = did_you_mean(source.name, EMBEDDED_ROWS) or f"; there are {', '.join(EMBEDDED_ROWS)}"
-            yield _conflict(f"{key}.name", source.name, f"no such embedded rows{way_out}")
+        for place, entry in enumerate(domain.rounds)
+        if entry.objective == DPO
+    }
+    for key, source in config.sources().items():
+        pairs = key.removesuffix(".source") in preferring
+        names = EMBEDDED_PREFERENCES if pairs else EMBEDDED_ROWS
+        if isinstance(source, EmbeddedSource) and source.name not in names:
+            way_out = did_you_mean(source.name, names) or f"; there are {', '.join(names)}"
+            yield _conflict(f"{key}.name", source.name, f"no such embedded {'pairs' if pairs else 'rows'}{way_out}")
         if source.row_format not in format_names():
             way_out = did_you_mean(source.row_format, format_names()) or f"; there are {', '.join(format_names())}"
             yield _conflict(f"{key}.format", source.row_format, f"no such format{way_out}")

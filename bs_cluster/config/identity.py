@@ -56,9 +56,22 @@ def effective_domain(config: CampaignConfig, name: str) -> DomainSection:
     return domain.model_copy(update=filled)
 
 
+def stacks_of_entries(config: CampaignConfig, name: str) -> tuple[int, ...]:
+    """How many stacks each entry of a domain's rounds may make."""
+    own = effective_domain(config, name)
+    return tuple(1 if entry.aligned else own.max_rounds or 1 for entry in own.rounds)
+
+
+def most_stacks(config: CampaignConfig, name: str) -> int:
+    """Stacks of a domain at most: every round of its own committed."""
+    return sum(stacks_of_entries(config, name))
+
+
 def campaign_identity(config: CampaignConfig) -> dict[str, Any]:
     """JSON-ready settings that every stack of a campaign must share, or they could not be fused on one base."""
     base = {"model", "revision", "quantization", "double_quant", "compute_dtype"}
+    if config.base.model.startswith("random:"):  # of any other it says nothing
+        base |= {"random"}
     return {
         "base": config.base.model_dump(mode="json", include=base),
         "data": config.data.model_dump(mode="json", include={"template"}),
@@ -83,8 +96,8 @@ def domain_digest(config: CampaignConfig, name: str) -> str:
 
     The batch counts as one number, ``global_batch``: losses are token-weighted means over it, so how it is dealt out
     to workers must not change a stack, and a run may resume on another number of them. Placement (workers, devices,
-    threads, micro-batch, ZeRO stage, memory savers, retries), evaluators, meta-router, how answers are checked, store
-    and registry do not count, nor do the other domains: adding one leaves the digest alone.
+    threads, micro-batch, ZeRO stage, memory savers, retries, who draws answers), evaluators, meta-router, how answers
+    are checked, store and registry do not count, nor do the other domains: adding one leaves the digest alone.
     """
     training, data = config.training, config.data
     left_out = _TRAINING_PLACEMENT | _PER_DOMAIN
@@ -94,7 +107,11 @@ def domain_digest(config: CampaignConfig, name: str) -> str:
         "training": training.model_dump(mode="json", exclude=left_out),
         "null_space": config.null_space.model_dump(mode="json"),
         "domain": effective_domain(config, name).model_dump(
-            mode="json", exclude={"sources": {"__all__": {"verify", "tests"}}}
+            mode="json",
+            exclude={
+                "sources": {"__all__": {"verify", "tests"}},
+                "rounds": {"__all__": {"per_device_batch", "rollouts"}},
+            },
         ),
         "seed": config.seed,
     }

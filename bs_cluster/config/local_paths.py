@@ -12,14 +12,11 @@ from bs_cluster.config.sources import FileSource
 
 def missing_inputs(config: CampaignConfig) -> list[str]:
     """A line for each source file and base folder that is not there. Paths are looked up where this process runs."""
-    lines = []
-    for domain in config.domains:
-        for index, source in enumerate(domain.sources):
-            if isinstance(source, FileSource) and not source.files():
-                key = f"domains.{domain.name}.sources.{index}.path"
-                lines.append(
-                    f"{key} = {shown(source.path)}: no file matches in {os.getcwd()}; mend it, or add the file"
-                )
+    lines = [
+        f"{key}.path = {shown(source.path)}: no file matches in {os.getcwd()}; mend it, or add the file"
+        for key, source in config.sources().items()
+        if isinstance(source, FileSource) and not source.files()
+    ]
     model = config.base.model
     if model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().is_dir():
         lines.append(f"base.model = {shown(model)}: no such folder; mend it, or name a base of the Hub")

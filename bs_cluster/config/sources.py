@@ -19,6 +19,7 @@ EMBEDDED_DOMAINS = ("chat", "code", "math", "medical", "reasoning")
 # Kinds of rows that no built-in domain owns (``bs_cluster.data.mixed`` and ``foreign``).
 EMBEDDED_MIXED = ("doses", "values", "chains", "chatty", "codings")
 EMBEDDED_FOREIGN = ("european", "licences", "characters", "ciphers", "scripts", "readmes", "manual", "games")
+EMBEDDED_PREFERENCES = ("replies",)  # pairs of answers, for dpo
 EMBEDDED_ROWS = (*EMBEDDED_DOMAINS, *EMBEDDED_MIXED, *EMBEDDED_FOREIGN)
 BUILT_IN_FORMATS = (
     "alpaca", "daring_anteater", "dolly", "gsm8k", "medical_reasoning", "medqa", "messages", "nemotron_v2",
@@ -28,7 +29,7 @@ BUILT_IN_FORMATS = (
 
 
 # How an answer can be judged (``bs_cluster.data.verify``), beside ``package.module:function``.
-BUILT_IN_VERIFIERS = ("exact", "none", "number", "tests")
+BUILT_IN_VERIFIERS = ("calls", "exact", "none", "number", "tests")
 
 
 def format_names() -> tuple[str, ...]:
@@ -46,8 +47,8 @@ class SourceSection(Section):
     verify: str | None = Field(
         default=None,
         description="What makes a generated answer right: exact (the completion's words), number (its last number), "
-        "tests (unit tests, run in a sandbox), none, or a function of prompt, completion and answer as "
-        "package.module:function. null: as built-in and generated rows say themselves, else none.",
+        "calls (its function calls), tests (unit tests, run in a sandbox), none, or a function of prompt, completion "
+        "and answer as package.module:function. null: as built-in and generated rows say themselves, else none.",
     )
     tests: str | None = Field(
         default=None,
@@ -74,7 +75,8 @@ class EmbeddedSource(SourceSection):
 
     kind: Literal["embedded"]
     name: str = Field(
-        description="A built-in domain: chat, code, math, medical, reasoning; or a kind of rows that none of them owns."
+        description="A built-in domain: chat, code, math, medical, reasoning; a kind of rows that none of them owns; "
+        "or replies, pairs of answers for dpo."
     )
 
     @property
@@ -127,6 +129,9 @@ class ReasoningGymSource(SourceSection):
     kind: Literal["reasoning_gym"]
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         description="Task names, as in [chain_sum, gcd]; they take turns."
+    )
+    settings: dict[str, dict[str, bool | int | float | str]] = Field(
+        default={}, description="By task, the generator's own settings, as in {chain_sum: {max_terms: 2}}."
     )
 
     @property

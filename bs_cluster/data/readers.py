@@ -25,7 +25,7 @@ from bs_cluster.config.sources import (
     ReasoningGymSource,
     SourceSection,
 )
-from bs_cluster.data.builtin import embedded_rows
+from bs_cluster.data.builtin import PREFERENCES, embedded_preferences, embedded_rows
 from bs_cluster.data.procedural import gym_check, gym_items
 from bs_cluster.errors import DataError
 
@@ -145,14 +145,15 @@ def _(source: HubSource, seed: int) -> Iterator[RawRow]:
 
 @raw_rows.register
 def _(source: EmbeddedSource, seed: int) -> Iterator[RawRow]:
-    for sample in embedded_rows(source.name, seed):
+    rows = embedded_preferences if source.name in PREFERENCES else embedded_rows
+    for sample in rows(source.name, seed):
         yield sample._asdict()
 
 
 @raw_rows.register
 def _(source: ReasoningGymSource, seed: int) -> Iterator[RawRow]:
     per_task = ROWS_PER_TASK if source.take is None else -(-source.take // len(source.tasks))
-    streams = [gym_items(task, per_task, seed) for task in source.tasks]
+    streams = [gym_items(task, per_task, seed, **source.settings.get(task, {})) for task in source.tasks]
     for items in zip(*streams, strict=True):  # in turns, so that `take` cuts all tasks alike
         for task, item in zip(source.tasks, items, strict=True):
             answer = "" if item["answer"] is None else str(item["answer"])

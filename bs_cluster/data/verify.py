@@ -7,6 +7,7 @@ after its answer has answered all the same.
 |---|---|
 | ``exact`` | the reference's words; case, spaces, quotes around them and a full stop at their end do not count |
 | ``number`` | the reference's last number |
+| ``calls`` | the reference's function calls, in any order, as JSON or in Python's syntax (``calls``) |
 | ``tests`` | code, the first fenced block where there is one, under which the row's unit tests pass (``sandbox``) |
 | ``reasoning_gym`` | what the generator's own scorer gives the full mark |
 | ``package.module:function`` | what that function says is |
@@ -15,12 +16,12 @@ after its answer has answered all the same.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from bs_cluster.config import plugins
 from bs_cluster.config.sources import SourceSection
+from bs_cluster.data.calls import FENCED, calls_in
 from bs_cluster.data.procedural import first_line, gym_accepts, last_number
 from bs_cluster.data.rows import UNCHECKED, Check, Question
 from bs_cluster.data.sandbox import ends_well
@@ -58,6 +59,8 @@ def is_right(question: Question, answer: str) -> bool:
             return _words(_part(reference, answer)) == _words(reference) != ""
         case "number":
             return _same_number(reference, answer)
+        case "calls":
+            return calls_in(answer) == calls_in(reference) != ()
         case "tests":
             return ends_well(f"{code_of(answer)}\n\n{check.key}")
         case "reasoning_gym":
@@ -83,5 +86,5 @@ def _same_number(reference: str, answer: str) -> bool:
 
 def code_of(answer: str) -> str:
     """The answer's first fenced block, else all of it."""
-    fenced = re.search(r"```[\w+-]*\n(.*?)(?:```|\Z)", answer, re.DOTALL)
+    fenced = FENCED.search(answer)
     return fenced[1] if fenced else answer

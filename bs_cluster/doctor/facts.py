@@ -22,7 +22,7 @@ from huggingface_hub import HfApi
 
 import bs_cluster
 from bs_cluster.base.packaged import EMBEDDED
-from bs_cluster.base.prepare import embedded_folder, prepare_base
+from bs_cluster.base.prepare import built_folder, prepare_base
 from bs_cluster.config.schema import BaseSection, CampaignConfig
 from bs_cluster.config.sources import EmbeddedSource, FileSource, HubSource, ReasoningGymSource, SourceSection
 from bs_cluster.data.builtin import check_packages
@@ -104,9 +104,11 @@ def check_base(base: BaseSection) -> None:
     """Whether the base can be had here; no weight is loaded."""
     kind, _, name = base.model.partition(":")
     if kind == "embedded":
-        built = embedded_folder(base)
+        built = built_folder(base)
         if built is None or not built.is_dir():
             EMBEDDED[name].require(base.model)
+        return
+    if kind == "random":  # it needs nothing
         return
     found = prepare_base(base)
     if Path(found).is_dir():
@@ -120,9 +122,7 @@ def check_base(base: BaseSection) -> None:
 
 def check_data(config: CampaignConfig) -> None:
     """Whether every source can be read here."""
-    sources = [source for domain in config.domains for source in domain.sources]
-    sources += [kind.source for kind in (*config.sweep.mixed, *config.sweep.foreign)]
-    for source in sources:
+    for source in config.sources().values():
         _check_source(source)
 
 

@@ -85,6 +85,9 @@ def base_name(base: BaseSection) -> BaseName:
             "GGUF rounded"
         )
         return BaseName(known.hub, None, words, known.license)
+    if kind == "random":
+        made = ", ".join(f"{key} {value}" for key, value in base.random.model_dump().items())
+        return BaseName(None, None, f"a {name} of random weights that bs_cluster makes ({made}); {how}", None)
     if Path(base.model).expanduser().is_dir():
         folder = Path(base.model).expanduser().name
         return BaseName(None, None, f"`{folder}`, a folder where it was trained; {how}", None)

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from peft import set_peft_model_state_dict
 
 from bs_cluster.base import pool_states, router_states
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.batch import pad
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.failpoints import failpoint
-from bs_cluster.inference.generate import greedy_answers
+from bs_cluster.inference.generate import Drawing, drawn_tokens, greedy_answers, greedy_tokens
 from bs_cluster.inference.probe import probe
 from bs_cluster.inference.scoring import score_routed
 from bs_cluster.inference.stacked import StackedBase
-from bs_cluster.records import Probe, RowLoss
+from bs_cluster.records import Probe, RowLoss, StackId
+from bs_cluster.stacks import StackConfig
 from bs_cluster.store.store import Store
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What another process answers with now: its stacks that fire and, where one learns there, that one's configuration
+    and tensors (``StackModel.folded``). Another ``version`` is another policy."""
+
+    version: str
+    firing: tuple[str, ...]
+    config: dict[str, Any] | None = None
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -36,6 +50,7 @@ class Evaluator:
         for _, manifest in store.stacks():
             self.stacked.attach(manifest, store)
         self.stacked.fire(self.stacked.names)
+        self.followed = ""  # the policy of another process that fires here, by its version
 
     def score(self, rows: Sequence[EncodedRow], weights: Sequence[Sequence[float]]) -> tuple[RowLoss, ...]:
         """One batch: each row under its own gate weights, one per domain in the campaign's order."""
@@ -55,6 +70,31 @@ class Evaluator:
         """Greedy answers to tokenised prompts as one batch, each under its own gate weights."""
         weights_BD = torch.tensor(weights, dtype=torch.float32)
         return greedy_answers(self.stacked, prompts, weights_BD, self.domains, self.config.sweep.answer_tokens)
+
+    def draw(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int] | None, how: Drawing, policy: Policy
+    ) -> list[list[int]]:
+        """Continuations of tokenised prompts under ``policy``: from seeds, a row its own, or greedily without."""
+        if self.followed != policy.version:
+            self._follow(policy)
+        if seeds is None:
+            return greedy_tokens(self.stacked, prompts, how.tokens)
+        return drawn_tokens(self.stacked, prompts, seeds, how.tokens, how.temperature)
+
+    def _follow(self, policy: Policy) -> None:
+        firing = list(policy.firing)
+        if policy.config is not None:
+            settings = StackConfig(**policy.config)
+            name = StackId(settings.domain, settings.round).name
+            if name not in self.stacked.names:
+                self.stacked.begin(settings, seed=0)
+            assert self.stacked.peft is not None
+            set_peft_model_state_dict(self.stacked.peft, dict(policy.tensors), adapter_name=name)
+            for site in self.stacked.tuner.sites:
+                site.unpack()
+            firing.append(name)
+        self.stacked.fire(firing)
+        self.followed = policy.version
 
     def pid(self) -> int:
         return os.getpid()

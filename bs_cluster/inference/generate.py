@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from bs_cluster.data.batch import pad
 from bs_cluster.decoder import decoder_and_head
@@ -49,7 +49,53 @@ def drawn_answers(
     return _answers(stacked, prompts, weights_BD, domains, max_new_tokens=max_new_tokens, **drawn)
 
 
-@torch.no_grad()
+class Drawing(NamedTuple):
+    """How a policy's answers are drawn: at most so many tokens, at which temperature."""
+
+    tokens: int
+    temperature: float
+
+
+def drawn_tokens(
+    stacked: StackedBase,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    max_new_tokens: int,
+    temperature: float,
+) -> list[list[int]]:
+    """A continuation of each tokenised prompt under what fires now, its end token included, drawn at this temperature
+    from all tokens: row by row from the row's own seed, so that a draw does not hang on what is drawn beside it."""
+    drawing = LogitsProcessorList([_Drawn(seeds, temperature)])
+    return generated(stacked, prompts, max_new_tokens=max_new_tokens, do_sample=False, logits_processor=drawing)
+
+
+def greedy_tokens(stacked: StackedBase, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    """The likeliest continuation of each prompt, token by token, under what fires now; its end token included."""
+    return generated(stacked, prompts, max_new_tokens=max_new_tokens, do_sample=False)
+
+
+def said(stacked: StackedBase, tokens: Sequence[Sequence[int]]) -> list[str]:
+    """Continuations in words."""
+    texts = stacked.base.tokenizer.batch_decode([list(of) for of in tokens], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+class _Drawn(LogitsProcessor):
+    """Leaves of each row's logits one token, drawn by inverting its distribution at a number from the row's own
+    generator."""
+
+    def __init__(self, seeds: Sequence[int], temperature: float):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.temperature = temperature
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.FloatTensor:
+        share_BV = torch.softmax(scores.double() / self.temperature, dim=1).cumsum(1)
+        drawn_B1 = torch.stack([torch.rand(1, generator=each, dtype=torch.float64) for each in self.generators])
+        at_B1 = drawn_B1.to(scores.device) * share_BV[:, -1:]
+        token_B1 = torch.searchsorted(share_BV, at_B1, right=True).clamp_max(scores.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token_B1, 0.0)  # type: ignore[return-value]
+
+
 def _answers(
     stacked: StackedBase,
     prompts: Sequence[Sequence[int]],
@@ -59,19 +105,34 @@ def _answers(
 ) -> list[str]:
     if stacked.peft is None:
         raise StackError("no stack is attached to this base; answers under gates need one")
+    with stacked.tuner.gates(weights_BD.to(stacked.base.model.device), domains):
+        return said(stacked, generated(stacked, prompts, **how))
+
+
+@torch.no_grad()
+def generated(stacked: StackedBase, prompts: Sequence[Sequence[int]], **how: Any) -> list[list[int]]:
+    """What follows each tokenised prompt under what fires now, up to its end token, which is included.
+
+    Padded on the left, with a key-value cache. ``how`` is what transformers' ``generate`` takes.
+    """
     model, tokenizer = stacked.base.model, stacked.base.tokenizer
     ids_BT = pad(prompts, tokenizer.pad_token_id, "left")  # type: ignore[arg-type]
     mask_BT = pad([[1] * len(prompt) for prompt in prompts], 0, "left")
-    with stacked.tuner.gates(weights_BD.to(model.device), domains), _last_positions_together(model):
-        output = model.generate(  # type: ignore[operator]
+    ends = end_tokens(stacked)
+    with _last_positions_together(model):
+        output_BT = model.generate(  # type: ignore[operator]
             input_ids=ids_BT.to(model.device),
             attention_mask=mask_BT.to(model.device),
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=end_tokens(stacked),
+            eos_token_id=ends,
             **how,
         )
-    texts = tokenizer.batch_decode(output[:, ids_BT.shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    return [_to_its_end(row, ends) for row in output_BT[:, ids_BT.shape[1] :].tolist()]
+
+
+def _to_its_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+    return tokens[: end + 1]
 
 
 @contextmanager

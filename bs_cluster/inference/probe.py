@@ -13,8 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import torch
 from torch.nn import functional as F
 
 from bs_cluster import __version__
+from bs_cluster.base.threads import one_thread
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.decoder import decoder_and_head
 from bs_cluster.inference.stacked import StackedBase
@@ -45,7 +45,7 @@ def probe(stacked: StackedBase, names: Sequence[str], rows: Sequence[EncodedRow]
     stacked.fire(names)
     stacked.base.model.eval()
     try:
-        with _one_thread():
+        with one_thread():
             probed = tuple(_probed(stacked, row) for row in rows)
             return Probe(probed, environment(stacked.base.model.device))
     finally:
@@ -71,17 +71,6 @@ def _probed(stacked: StackedBase, row: EncodedRow) -> ProbedRow:
     loss = float(F.cross_entropy(logits_TV[:-1].float(), ids_T[1:]))
     data = logits_TV.cpu().reshape(-1).view(torch.uint8).numpy().data
     return ProbedRow(row.id, hashlib.sha256(data).hexdigest(), loss if math.isfinite(loss) else None)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """How a product is cut among threads may change the order of its sums; and one thread is not held up by others."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _processor() -> str:

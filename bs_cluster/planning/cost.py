@@ -54,13 +54,14 @@ class Made:
 @dataclass(frozen=True)
 class Speed:
     """Floating point operations a token: of a training step and of scoring, without a frozen stack, and of one more
-    that fires. ``weights`` are those that stacks stand on."""
+    that fires. ``weights`` are those that stacks stand on, ``rest`` the base's others: the head, mostly."""
 
     train: float
     train_stack: float
     score: float
     score_stack: float
     weights: int
+    rest: int
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Cost(Record):
     closing_h: float
     sweep_h: float
     answers_h: float
+    router_h: float
     starting_h: float
     training_nodes: int
     sweep_nodes: int
@@ -80,7 +82,7 @@ class Cost(Record):
 
     @property
     def hours(self) -> float:
-        return self.training_h + self.closing_h + self.sweep_h + self.answers_h + self.starting_h
+        return self.training_h + self.closing_h + self.sweep_h + self.answers_h + self.router_h + self.starting_h
 
 
 def volume_of(config: CampaignConfig, made: Made, row_tokens: int) -> Volume:
@@ -135,12 +137,12 @@ def cost_of(config: CampaignConfig, on: Hardware, speed: Speed, volume: Volume, 
     sweeping = scoring_h(swept.outcomes, swept.active * own, sweep.batch_tokens, evaluating)
     sweeping += scoring_h(swept.prompts, 0, sweep.batch_tokens, evaluating)
     sweeping += scoring_h(swept.scored_rows, own, training.eval_batch_tokens, evaluating)
-    a_token = (DEQUANTISED_BYTES if unpacking else 2) * speed.weights / on.memory_bandwidth
+    a_token = ((DEQUANTISED_BYTES if unpacking else 2) * speed.weights + 2 * speed.rest) / on.memory_bandwidth
     answers = math.ceil(swept.answers / sweep.answer_batch) * sweep.answer_tokens * a_token / evaluating / 3600
-    start = on.assumed.start_minutes / 60
+    start, router = on.assumed.start_minutes / 60, on.assumed.router_minutes / 60
     sweep_nodes = math.ceil(sweep.evaluators * sweep.gpus_per_evaluator / gpus) if gpus else 1
     training_h = work.steps * step / 3600
-    held = nodes * (training_h + closing + start) + max(1, sweep_nodes) * (sweeping + answers + start)
+    held = nodes * (training_h + closing + start) + max(1, sweep_nodes) * (sweeping + answers + router + start)
     return Cost(
         step_s=step,
         step_network_s=network,
@@ -148,6 +150,7 @@ def cost_of(config: CampaignConfig, on: Hardware, speed: Speed, volume: Volume, 
         closing_h=closing,
         sweep_h=sweeping,
         answers_h=answers,
+        router_h=router,
         starting_h=2 * start,
         training_nodes=nodes,
         sweep_nodes=max(1, sweep_nodes),

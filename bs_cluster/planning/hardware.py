@@ -40,6 +40,7 @@ class Assumed(Record):
     fragmentation: float
     freed_kept: float
     start_minutes: float
+    router_minutes: float
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ import re
 from pathlib import Path
 
 from bs_cluster.config.parse import load_config
+from bs_cluster.planning import schedule_tables
 from bs_cluster.planning.hardware import hardware
-from bs_cluster.planning.plan import make_plan
+from bs_cluster.planning.plan import Planner, make_plan
+from bs_cluster.planning.schedule import Losses, make_scale
 from bs_cluster.planning.tables import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,8 +26,15 @@ def written(page: str) -> str:
 
     def planned(found: re.Match[str]) -> str:
         command, file, overrides, node, _, end = found.groups()
-        plan = make_plan(load_config(ROOT / file, overrides.split()), hardware(node))
-        return f"{command}{markdown(plan)}\n{end}"
+        words = overrides.split()
+        settings = [word for word in words if "=" in word]
+        config, on = load_config(ROOT / file, settings), hardware(node)
+        if "--scale" in words:
+            per_day = float(words[words.index("--losses") + 1]) if "--losses" in words else 0.0
+            planner = Planner(config, on)
+            scale = make_scale(planner, Losses(per_day, notice="--no-notice" not in words))
+            return f"{command}{schedule_tables.markdown(scale, planner)}\n{end}"
+        return f"{command}{markdown(make_plan(config, on))}\n{end}"
 
     return MARK.sub(planned, page)
 

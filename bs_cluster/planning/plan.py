@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from bs_cluster.config.identity import curriculum, effective_domain
+from bs_cluster.config.identity import curriculum, most_stacks
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.planning.cost import Cost, Made, Speed, Volume, cost_of, volume_of
 from bs_cluster.planning.fit import Misfit, misfits, with_settings
@@ -60,6 +60,7 @@ class Plan(Record):
     assumed: Assumed
     usable: int
     row_tokens: int
+    completion_tokens: int
     model: Model
     worker: Footprint
     stages: tuple[Footprint, ...]
@@ -73,12 +74,15 @@ class Plan(Record):
     misfits: tuple[Misfit, ...]
 
 
-def make_plan(config: CampaignConfig, on: Hardware, row_tokens: int | None = None) -> Plan:
-    """``row_tokens`` is how long a row is in the mean, for time; memory is planned for rows as long as they may be.
+def make_plan(
+    config: CampaignConfig, on: Hardware, row_tokens: int | None = None, completion_tokens: int | None = None
+) -> Plan:
+    """``row_tokens`` is how long a row is in the mean and ``completion_tokens`` how many of them are learned and scored
+    (all but the first), for time; memory is planned for rows as long as they may be.
 
     Raises BaseModelError where the base's configuration cannot be had.
     """
-    planner = Planner(config, on, row_tokens or config.data.max_length)
+    planner = Planner(config, on, row_tokens, completion_tokens)
     now = planner.whole(config)
     stages = {
         stage: planner.worker_of(with_settings(config, {"training.zero_stage": stage}))
@@ -95,6 +99,7 @@ def make_plan(config: CampaignConfig, on: Hardware, row_tokens: int | None = Non
         assumed=on.assumed,
         usable=usable,
         row_tokens=planner.row_tokens,
+        completion_tokens=planner.completion_tokens,
         model=planner.model(),
         worker=now.worker,
         stages=tuple(stages[stage] for stage in STAGES),
@@ -122,8 +127,11 @@ class Whole:
 class Planner:
     """Plans for configs that share a base and a stack's shape: the model of shapes is made once."""
 
-    def __init__(self, config: CampaignConfig, on: Hardware, row_tokens: int):
-        self.on, self.row_tokens = on, row_tokens
+    def __init__(
+        self, config: CampaignConfig, on: Hardware, row_tokens: int | None = None, completion_tokens: int | None = None
+    ):
+        self.on, self.row_tokens = on, row_tokens or config.data.max_length
+        self.completion_tokens = completion_tokens or self.row_tokens - 1
         self.shaped = ShapedWorker(config, gpu=bool(on.node.gpus))
         self.config = config
         self.widths = self.shaped.widths()
@@ -150,7 +158,7 @@ class Planner:
 
     def _last(self, config: CampaignConfig) -> Situation:
         resident = rounds(config) - 1
-        own = (effective_domain(config, curriculum(config)[-1]).max_rounds or 1) - 1
+        own = most_stacks(config, curriculum(config)[-1]) - 1
         *_, basis = self._claims(config, len(config.domains) - 1)
         return Situation(
             resident=resident,
@@ -167,11 +175,22 @@ class Planner:
         return evaluator_footprint(self.shaped, stacks=rounds(config), scored=scored, encoded=encoded)
 
     def whole(self, config: CampaignConfig) -> Whole:
-        worker, evaluator = self.worker_of(config), self.evaluator_of(config)
+        made = self.made(config)
+        return Whole(
+            self.worker_of(config),
+            self.evaluator_of(config),
+            volume_of(config, made, self.row_tokens),
+            self.cost(config, made),
+        )
+
+    def made(self, config: CampaignConfig) -> Made:
+        """What its bytes are of; it hangs on how many domains there are, and not on how many GPUs."""
         claimed = [basis_bytes(basis) for basis in self._claims(config, len(config.domains))]
-        made = Made(self.stack_parameters, self.shaped.base_parameters, len(self.widths), claimed)
+        return Made(self.stack_parameters, self.shaped.base_parameters, len(self.widths), claimed)
+
+    def cost(self, config: CampaignConfig, made: Made) -> Cost:
         volume = volume_of(config, made, self.row_tokens)
-        return Whole(worker, evaluator, volume, cost_of(config, self.on, self.speed, volume, self.row_tokens))
+        return cost_of(config, self.on, self.speed, volume, self.row_tokens)
 
     def _claims(self, config: CampaignConfig, domains: int) -> list[Basis]:
         return list(claims(self.widths, config.null_space, stack_rows(config), domains))
@@ -181,7 +200,8 @@ class Planner:
         """Floating point operations of passes, without a frozen stack and with one more."""
         config = self.config
         self.shaped.use(config)
-        batch = _units(config.training.per_device_batch, self.row_tokens)
+        count = config.training.per_device_batch
+        batch = Batch(count, self.row_tokens, count * self.completion_tokens)
         trained, scored = [], []
         for stacks in (0, 1):
             self.shaped.set_stacks(stacks, stacks)
@@ -196,13 +216,18 @@ class Planner:
             score=scored[0] / per,
             score_stack=(scored[1] - scored[0]) / per,
             weights=weights,
+            rest=self.shaped.base_parameters - weights,
         )
 
     def grown(self, config: CampaignConfig, domains: int) -> Grown:
-        """With as many domains as that, the new ones like the last."""
-        last, now = config.domains[-1], len(config.domains)
-        more = [last.model_copy(update={"name": f"domain{number}", "after": ()}) for number in range(now, domains)]
-        return _grown(domains, self.whole(config.model_copy(update={"domains": (*config.domains, *more)})))
+        return _grown(domains, self.whole(with_domains(config, domains)))
+
+
+def with_domains(config: CampaignConfig, count: int) -> CampaignConfig:
+    """The config with as many domains as that, the new ones like the last."""
+    last, now = config.domains[-1], len(config.domains)
+    more = [last.model_copy(update={"name": f"domain{number}", "after": ()}) for number in range(now, count)]
+    return config.model_copy(update={"domains": (*config.domains, *more)})
 
 
 def _grown(domains: int, then: Whole) -> Grown:

@@ -17,6 +17,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from bs_cluster.base import LoadedBase, prepare_base
 from bs_cluster.base.load import COMPUTE_DTYPES, nf4_config
+from bs_cluster.base.random_weights import random_config
 from bs_cluster.config.schema import BaseSection
 from bs_cluster.errors import BaseModelError
 from bs_cluster.planning.known_models import KNOWN
@@ -28,12 +29,15 @@ BLOCK, SCALES_BLOCK = 64, 256
 
 
 def model_config(base: BaseSection) -> PretrainedConfig:
-    """The base's configuration: from our own table, its folder, or the Hub's config.json; never a weight.
+    """The base's configuration: from our own table, what a random one is to be, its folder, or the Hub's config.json;
+    never a weight.
 
     Raises BaseModelError where none of them has it.
     """
     if (known := KNOWN.get(base.model)) is not None:
         return AutoConfig.for_model(**known)
+    if base.model.startswith("random:"):
+        return random_config(base)
     name = prepare_base(base)
     if Path(name).is_dir():
         return AutoConfig.from_pretrained(name)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -31,7 +32,11 @@ def show(plan: Plan) -> None:
     console.print(Text(headline(plan), "bold"))
     for line in verdict(plan):
         console.print(Text(line, "red" if plan.misfits or _without_room(plan) else "green"))
-    for table in tables(plan):
+    print_tables(console, tables(plan))
+
+
+def print_tables(console: Console, tables: Iterable[Table]) -> None:
+    for table in tables:
         console.print()
         console.print(_rich(table))
         for note in table.notes:
@@ -41,12 +46,17 @@ def show(plan: Plan) -> None:
 def markdown(plan: Plan) -> str:
     lines = [f"**{headline(plan)}**", ""]
     lines += [line.replace("  ", "  - ", 1) if line.startswith("  ") else f"- {line}" for line in verdict(plan)]
-    for table in tables(plan):
+    return "\n".join([*lines, *markdown_tables(tables(plan))])
+
+
+def markdown_tables(tables: Iterable[Table]) -> list[str]:
+    lines: list[str] = []
+    for table in tables:
         lines += ["", "| " + " | ".join([table.title, *table.header[1:]]) + " |"]
         lines += ["|---|" + "---:|" * (len(table.header) - 1)]
         lines += ["| " + " | ".join(row) + " |" for row in table.rows]
         lines += ["", *table.notes] if table.notes else []
-    return "\n".join(lines)
+    return lines
 
 
 def headline(plan: Plan) -> str:
@@ -131,7 +141,9 @@ def _work(plan: Plan) -> Table:
         ("domains that fire in a batch, in the mean", f"{sweep.active:.1f}"),
         ("answers generated, at most", f"{sweep.answers:,}"),
     ]
-    return Table("work", ("", "count"), rows, (f"Rows of {plan.row_tokens} tokens.",))
+    return Table(
+        "work", ("", "count"), rows, (f"Rows of {plan.row_tokens} tokens, {plan.completion_tokens} of them learned.",)
+    )
 
 
 def _cost(plan: Plan) -> Table:
@@ -142,6 +154,7 @@ def _cost(plan: Plan) -> Table:
         ("training, hours", hours(cost.training_h)),
         ("closings, hours", hours(cost.closing_h)),
         ("sweep, hours", hours(cost.sweep_h)),
+        ("meta-router, hours", hours(cost.router_h)),
         ("answers, hours", hours(cost.answers_h)),
         ("in all, hours", hours(cost.hours)),
         ("in all, USD", f"{cost.usd:,.0f}" if cost.usd >= 10 else f"{cost.usd:.2f}"),
@@ -189,7 +202,12 @@ def _assumed(plan: Plan) -> Table:
         ("lost between tensors" if node.gpus else "freed and kept", f"{lost:.0%}"),
         ("rows of a source that gives no number", "10,000"),
     ]
-    return Table("assumed, not measured", ("", ""), rows, ("Give your own with --hardware and --row-tokens.",))
+    return Table(
+        "assumed, not measured",
+        ("", ""),
+        rows,
+        ("Give your own with --hardware, --row-tokens and --completion-tokens.",),
+    )
 
 
 def _of(footprint: Footprint, name: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bs_cluster.config.identity import curriculum, effective_domain
+from bs_cluster.config.identity import curriculum, effective_domain, most_stacks
 from bs_cluster.config.schema import CampaignConfig, DomainSection
 from bs_cluster.records import Record
 from bs_cluster.report.record import ANSWER_MODES
@@ -54,29 +54,32 @@ class Sweep(Record):
 
 
 def training_work(config: CampaignConfig, row_tokens: int) -> Training:
-    rounds = steps = scored = streamed = 0
+    rounds = steps = scored = streamed = tokens = 0
     training, data = config.training, config.data
     selection, decision = map(len, split_validation(range(data.validation_rows), training.selection_share))
     for closed, name in enumerate(curriculum(config)):
         domain = effective_domain(config, name)
-        own, most = domain.steps or 0, domain.max_rounds or 1
-        rounds, steps = rounds + most, steps + own * most
+        aligned = [entry for entry in domain.rounds if entry.aligned]
+        own, most = domain.steps or 0, most_stacks(config, name) - len(aligned)
+        rounds, steps = rounds + most + len(aligned), steps + own * most + sum(entry.steps for entry in aligned)
+        tokens += own * most * training.global_batch * row_tokens
+        tokens += sum(entry.steps * entry.rows_of_a_step * row_tokens for entry in aligned)
         # A round: the parent on all rows, the base on those that decide, every validation, and the end.
         scored += most * (data.validation_rows + 2 * decision + math.ceil(own / training.eval_every) * selection)
         # A closing: the domain alone, then for each closed one alone and with all stacks; the base once each.
         scored += data.validation_rows * (1 + 2 * (closed + 1))
         streamed += train_rows(config, domain)
-    return Training(rounds, steps, steps * training.global_batch * row_tokens, scored, streamed)
+    return Training(rounds, steps, tokens, scored, streamed)
 
 
 def rounds(config: CampaignConfig) -> int:
     """Stacks in all, if every round is committed."""
-    return sum(effective_domain(config, name).max_rounds or 1 for name in curriculum(config))
+    return sum(most_stacks(config, name) for name in curriculum(config))
 
 
 def stack_rows(config: CampaignConfig) -> int:
     """Rank rows of a domain's stacks together, M."""
-    most = max(effective_domain(config, name).max_rounds or 1 for name in curriculum(config))
+    most = max(most_stacks(config, name) for name in curriculum(config))
     return most * config.stack.experts * config.stack.rank
 
 

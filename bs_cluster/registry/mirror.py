@@ -23,6 +23,7 @@ from typing import Literal
 
 from mlflow.entities import Run
 
+from bs_cluster.answer_file import ANSWERS, read_answers
 from bs_cluster.certificate import CERTIFICATE, Certificate
 from bs_cluster.config import yaml12
 from bs_cluster.config.identity import domain_digest
@@ -36,6 +37,7 @@ from bs_cluster.records import (
     CHAMPION,
     BundleManifest,
     DomainRecord,
+    JudgedAnswer,
     Manifest,
     ModeLosses,
     StackId,
@@ -44,7 +46,7 @@ from bs_cluster.records import (
     canonical_json,
     sha256_hex,
 )
-from bs_cluster.registry import descriptions, drawings, pages
+from bs_cluster.registry import descriptions, drawings, evaluations, pages
 from bs_cluster.registry.artifacts import write_bundle, write_domain
 from bs_cluster.registry.connection import Connection
 from bs_cluster.registry.parameters import bundle_parameters, campaign_parameters, round_parameters
@@ -209,6 +211,8 @@ class Registry:
         served = held.store.standing()
         newest = {f"{self.campaign}-{domain}": manifest for domain, manifest in held.newest.items()}
         self._versions.point(newest, {CHAMPION: served.champion, CHALLENGER: served.challenger})
+        for _, digest, manifest in held.bundles:
+            self._mirror_evaluation(held, digest, manifest)
         holding = pages.Holding(held.bundles, served, held.store.promotions(), held.live.retired)
         self._mirror_report(held, holding)
         self._mirror_pages(held, holding)
@@ -283,9 +287,7 @@ class Registry:
         if self._versions.has(digest):
             return False
         run, certificate, losses = self._runs.campaign(), held.certificates[digest], _losses(held.store, manifest)
-        dataset = None if losses is None else (f"{self.campaign} sweep", _fingerprint(losses)[:DATASET_DIGEST])
-        if losses is not None and dataset is not None:
-            self._runs.log_dataset(run, *dataset, _counts(losses), "evaluation")
+        dataset = None if losses is None else self._log_sweep(run, losses)
         config = _config(held.store, manifest)
         if config is not None and not run.data.params:  # MLflow was wiped since
             self._show_config(run, config)
@@ -309,6 +311,28 @@ class Registry:
             write_bundle(model, Path(scratch), held.store, digest, certificate)
             self._versions.register(entry, model)
         return True
+
+    def _mirror_evaluation(self, held: Held, digest: str, manifest: BundleManifest) -> None:
+        """The rows that a bundle was judged on, as a run in MLflow's evaluation views. The version's tag comes last: it
+        says that all of it is there."""
+        if self._versions.is_evaluated(digest) or (losses := _losses(held.store, manifest)) is None:
+            return
+        run, model_id = self._runs.evaluation(digest, manifest.number), self._versions.model_id(digest)
+        rows = evaluations.rows_of(losses, _answers(held.store, manifest))
+        self._log_sweep(run, losses)
+        if model_id is not None:
+            self._runs.log_model(run, model_id)
+        self._runs.log_points(run, _at(manifest.number, descriptions.bundle_metrics(manifest)))
+        self._runs.log_table(run, evaluations.table(rows), evaluations.TABLE)
+        self._runs.log_traces(run, evaluations.traces(rows, run.info, model_id))
+        self._runs.end(run)
+        self._versions.evaluated(digest, run.info.run_id)
+
+    def _log_sweep(self, run: Run, losses: ModeLosses) -> tuple[str, str]:
+        """Show that a run is about the rows of ``losses``; their dataset's name and digest."""
+        name, fingerprint = f"{self.campaign} sweep", _fingerprint(losses)
+        self._runs.log_dataset(run, name, fingerprint, _counts(losses), "evaluation")
+        return name, fingerprint[:DATASET_DIGEST]
 
     def _mirror_retired(self, held: Held) -> None:
         """What was taken out stays where it is and says so, and why: rounds, and the bundles that held them."""
@@ -355,12 +379,13 @@ class Registry:
             rounds = [pair[0] for pair in _rounds_to((ref, manifest), held.stacks)]
             page = pages.stack_page(ref, manifest, rounds, store.uri, holding, at)
             self._versions.describe_version(ref.manifest, page)
-            self._runs.describe(ref.stack, pages.stack_note(ref, manifest, at))
+            self._runs.describe(ref.stack.name, pages.stack_note(ref, manifest, at))
         for outcome in (outcome for record in held.domains for outcome in record.rounds if not outcome.committed):
-            self._runs.describe(outcome.stack, pages.rejected_note(outcome, at))
+            self._runs.describe(outcome.stack.name, pages.rejected_note(outcome, at))
         for _, digest, manifest in held.bundles:
             page = pages.bundle_page(digest, manifest, held.certificates[digest], store.uri, holding, at)
             self._versions.describe_version(digest, page)
+            self._runs.describe(digest, pages.evaluation_note(digest, manifest, holding, at))
         if held.bundles:
             self._versions.describe(self.campaign, pages.bundles_page(held.certificates, holding, at))
 
@@ -409,6 +434,11 @@ def _config(store: Store, manifest: BundleManifest) -> CampaignConfig | None:
 def _losses(store: Store, manifest: BundleManifest) -> ModeLosses | None:
     entry = next((entry for entry in manifest.files if entry.name == LOSSES), None)
     return None if entry is None else read_losses(store.get_bytes(entry.sha256))
+
+
+def _answers(store: Store, manifest: BundleManifest) -> list[JudgedAnswer]:
+    entry = next((entry for entry in manifest.files if entry.name == ANSWERS), None)
+    return [] if entry is None else read_answers(store.get_bytes(entry.sha256))
 
 
 def _fingerprint(losses: ModeLosses) -> str:

@@ -23,10 +23,12 @@ from bs_cluster.records import (
     StackRef,
 )
 from bs_cluster.registry.descriptions import loss
+from bs_cluster.registry.evaluations import TABLE
 
 MAX_TEXT = 5000
 CURVE = "figures/curve.svg"  # of a round's run
 SPLITS = ("train", "validation", "sweep")  # of a domain's rows
+BESIDE = 5  # other bundles whose rows a bundle's page puts beside its own
 SHORT = 8  # characters of a digest that a person compares
 
 Bundle = tuple[int, str, BundleManifest]
@@ -34,8 +36,8 @@ Bundle = tuple[int, str, BundleManifest]
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where MLflow has things: ``runs`` by stack name (None: the campaign's), ``versions`` by manifest digest as
-    (model, version). What is not there yet is named without a link."""
+    """Where MLflow has things: ``runs`` by stack name, those of evaluations by the bundle's manifest (None: the
+    campaign's), ``versions`` by manifest digest as (model, version). What is not there yet is named without a link."""
 
     campaign: str
     experiment_id: str
@@ -61,6 +63,14 @@ class Addresses:
 
     def stacks(self, refs: Iterable[StackRef]) -> str:
         return ", ".join(self.version(ref.manifest, ref.stack.name) for ref in refs)
+
+    def rows(self, digest: str, text: str, beside: str | None = None) -> str:
+        """The rows of a bundle, or each beside the same row of the bundle ``beside``."""
+        if digest not in self.runs:
+            return text
+        other = f"&compareToRunUuid={self.runs[beside]}" if beside else ""
+        views = f"#/experiments/{self.experiment_id}/evaluation-runs"
+        return f"[{text}]({views}?selectedRunUuid={self.runs[digest]}{other})"
 
     def picture(self, stack: StackId | None, path: str, what: str) -> str:
         run_id = self.runs.get(stack and stack.name)
@@ -170,7 +180,7 @@ def _round_row(
     return [
         at.number(ref.manifest),
         at.run(ref.stack, ref.stack.name),
-        _change(metrics.get("val_before"), metrics.get("val_after")),
+        _went(metrics, manifest.objective),
         _gain(metrics.get("gain"), metrics.get("gain_error")),
         at.picture(ref.stack, CURVE, "learning curve"),
         f"{metrics['steps']:.0f}" if "steps" in metrics else "–",
@@ -185,7 +195,7 @@ def _rejected_row(outcome: RoundOutcome, at: Addresses) -> list[str]:
     return [
         "–",
         at.run(outcome.stack, outcome.stack.name),
-        _change(outcome.val_before, outcome.val_after),
+        _change(outcome.val_before, outcome.val_after, outcome.objective),
         _gain(outcome.gain, outcome.gain_error),
         "",
         str(outcome.steps),
@@ -205,7 +215,7 @@ def stack_page(
     confined = f"directions outside basis {manifest.basis[:SHORT]}" if manifest.basis else "nothing: it is not confined"
     size = sum(entry.size for entry in manifest.files) / 1e6
     facts = [
-        ("the rows that decide", f"{_change(metrics.get('val_before'), metrics.get('val_after'))} nats per token"),
+        ("the rows that decide", _went(metrics, manifest.objective)),
         ("gain ± error", f"{_gain(metrics.get('gain'), metrics.get('gain_error'))} on {_count(metrics, 'rows')} rows"),
         ("steps", _count(metrics, "steps")),
         ("made by", f"run {at.run(ref.stack, ref.stack.name)} of campaign {at.run(None, at.campaign)}"),
@@ -233,7 +243,7 @@ def stack_note(ref: StackRef, manifest: StackManifest, at: Addresses) -> str:
     metrics = manifest.metrics
     return (
         f"Round {ref.stack.round} of {at.model(ref.stack.domain)}: "
-        f"{_change(metrics.get('val_before'), metrics.get('val_after'))} nats per token on the rows that decide. "
+        f"{_went(metrics, manifest.objective)} on the rows that decide. "
         f"Committed as {at.version(ref.manifest, f'version {at.versions[ref.manifest][1]}')}. "
         f"{at.picture(ref.stack, CURVE, 'learning curve')}"
     )
@@ -243,7 +253,7 @@ def rejected_note(outcome: RoundOutcome, at: Addresses) -> str:
     """The description of the run of a round that was turned away."""
     return (
         f"Round {outcome.stack.round} of {at.model(outcome.stack.domain)}: "
-        f"{_change(outcome.val_before, outcome.val_after)} nats per token on the rows that decide. "
+        f"{_change(outcome.val_before, outcome.val_after, outcome.objective)} on the rows that decide. "
         f"Rejected: {outcome.reason}."
     )
 
@@ -264,7 +274,7 @@ def bundles_page(certificates: Mapping[str, Certificate | None], holding: Holdin
             loss(bundle.metrics.get("loss/routed")),
             loss(bundle.metrics.get("loss/base")),
             loss(bundle.metrics.get("regret/router")),
-            _right(bundle.metrics),
+            at.rows(digest, _right(bundle.metrics)),
             _certified(certificates.get(digest)),
             holding.why(bundle),
         ]
@@ -297,11 +307,30 @@ def bundle_page(
         f"All domains' sweep rows: {loss(metrics.get('loss/base'))} on the base → "
         f"**{loss(metrics.get('loss/routed'))}** routed, {loss(metrics.get('loss/oracle'))} the oracle; right answers "
         f"{_right(metrics)}. Certificate: {_certified(certificate)}.",
+        _rows_of(digest, holding, at),
         f'`mlflow.pyfunc.load_model("models:/{at.campaign}/{at.versions[digest][1]}").predict("…")` answers where '
         f"`bs_cluster` is installed and the store `{store_uri}` can be reached; manifest `{digest[:SHORT]}`, base "
         f"`{bundle.base.digest[:SHORT]}`, settings `{bundle.config_digest[:SHORT]}`, code {bundle.code_version}.",
         table(("domain", "stacks", "routed loss"), rows),
     )
+
+
+def evaluation_note(digest: str, bundle: BundleManifest, holding: Holding, at: Addresses) -> str:
+    """The description of the run that holds a bundle's rows."""
+    return (
+        f"The sweep rows that {at.version(digest, f'bundle {bundle.number}')} of campaign {at.run(None, at.campaign)} "
+        f"was judged on. {_rows_of(digest, holding, at)}"
+    )
+
+
+def _rows_of(digest: str, holding: Holding, at: Addresses) -> str:
+    if digest not in at.runs:
+        return ""
+    others = [(number, other) for number, other, _ in reversed(holding.bundles) if other != digest and other in at.runs]
+    beside = ", ".join(at.rows(digest, f"bundle {number}", other) for number, other in others[:BESIDE])
+    table = f"[table](#/experiments/{at.experiment_id}/runs/{at.runs[digest]}/artifacts/{TABLE})"
+    answers = f"Answers {at.rows(digest, 'row by row')}{f', beside those of {beside}' if beside else ''}"
+    return f"{answers}; all rows with their losses as a {table}."
 
 
 def campaign_head(bundle: BundleManifest, holding: Holding, at: Addresses) -> str:
@@ -330,8 +359,15 @@ def _beside(manifest: StackManifest) -> list[StackRef]:
     return [ref for ref in manifest.parents if ref.stack in manifest.context]
 
 
-def _change(before: float | None, after: float | None) -> str:
-    return f"{loss(before)} → **{loss(after)}**"
+def _change(before: float | None, after: float | None, objective: str) -> str:
+    if objective == "sft":
+        return f"{loss(before)} → **{loss(after)}** nats per token"
+    shares = ["–" if share is None else f"{100 * share:.1f} %" for share in (before, after)]
+    return f"{shares[0]} → **{shares[1]}** of the {'pairs' if objective == 'dpo' else 'prompts'}"
+
+
+def _went(metrics: Mapping[str, float], objective: str) -> str:
+    return _change(metrics.get("val_before"), metrics.get("val_after"), objective)
 
 
 def _gain(gain: float | None, error: float | None) -> str:

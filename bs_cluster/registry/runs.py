@@ -1,4 +1,5 @@
-"""The runs of a campaign: one parent, a child per round. A run is found by its tags and created only if it is not."""
+"""The runs of a campaign: one parent, a child per round, and beside them one per bundle, with its rows. A run is found
+by its tags and created only if it is not."""
 
 from __future__ import annotations
 
@@ -8,9 +9,23 @@ import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelInput,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+    Span,
+    TraceInfo,
+)
+from mlflow.tracing.client import TracingClient
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_RUN_TYPE, MLFLOW_RUN_TYPE_GENAI_EVALUATE
 
 from bs_cluster.errors import RegistryError
 from bs_cluster.failpoints import failpoint
@@ -23,6 +38,7 @@ Point = tuple[int, str, float]  # step, key, value
 # What one log_batch call takes.
 BATCH = 1000
 BATCH_PARAMS = 100
+BATCH_TRACES = 100
 DATASET_DIGEST = 36
 
 NOTE = "mlflow.note.content"  # tag of a run: what its page shows as its description
@@ -38,7 +54,7 @@ class Runs:
         self._campaign = campaign
         self._experiment = experiment
         self._experiment_id: str | None = None
-        self._known: dict[str | None, Run] | None = None  # stack name, None for the campaign's own -> run
+        self._known: dict[str | None, Run] | None = None  # by ``_key``
         self._shown: dict[str, set[tuple[int, str]]] = {}  # run id -> (step, key) of the points it has
 
     def refresh(self) -> None:
@@ -72,6 +88,16 @@ class Runs:
             return found
         parent = {"mlflow.parentRunId": self.campaign().info.run_id}
         return self._create(stack.name, stack.name, {**run_tags(self._campaign, stack), **parent})
+
+    def evaluation(self, digest: str, number: int) -> Run:
+        """The run that holds the rows of the bundle with this manifest."""
+        found = self._known_runs().get(digest)
+        if found is not None:
+            return found
+        # Without a parent: MLflow lists evaluation runs under theirs, and leaves out a campaign's, which made models.
+        tags = {"campaign": self._campaign, "kind": "evaluation", "bundle": str(number), "manifest": digest}
+        tags[MLFLOW_RUN_TYPE] = MLFLOW_RUN_TYPE_GENAI_EVALUATE
+        return self._create(digest, f"{self._campaign} bundle {number}", tags)
 
     def of(self, stack: StackId | None) -> Run:
         return self.campaign() if stack is None else self.stack(stack)
@@ -146,6 +172,30 @@ class Runs:
             client.log_inputs(run.info.run_id, [shown])
         known.append(shown)
 
+    def log_model(self, run: Run, model_id: str) -> None:
+        """Show which logged model a run is about. What is shown already costs nothing."""
+        known = run.inputs.model_inputs if run.inputs else []
+        if all(model.model_id != model_id for model in known):
+            shown = LoggedModelInput(model_id)
+            with self._connection.to(f"log the model of {run.info.run_name}") as client:
+                client.log_inputs(run.info.run_id, models=[shown])
+            known.append(shown)
+
+    def log_table(self, run: Run, table: Mapping[str, Any], path: str) -> None:
+        """Upload a table, in the place of an earlier one of that name: MLflow's own way would append to it."""
+        self.log_text(run, json.dumps(table, ensure_ascii=False), path)
+        self.tag(run, {MLFLOW_LOGGED_ARTIFACTS: json.dumps([{"path": path, "type": "table"}])})
+
+    def log_traces(self, run: Run, traces: Sequence[tuple[TraceInfo, Sequence[Span]]]) -> None:
+        """Log traces with their assessments and spans; one whose ids are there already is written over."""
+        with self._connection.to(f"log the traces of {run.info.run_name}"):
+            client = TracingClient(self._connection.tracking_uri)
+            for info, _ in traces:
+                client.start_trace(info)
+            for start in range(0, len(traces), BATCH_TRACES):
+                spans = [span for _, spans in traces[start : start + BATCH_TRACES] for span in spans]
+                client.log_spans(run.info.experiment_id, spans)
+
     def log_text(self, run: Run, text: str, path: str) -> None:
         with self._connection.to(f"upload {path} to {run.info.run_name}") as client:
             client.log_text(run.info.run_id, text, path)
@@ -158,9 +208,9 @@ class Runs:
         """Set tags; those that say so already cost nothing."""
         self.log_points(run, (), {key: value for key, value in tags.items() if run.data.tags.get(key) != value})
 
-    def describe(self, stack: StackId | None, text: str) -> None:
-        """Give a round's run, or with None the campaign's, its description; one that was deleted by hand stays away."""
-        run = self._known_runs().get(stack and stack.name)
+    def describe(self, key: str | None, text: str) -> None:
+        """Give a run, found as in ``ids``, its description; one that was deleted by hand stays away."""
+        run = self._known_runs().get(key)
         if run is not None:
             self.tag(run, {NOTE: cut(text, MAX_TAG)})
 
@@ -217,8 +267,8 @@ class Runs:
             self.end(run)
 
     def ids(self) -> dict[str | None, str]:
-        """Run ids by stack name, None for the campaign's own."""
-        return {stack: run.info.run_id for stack, run in self._known_runs().items()}
+        """Run ids by stack name, of evaluations by the bundle's manifest, None for the campaign's own."""
+        return {key: run.info.run_id for key, run in self._known_runs().items()}
 
     def _known_runs(self) -> dict[str | None, Run]:
         if self._known is None:
@@ -230,7 +280,7 @@ class Runs:
             with self._connection.to(f"look up the runs of {self._campaign}") as client:
                 # Newest first, so that of two with the same name the older one stays.
                 runs = all_pages(client.search_runs, **query)
-            self._known = {run.data.tags.get("stack"): run for run in runs}
+            self._known = {_key(run): run for run in runs}
         return self._known
 
     def _create(self, key: str | None, name: str, tags: dict[str, str]) -> Run:
@@ -239,6 +289,11 @@ class Runs:
             failpoint("registry.create_run")
             known[key] = client.create_run(self.experiment_id(), tags=tags, run_name=name)
         return known[key]
+
+
+def _key(run: Run) -> str | None:
+    """What a run is known by: its stack's name, the manifest of the bundle that it evaluates, None for a campaign's."""
+    return run.data.tags.get("stack") or run.data.tags.get("manifest")
 
 
 def _this_process() -> str:

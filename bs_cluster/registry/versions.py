@@ -20,6 +20,7 @@ from bs_cluster.registry.connection import Connection, all_pages
 from bs_cluster.registry.descriptions import MAX_TAG, cut
 
 RETIRED = "retired"  # tag of a version whose stacks were taken out: why
+EVALUATION = "evaluation"  # tag of a bundle's version: id of the run that shows its rows
 WHY = "promotion"  # tag of a bundle's version: what it became, and why
 
 
@@ -91,6 +92,20 @@ class Versions:
             shown = json.dumps([{"name": entry.model, "version": version.version}])
             failpoint("registry.tag")
             client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": shown})
+
+    def model_id(self, digest: str) -> str | None:
+        """Of the logged model behind a version; None where that was deleted by hand."""
+        return self._logged[digest].model_id if digest in self._logged else None
+
+    def is_evaluated(self, digest: str) -> bool:
+        return EVALUATION in self._versions[digest].tags
+
+    def evaluated(self, digest: str, run_id: str) -> None:
+        """Link a version with the run that shows its rows, all of them."""
+        version = self._versions[digest]
+        with self._connection.to(f"tag version {version.version} of {version.name}") as client:
+            client.set_model_version_tag(version.name, str(version.version), EVALUATION, run_id)
+        version.tags[EVALUATION] = run_id
 
     def addresses(self) -> dict[str, tuple[str, str]]:
         """(model, version) by manifest digest."""

@@ -95,6 +95,7 @@ def build_report(inputs: ReportInputs) -> Report:
         environment=dict(inputs.environment),
         config=inputs.config_yaml,
         key_metrics={},
+        aligned_answers={name: tuple(found) for name, found in inputs.aligned_answers.items() if found},
     )
     return dataclasses.replace(report, key_metrics=key_metrics(report))
 
@@ -140,6 +141,7 @@ def _round(outcome: RoundOutcome) -> RoundReport:
         restores=outcome.restores,
         seconds=_number(outcome.seconds),
         reason=outcome.reason,
+        objective=outcome.objective,
     )
 
 

@@ -18,10 +18,12 @@ PANELS_PER_ROW = 3
 def boosting(inputs: ReportInputs, report: Report) -> Figure | None:
     """Loss on the rows that select snapshots, over the rounds of each domain; a rejected round leaves no curve, only
     its place and name."""
-    closed = [domain for domain in report.domains if any(row.domain == domain for row in report.stacks)]
+    closed = [
+        domain for domain in report.domains if any(row.domain == domain and not row.aligned for row in report.stacks)
+    ]
     if not closed:
         return None
-    later = [row for row in report.stacks if row.round > 1]
+    later = [row for row in report.stacks if row.round > 1 and not row.aligned]
     if later:
         kept = sum(row.committed for row in later)
         title = f"{kept} of {len(later)} later rounds were kept, {len(later) - kept} rejected"
@@ -33,7 +35,7 @@ def boosting(inputs: ReportInputs, report: Report) -> Figure | None:
     figure = new_figure(max(3.4 * columns, 7.2), 2.3 * lines + 0.1, title, subtitle)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, domain in zip(panels, closed, strict=False):
-        rows = [row for row in report.stacks if row.domain == domain]
+        rows = [row for row in report.stacks if row.domain == domain and not row.aligned]
         _boosting_panel(axes, domain, rows, inputs.histories)
     for axes in panels[len(closed) :]:
         axes.set_visible(False)

@@ -21,6 +21,7 @@ def find(compared: Compared, domains: Sequence[str], rounds: Sequence[RoundRepor
     return (
         own_stacks_help(compared, domains, rounds),
         later_rounds_help(rounds),
+        *([alignment_helps(rounds)] if any(row.aligned for row in rounds) else []),
         routed_beats(compared, "base", "Routed beats the base"),
         routed_beats(compared, "ungated", "Routed beats all stacks on"),
         routed_beats(compared, "best_single", "Routed beats the best single domain"),
@@ -68,7 +69,7 @@ def own_stacks_help(compared: Compared, domains: Sequence[str], rounds: Sequence
 
 def later_rounds_help(rounds: Sequence[RoundReport]) -> Finding:
     """Judged by the mean over all later rounds, those turned away too: what was kept was kept for its gain."""
-    later = [row for row in rounds if row.round > 1]
+    later = [row for row in rounds if row.round > 1 and not row.aligned]
     changes = [(row, _change(row)) for row in later]
     known = [change for _, change in changes if change is not None]
     mean = _mean_of(known)
@@ -124,9 +125,26 @@ def foreign_rows_keep_the_base(compared: Compared) -> Finding:
     return Finding("Rows foreign to every domain are served as by the base", answer, wanted, (part,), detail)
 
 
+def alignment_helps(rounds: Sequence[RoundReport]) -> Finding:
+    """Those turned away too. What went wrong on held-out prompts after a round, less what did before."""
+    aligned = [row for row in rounds if row.aligned]
+    parts = []
+    for row in aligned:
+        known = row.gain is not None and row.gain_error is not None
+        fewer = _normal(-(row.gain or 0.0), row.gain_error or 0.0, row.rows) if known else None
+        parts.append(Comparison(f"{row.name} ({row.objective})", fewer, below_zero(fewer)))
+    return Finding(
+        "Rounds of alignment gain what they are for",
+        together([part.answer for part in parts]),
+        "the share of held-out prompts that go wrong, after − before, below 0",
+        tuple(parts),
+        f"{sum(row.committed for row in aligned)} of {len(aligned)} committed",
+    )
+
+
 def _change(row: RoundReport) -> Estimate | None:
-    """The round's change of loss: minus its gain."""
-    if row.gain is None or row.gain_error is None:
+    """The round's change of loss: minus its gain. None of a round of alignment, which is about something else."""
+    if row.gain is None or row.gain_error is None or row.aligned:
         return None
     return _normal(-row.gain, row.gain_error, row.rows)
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from bs_cluster.certificate import Isolated
 from bs_cluster.promotion import Decision, ServedChange
-from bs_cluster.records import BaseRef, DomainRecord, JudgedAnswer, ModeLosses
+from bs_cluster.records import BaseRef, BeforeAfter, DomainRecord, JudgedAnswer, ModeLosses
 from bs_cluster.report.record import SweepReport
 
 OUTCOME_COLUMNS = ("row_id", "domain", "mask", "nll", "tokens")
@@ -62,6 +62,7 @@ class ReportInputs:
     isolated_row_losses: Mapping[str, tuple[float, ...]]
     proofs: tuple[Isolated, ...] = ()
     histories: Mapping[str, History] = field(default_factory=dict)
+    aligned_answers: Mapping[str, Sequence[BeforeAfter]] = field(default_factory=dict)
     overlap: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     router: RouterFacts = field(default_factory=RouterFacts)
     gates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

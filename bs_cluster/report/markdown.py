@@ -8,12 +8,14 @@ from bs_cluster.estimates import Estimate, Share
 from bs_cluster.report.record import ALL, ANSWER_MODES, POLICIES, Answer, Example, Report
 from bs_cluster.report.wording import (
     NOT_MEASURED,
+    ORACLE,
     SERVABLE,
     TABLE_MODES,
     best_servable,
     duration,
     held,
     interval,
+    level,
     loss,
     percent,
     range_of_rows,
@@ -36,6 +38,7 @@ def render_markdown(report: Report) -> str:
         _answers(report),
         _router(report),
         _rounds(report),
+        _aligned(report),
         _validation(report),
         _sweep(report),
         _null_space(report),
@@ -124,7 +127,7 @@ def _losses(report: Report) -> str:
         f"On {report.rows_note}. Bold is the best that can be served. *isolated*: own stacks alone, which is what "
         "routing by label serves; *ungated*: all stacks on; *best single*: the one domain that is best alone"
         + (f" ({report.router.best_single})" if report.router.best_single else "")
-        + "; *oracle*: each row's best combination in hindsight. "
+        + f"; *oracle*: {ORACLE}. "
         + (
             "*parents*: with the stacks that were active in its training."
             if "parents" in modes
@@ -214,8 +217,9 @@ def _rounds(report: Report) -> str:
     rows = [
         [
             row.name,
-            loss(row.val_before),
-            loss(row.val_after),
+            row.objective,
+            level(row.val_before, row.objective),
+            level(row.val_after, row.objective),
             signed(row.gain),
             "–" if row.gain_error is None else f"{row.gain_error:.3f}",
             row.rows,
@@ -230,6 +234,7 @@ def _rounds(report: Report) -> str:
     ]
     header = [
         "stack",
+        "objective",
         "before",
         "after",
         "gain",
@@ -246,7 +251,30 @@ def _rounds(report: Report) -> str:
         "Before, after and the paired gain are on the validation rows that decide about a commit, as many as the "
         "column says: neither the rows of the tables above nor those that selected the round's snapshot."
     )
-    return "\n\n".join(["## Rounds of residual boosting", intro, table(header, rows)])
+    if any(row.aligned for row in report.stacks):
+        intro += (
+            " Of a dpo round they are the share of held-out pairs of which the chosen answer gained on the other over "
+            "what the round began with, of a grpo round the share of drawn answers to held-out prompts that are right."
+        )
+    return "\n\n".join(["## Rounds", intro, table(header, rows)])
+
+
+def _aligned(report: Report) -> str:
+    """Answers to a few held-out prompts before each round of alignment and after it."""
+    if not report.aligned_answers:
+        return ""
+
+    def verdict(text: str, right: bool | None) -> str:
+        return _quoted(text) if right is None else f"{_quoted(text)} {MARKS['holds' if right else 'fails']}"
+
+    rows = [
+        [name, _quoted(of.prompt), verdict(of.before, of.right_before), verdict(of.after, of.right_after)]
+        for name, examples in report.aligned_answers.items()
+        for of in examples
+    ]
+    intro = "Greedy answers to held-out prompts before a round of alignment and after it, those that changed first."
+    title, header = "### Answers before and after alignment", ["", "prompt", "before", "after"]
+    return "\n\n".join([title, intro, table(header, rows)])
 
 
 def _validation(report: Report) -> str:

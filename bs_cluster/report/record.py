@@ -7,12 +7,12 @@ completion token, ``Σ nll / Σ tokens`` over the rows named beside them; differ
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from bs_cluster.estimates import Estimate, Share
 from bs_cluster.promotion import FOREIGN, MIXED
-from bs_cluster.records import BaseRef, Record, Spread, canonical_json
+from bs_cluster.records import BaseRef, BeforeAfter, Record, Spread, canonical_json
 
 # Rows of several owners together, in tables by owner: those of all domains; MIXED, of no single one; FOREIGN, of none.
 # No domain can have such a name: names hold no spaces.
@@ -68,7 +68,8 @@ class Check(Record):
 
 @dataclass(frozen=True)
 class RoundReport(Record):
-    """One round of boosting: losses, gain and its error over the ``rows`` that decided whether it is kept."""
+    """One round: losses, gain and its error over the ``rows`` that decided whether it is kept; of a round of alignment
+    (``objective`` dpo or grpo) shares of prompts in place of losses."""
 
     domain: str
     round: int
@@ -83,10 +84,15 @@ class RoundReport(Record):
     restores: int
     seconds: float | None
     reason: str
+    objective: str = "sft"
 
     @property
     def name(self) -> str:
         return f"{self.domain} r{self.round}"
+
+    @property
+    def aligned(self) -> bool:
+        return self.objective != "sft"
 
 
 @dataclass(frozen=True)
@@ -215,6 +221,7 @@ class Report(Record):
     config: str
     key_metrics: dict[str, float]
     figures: tuple[FigureFile, ...] = ()
+    aligned_answers: dict[str, tuple[BeforeAfter, ...]] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """Canonical JSON: equal reports give equal bytes."""

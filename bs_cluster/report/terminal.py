@@ -15,10 +15,12 @@ from bs_cluster.report.record import ALL, ANSWER_MODES, POLICIES, Answer, Findin
 from bs_cluster.report.wording import (
     MARKS,
     NOT_MEASURED,
+    ORACLE,
     TABLE_MODES,
     best_servable,
     duration,
     interval,
+    level,
     loss,
     percent,
     signed,
@@ -117,7 +119,8 @@ def _losses(report: Report) -> RenderableType | None:
     for group in report.groups:
         totals = [report.losses[mode][group] for mode in modes]
         table.add_row(group, *(loss(t.mean if t else None) for t in totals), str(report.rows[group]), style="dim")
-    return Group(table, Text(f"on {report.rows_note}", "dim"))
+    oracle = f"; oracle: {ORACLE}" if "oracle" in modes else ""
+    return Group(table, Text(f"on {report.rows_note}{oracle}", "dim"))
 
 
 def _answers(report: Report) -> RenderableType | None:
@@ -161,8 +164,8 @@ def _rounds(report: Report) -> Table | None:
         for number in numbers:
             row = rows.get(number)
             mark = _mark("holds" if row.committed else "fails") if row else ""
-            cells.append(Text.assemble(f"{loss(row.val_after)} ", mark) if row else Text(""))
-        table.add_row(domain, loss(first.val_before), *cells, str(first.rows))
+            cells.append(Text.assemble(f"{level(row.val_after, row.objective)} ", mark) if row else Text(""))
+        table.add_row(domain, level(first.val_before, first.objective), *cells, str(first.rows))
     _more(table, len(trained))
     return table
 

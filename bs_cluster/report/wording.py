@@ -12,6 +12,7 @@ MARKS: dict[Answer, str] = {"holds": "✓", "fails": "✗", "undecided": "?", "n
 # How a domain's rows can be answered, in the order of the tables. The oracle picks a subset per row in hindsight: a
 # bound, never the best of what one could serve.
 TABLE_MODES = ("base", "isolated", "parents", "ungated", "best_single", "routed", "oracle")
+ORACLE = "each row's best combination of domains on or off, in hindsight; gates between on and off can be better still"
 SERVABLE = tuple(mode for mode in TABLE_MODES if mode != "oracle")
 
 
@@ -26,6 +27,11 @@ def signed(value: float | None) -> str:
 def interval(value: Estimate | None, form: str = "+.3f") -> str:
     """The 95 % interval, ``[−0.040, +0.012]``."""
     return NOT_MEASURED if value is None else f"[{value.low:{form}}, {value.high:{form}}]".replace("-", "−")
+
+
+def level(value: float | None, objective: str) -> str:
+    """A round's number before or after: a loss, or of a round of alignment the share of prompts that went right."""
+    return loss(value) if objective == "sft" else percent(value)
 
 
 def percent(value: float | None) -> str:

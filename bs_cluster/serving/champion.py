@@ -36,7 +36,7 @@ def load(store: Store, settings: Settings, metrics: Metrics) -> Service:
     if length > reach:
         raise UsageError(
             f"prompts of {limits.prompt_tokens} and answers of {limits.answer_tokens} tokens are more than the {reach} "
-            "of the base; lower max_prompt_tokens or max_tokens"
+            "of the base; lower --max-prompt-tokens or --max-tokens, in a Serve file max_prompt_tokens or max_tokens"
         )
     scheduler = Scheduler(Engine(stacked, settings.max_running, length), residency, settings.max_waiting, metrics)
     scheduler.start()

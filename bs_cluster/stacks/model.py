@@ -20,6 +20,7 @@ from torch import nn
 from bs_cluster.adapter_format import PARTS, tensor_key
 from bs_cluster.stacks.basis import Basis
 from bs_cluster.stacks.composition import Composition, Training
+from bs_cluster.stacks.compression import MergeMoments
 from bs_cluster.stacks.config import PREFIX, StackConfig
 from bs_cluster.stacks.fixed_gates import MeanGates
 from bs_cluster.stacks.layer import StackLinear
@@ -294,6 +295,21 @@ class StackModel(BaseTuner):
             MeanGates(names, routers, len(self.sites), first.experts, first.top_k, first.device)
         ) as gates:
             yield gates
+
+    @contextmanager
+    def measuring_merge(self, names: Sequence[str]) -> Iterator[MergeMoments]:
+        """While it lasts, every forward adds to what merging the rounds ``names``, which alone must fire, takes."""
+        self._must_fire(names)
+
+        def reads(site: int) -> tuple[torch.Tensor, torch.Tensor]:
+            entries = self.sites[site]
+            return torch.cat([entries.stack_A[name].flatten(0, 1) for name in names]), entries.stack_router[names[0]]
+
+        first = self.sites[0]
+        rows = len(names) * first.experts * first.rank
+        shape = (len(self.sites), rows, first.experts, first.top_k, first.scale, first.device)
+        with self._observed(MergeMoments(names, reads, *shape)) as moments:
+            yield moments
 
     @contextmanager
     def _observed(self, observer: Watching) -> Iterator[Watching]:

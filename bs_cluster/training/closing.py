@@ -23,7 +23,7 @@ from bs_cluster.stacks.nullspace import (
     outside,
     sampled_directions,
 )
-from bs_cluster.training.commit_rule import gained
+from bs_cluster.training.commit_rule import committed_because
 from bs_cluster.training.interference import SAMPLE_ROWS, Interference, earlier_domains, measure_interference
 from bs_cluster.training.ranks import from_all_ranks
 from bs_cluster.training.round import round_seed
@@ -138,7 +138,9 @@ def _rounds(session: Session, step: CloseDomain, outcomes: Sequence[RoundOutcome
             steps=int(metrics["steps"]),
             restores=int(metrics["restores"]),
             seconds=0.0,
-            reason=gained(metrics["gain"], metrics["gain_error"], rows),
+            reason=committed_because(manifest.objective, metrics),
+            objective=manifest.objective,
+            entry=manifest.entry,
         )
         rounds.append(dataclasses.replace(outcome, manifest=ref.manifest))
     return rounds + [outcome for outcome in seen.values() if not outcome.committed]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from bs_cluster.config.rounds import SFT
 from bs_cluster.estimates import Estimate
 
 Row = TypeVar("Row")
+RISE = "loss_rise/"  # before a domain's name, among metrics: what its rows lose more since a round of alignment
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,31 @@ def decide(gain: Estimate, wanted: float, errors: float, over_base: Estimate | N
 def gained(gain: float, error: float, rows: int) -> str:
     """Why a round was committed, in words: a function of what its manifest holds."""
     return f"gain {gain:.4f} ± {error:.4f} on {rows} rows"
+
+
+def decide_aligned(gain: Estimate, errors: float, rises: Mapping[str, float], limit: float) -> Decision:
+    """Commits a round of alignment if the share of held-out prompts that it gained, less ``errors`` standard errors, is
+    above nothing, and no domain's rows (``rises``, nats per completion token by domain) lose more than ``limit``."""
+    told = gained_share(gain.mean, gain.error, gain.rows, rises)
+    sure = gain.mean - errors * gain.error if errors else gain.mean
+    if not math.isfinite(sure) or sure <= 0 or gain.mean <= 0:
+        return Decision(False, f"{told}; more than nothing beyond {errors:g} standard errors was wanted")
+    worse = [domain for domain, rise in rises.items() if not rise <= limit]
+    if worse:
+        return Decision(False, f"{told}; {', '.join(worse)} may lose {limit:g} more at most (max_loss_rise)")
+    return Decision(True, told)
+
+
+def gained_share(gain: float, error: float, rows: int, rises: Mapping[str, float]) -> str:
+    """Why a round of alignment was committed, in words: a function of what its manifest holds."""
+    costs = ", ".join(f"{domain} {rise:+.4f}" for domain, rise in sorted(rises.items()))
+    return f"gain {gain:.3f} ± {error:.3f} of {rows} prompts; nats per token on rows of {costs}"
+
+
+def committed_because(objective: str, metrics: Mapping[str, float]) -> str:
+    """A committed round's reason from its manifest's objective and metrics."""
+    gain, error, rows = metrics["gain"], metrics["gain_error"], int(metrics["rows"])
+    if objective == SFT:
+        return gained(gain, error, rows)
+    rises = {name.removeprefix(RISE): value for name, value in metrics.items() if name.startswith(RISE)}
+    return gained_share(gain, error, rows, rises)

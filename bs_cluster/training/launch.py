@@ -12,6 +12,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.errors import BrainstacksError, ClusterResourceError, TrainingError
 from bs_cluster.training.entry import run_worker
+from bs_cluster.watchdog import TELL_S
 
 
 def train_campaign(
@@ -50,7 +51,10 @@ def _trainer(
     return TorchTrainer(
         run_worker,
         train_loop_config={"config": config.model_dump(mode="json"), "rows": dict(rows), "coordinator": coordinator},
-        torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo", timeout_s=training.hang_timeout_s),
+        torch_config=TorchConfig(
+            backend="nccl" if training.use_gpu else "gloo",
+            timeout_s=training.hang_timeout_s + int(2 * TELL_S),  # the watchdog, which has names, speaks first
+        ),
         scaling_config=ScalingConfig(
             num_workers=(training.min_workers, most) if training.min_workers else most,
             elastic_resize_monitor_interval_s=training.resize_every_s,

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch.utils.cpp_extension import _get_build_directory
 
-from bs_cluster.base import prepare_base
-from bs_cluster.config.parse import load_config
+from bs_cluster.quiet import quieten
 
 
 def compile_operations() -> None:
@@ -48,5 +47,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Compiles what DeepSpeed builds at first use, unpacks the base model.")
     parser.add_argument("config", help="YAML file whose base model is unpacked, see jobs/configs/")
     asked = parser.parse_args()
+    quieten()
+    from bs_cluster.base import prepare_base
+    from bs_cluster.config.parse import load_config
+
     compile_operations()
     prepare_base(load_config(asked.config).base)

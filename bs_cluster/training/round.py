@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,16 @@ import torch
 
 from bs_cluster import __version__
 from bs_cluster.config.identity import domain_digest, effective_domain
+from bs_cluster.config.rounds import RoundSection
 from bs_cluster.config.schema import CampaignConfig, TrainingSection
-from bs_cluster.data.encode import EncodedRow
-from bs_cluster.estimates import paired_difference, token_mean
 from bs_cluster.failpoints import failpoint
 from bs_cluster.inference.stacked import stack_config
 from bs_cluster.records import (
+    EXAMPLES,
     SCHEMA_VERSION,
+    BeforeAfter,
     FileEntry,
     RoundOutcome,
-    RowLoss,
     StackManifest,
     TrainRound,
     canonical_json,
@@ -35,9 +35,10 @@ from bs_cluster.stacks.adapter_files import write_adapter
 from bs_cluster.stacks.basis import Basis
 from bs_cluster.store.hashing import stage_entries
 from bs_cluster.training.checkpoint import Checkpoints
-from bs_cluster.training.commit_rule import decide, split_validation
+from bs_cluster.training.exam import ALIGNED, Exam, Judged, Supervised
 from bs_cluster.training.loop import learn
 from bs_cluster.training.ranks import check_agreement
+from bs_cluster.training.rollouts import answering
 from bs_cluster.training.session import Session
 from bs_cluster.training.state import RoundState
 
@@ -46,15 +47,13 @@ def train_round(session: Session, step: TrainRound, basis: Basis | None) -> tupl
     """Trains ``step.stack``; every rank calls it and gets the same answer.
 
     Returns the outcome and, where the stack is to be committed, its manifest; its files are in the store then and
-    the stack is attached frozen. A stack that does not surely beat its parent is dropped (``commit_rule.decide``).
+    the stack is attached frozen. A stack that does not surely beat its parent is dropped (``commit_rule``).
     """
     started = time.monotonic()
     config, stacked = session.config, session.stacked
-    training = _training_of(config, step.stack.domain)
+    entry = config.domain(step.stack.domain).rounds[step.entry]
+    training = settings_of(config, step.stack.domain, entry)
     rows = session.rows(step.stack.domain)
-    selection, decision = split_validation(rows.validation, training.selection_share)
-    context = [stack.name for stack in step.context]
-    seed = round_seed(config.seed, step.stack.name)
     digest, basis_digest = domain_digest(config, step.stack.domain), basis.digest if basis else None
     identity = {
         "place in the curriculum": sha256_hex(canonical_json(step.to_dict())),
@@ -66,45 +65,32 @@ def train_round(session: Session, step: TrainRound, basis: Basis | None) -> tupl
     }
     check_agreement(f"what {step.stack.name} learns from", sha256_hex(canonical_json(identity)))
 
-    stacked.fire(context)
-    before, parent_loss = session.score(decision), token_mean(session.score(selection))
-    base = _base_losses(session, decision) if _others_fire(step) else None
-
-    name = stacked.begin(stack_config(config.stack, step.stack, step.position), seed)
-    stacked.tuner.confine(basis)
-    stacked.fire(context, train=name)
-    area = session.store.round_area(name)
-    every_s = training.checkpoint_every_s
-    checkpoints = Checkpoints(area, step.stack, identity, every_s, session.report, session.leaving)
-    learned = learn(session, step.stack, training, rows.train, selection, parent_loss, seed, checkpoints)
-    failpoint("training.fold")
-    tensors = stacked.tuner.freeze(name)
-
-    stacked.fire([*context, name])
-    after = session.score(decision)
-    gain = paired_difference(before, after)
-    verdict = decide(
-        gain,
-        training.min_improvement,
-        training.min_improvement_errors,
-        over_base=paired_difference(base, after) if base else None,
-    )
+    with ExitStack() as round_long:
+        if entry.aligned:
+            rollouts = round_long.enter_context(answering(session, entry))
+            exam: Exam = ALIGNED[entry.objective](session, step, entry, training, rollouts)
+        else:
+            exam = Supervised(session, step, training)
+        learned, tensors, judged = _examined(session, step, basis, exam, training, identity)
+    verdict = judged.verdict
     outcome = RoundOutcome(
         stack=step.stack,
-        val_before=token_mean(before),
-        val_after=token_mean(after),
-        gain=gain.mean,
-        gain_error=gain.error,
-        rows=gain.rows,
+        val_before=judged.before,
+        val_after=judged.after,
+        gain=judged.gain.mean,
+        gain_error=judged.gain.error,
+        rows=judged.gain.rows,
         committed=verdict.commit,
         manifest=None,
         steps=learned.step,
         restores=learned.guard.restores,
         seconds=time.monotonic() - started,
         reason=verdict.reason,
+        objective=entry.objective,
+        entry=step.entry,
     )
     if not verdict.commit:
-        stacked.drop(name)
+        stacked.drop(step.stack.name)
         return outcome, None
     manifest = StackManifest(
         schema_version=SCHEMA_VERSION,
@@ -117,11 +103,43 @@ def train_round(session: Session, step: TrainRound, basis: Basis | None) -> tupl
         config_digest=digest,
         data_fingerprint=rows.fingerprint,
         basis=basis_digest,
-        files=_upload(session, step, tensors, learned.history),
-        metrics=_metrics(outcome, learned) | _room(stacked.tuner.site_names(), basis),
+        files=_upload(session, step, tensors, learned.history, judged.examples),
+        metrics={
+            **_metrics(outcome, learned),
+            **judged.metrics,
+            **_room(stacked.tuner.site_names(), basis),
+        },
         code_version=__version__,
+        objective=entry.objective,
+        entry=step.entry,
     )
     return outcome, manifest
+
+
+def _examined(
+    session: Session,
+    step: TrainRound,
+    basis: Basis | None,
+    exam: Exam,
+    training: TrainingSection,
+    identity: Mapping[str, str],
+) -> tuple[RoundState, dict[str, torch.Tensor], Judged]:
+    """Trains the stack between the two halves of its exam, and freezes it: how it learned, its tensors as they are
+    stored, and what is made of it."""
+    stacked, stack = session.stacked, step.stack
+    exam.prepare()
+    seed = round_seed(session.config.seed, stack.name)
+    name = stacked.begin(stack_config(session.config.stack, stack, step.position), seed)
+    stacked.tuner.confine(basis)
+    every_s = training.checkpoint_every_s
+    area = session.store.round_area(name)
+    checkpoints = Checkpoints(area, stack, identity, every_s, session.report, session.leaving)
+    with exam.learning(name, seed) as (objective, parent_loss):
+        learned = learn(session, stack, training, objective, parent_loss, checkpoints)
+    failpoint("training.fold")
+    tensors = stacked.tuner.freeze(name)
+    stacked.fire([*(parent.name for parent in step.context), name])
+    return learned, tensors, exam.judge()
 
 
 def round_seed(seed: int, name: str) -> int:
@@ -129,26 +147,16 @@ def round_seed(seed: int, name: str) -> int:
     return int(sha256_hex(canonical_json([seed, name]))[:8], 16) >> 1
 
 
-def _training_of(config: CampaignConfig, domain: str) -> TrainingSection:
+def settings_of(config: CampaignConfig, domain: str, entry: RoundSection) -> TrainingSection:
+    """``training`` as one round of a domain has it: its own steps, rate and batch."""
     own = effective_domain(config, domain)
     settings: dict[str, Any] = {"steps": own.steps, "learning_rate": own.learning_rate, "max_rounds": own.max_rounds}
+    if entry.aligned:
+        names = ("steps", "learning_rate", "per_device_batch", "eval_every")
+        settings = {name: getattr(entry, name) for name in names}
+        settings["global_batch"] = entry.units_of_a_step
+        settings["warmup_steps"] = min(config.training.warmup_steps, entry.steps // 10)
     return config.training.model_copy(update=settings)
-
-
-def _others_fire(step: TrainRound) -> bool:
-    """Whether this first round starts beside other domains' stacks, which may have made its domain worse than the base:
-    then it must beat the base too."""
-    return bool(step.context) and all(stack.domain != step.stack.domain for stack in step.context)
-
-
-def _base_losses(session: Session, rows: Sequence[EncodedRow]) -> list[RowLoss]:
-    """Losses of the bare base; what fired fires again afterwards."""
-    firing = session.stacked.tuner.composition.firing
-    session.stacked.fire([])
-    try:
-        return session.score(rows)
-    finally:
-        session.stacked.fire(firing)
 
 
 def _room(sites: Sequence[str], basis: Basis | None) -> dict[str, float]:
@@ -170,25 +178,42 @@ def _metrics(outcome: RoundOutcome, learned: RoundState) -> dict[str, float]:
 
 
 def _upload(
-    session: Session, step: TrainRound, tensors: Mapping[str, torch.Tensor], history: list[dict[str, float]]
+    session: Session,
+    step: TrainRound,
+    tensors: Mapping[str, torch.Tensor],
+    history: list[dict[str, float]],
+    examples: Sequence[BeforeAfter],
 ) -> tuple[FileEntry, ...]:
     """Writes and verifies the stack's files. Every rank hashes its own copy; only rank 0 uploads."""
-    with staging_folder(f"{session.store.uri} {session.config.campaign} {step.stack.name} {session.rank}") as folder:
+    with staging_folder(staged_for(session)) as folder:
         failpoint("training.stage")
         write_adapter(folder, stack_config(session.config.stack, step.stack, step.position), tensors)
         lines = [json.dumps(line, sort_keys=True) for line in history]
         (folder / "history.jsonl").write_text("\n".join(lines) + "\n")
+        if examples:
+            told = [json.dumps(example.to_dict(), sort_keys=True, ensure_ascii=False) for example in examples]
+            (folder / EXAMPLES).write_text("\n".join(told) + "\n", encoding="utf-8")
         if session.rank == 0:
             return session.store.upload_stack(folder)
         return stage_entries(folder)
 
 
-@contextmanager
-def staging_folder(whose: str) -> Iterator[Path]:
-    """A temporary folder on this machine. What a process that was killed had staged for the same purpose, a gigabyte of
-    a large base's stack, goes first: nothing else would collect it."""
+def staged_for(session: Session) -> str:
+    """Whom a staged stack belongs to: a rank of a campaign, which stages one at a time."""
+    return f"{session.store.uri} {session.config.campaign} {session.rank}"
+
+
+def clear_staged(whose: str) -> str:
+    """Removes what a process that was killed had staged, a gigabyte of a large base's stack: nothing else would collect
+    it. Returns the prefix of such folders' names."""
     prefix = f"bs-stack-{sha256_hex(whose.encode())[:16]}-"
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+    return prefix
+
+
+@contextmanager
+def staging_folder(whose: str) -> Iterator[Path]:
+    """A temporary folder on this machine; what was left of an earlier one goes first."""
+    with tempfile.TemporaryDirectory(prefix=clear_staged(whose)) as folder:
         yield Path(folder)

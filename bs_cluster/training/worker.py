@@ -14,7 +14,6 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from bs_cluster.config.identity import effective_domain
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.client import REMEDY, Coordination, CoordinatorClient
 from bs_cluster.coordinator.work import SharedBasis
@@ -29,7 +28,7 @@ from bs_cluster.training.closing import close_domain
 from bs_cluster.training.preemption import leaving_nodes
 from bs_cluster.training.prewarm import compile_operations
 from bs_cluster.training.ranks import from_all_ranks
-from bs_cluster.training.round import train_round
+from bs_cluster.training.round import clear_staged, settings_of, staged_for, train_round
 from bs_cluster.training.session import Session, device_of
 from bs_cluster.waiting import ROWS_PATIENCE_S, ROWS_REMEDY, wait_for
 from bs_cluster.watchdog import watched
@@ -71,6 +70,7 @@ def run_worker(settings: dict[str, Any]) -> None:
 def _work(session: Session, coordinator: Coordination, group: str) -> None:
     """Step after step until none is left."""
     store, stacked = session.store, session.stacked
+    clear_staged(staged_for(session))
     while True:
         dist.barrier()
         work = coordinator.next_work(group)
@@ -90,7 +90,9 @@ def _train(
     session: Session, step: TrainRound, basis: SharedBasis | None, coordinator: Coordination, group: str
 ) -> None:
     if session.rank == 0:
-        session.report(RoundStarted(step.stack, effective_domain(session.config, step.stack.domain).steps or 0))
+        entry = session.config.domain(step.stack.domain).rounds[step.entry]
+        steps = settings_of(session.config, step.stack.domain, entry).steps
+        session.report(RoundStarted(step.stack, steps))
     fetched = Basis.from_bytes(_bytes_of(basis, session.config)) if basis else None
     outcome, manifest = train_round(session, step, fetched)
     if session.rank == 0:

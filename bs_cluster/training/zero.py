@@ -25,8 +25,8 @@ from bs_cluster.training.sharding import learning_parameters, zero_config
 Tensors = dict[str, torch.Tensor]
 
 
-class Objective(nn.Module):
-    """What DeepSpeed is given: the learning parameters, and the loss that they make together with all the rest.
+class LearningModel(nn.Module):
+    """What DeepSpeed is given: the learning parameters, and the forward that they make together with all the rest.
 
     The model is no submodule of it. So nothing that is frozen is broadcast or counted, and DeepSpeed's hooks, which
     would keep a round's engine alive, hang on this module and go with it.
@@ -35,11 +35,11 @@ class Objective(nn.Module):
     def __init__(self, tuner: StackModel, learning: Mapping[str, nn.Parameter]):
         super().__init__()
         self.learning = nn.ParameterList(learning.values())
-        self.losses = tuner.forward
+        self.whole = tuner.forward
 
-    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
-        """The loss of each label, (N,)."""
-        return self.losses(**inputs)
+    def forward(self, **inputs: Any) -> Any:
+        """The tuner's: with ``completion_labels`` the loss of each label, (N,)."""
+        return self.whole(**inputs)
 
 
 class Learner:
@@ -59,7 +59,7 @@ class Learner:
         self._norm = math.nan
         count = sum(parameter.numel() for parameter in self.parameters.values())
         self.engine, *_ = deepspeed.initialize(
-            model=Objective(tuner, self.parameters),  # type: ignore[arg-type]  DeepSpeed's own annotations are wrong
+            model=LearningModel(tuner, self.parameters),  # type: ignore[arg-type]  DeepSpeed's own annotations are wrong
             optimizer=self._optimizer,
             config=zero_config(training, world_size(), count),
             dist_init_required=False,

@@ -66,7 +66,7 @@ class Commits:
                     coordinator.close(group, domain_record(store, step.domain, step.position))
                     recorder.record(DomainClosed(step.domain, 2.5, 3.0))
             if not store.bundles():
-                store.commit_bundle(bundle_manifest(store))
+                store.commit_bundle(bundle_manifest(store, served={"aa": 1.5, "bb": 1.6}, answered=4))
             promote(store, store.bundles()[-1][2], config.promotion)
             recorder.finish()
 

@@ -29,11 +29,13 @@ from chaos.trials import Trial
 STOPPED_S = 8.0
 PATIENCE_S = 240.0  # from the blow to the end of the command, whatever the end
 SILENCE_S = 60.0
-# How long after the workers, or the evaluators, begin to load a blow may come.
+# How long after the workers, or the evaluators, begin to load a blow may come: to a process that is there in one phase
+# alone, and to any other, as a share of what the undisturbed campaign takes from there on.
 IN_TRAINING_S = 6.0
-WHENEVER_S = 22.0
+WHENEVER = 0.8
 OF_A_PHASE = ("worker", "coordinator", "controller", "evaluator")
 RERUNS = 3
+TIME = re.compile(r"^\[(\d+):(\d+)\] ", flags=re.M)
 STEP = re.compile(r"^\[(\d+):(\d+)\] \w+_r\d+ +step ", flags=re.M)
 TITLES = {
     "worker": "ray::RayTrainWorker",
@@ -98,6 +100,8 @@ class Processes:
             assert done.code == 0, f"{done.out}\n{done.err}"
         finally:
             self.campaign.end()
+        loaded = done.out.rindex("\n", 0, done.out.index("loads"))
+        self.whenever_s = WHENEVER * (_at(done.out, -1) - _at(done.out[loaded:], 0))
         return remains(self.campaign.store, self.campaign.database)
 
     def hold(self, trial: Trial) -> Result:
@@ -111,7 +115,8 @@ class Processes:
         try:
             running = job.Running(campaign.config, logs / "log")
             started_by = set(running.children())
-            struck = _strike(running, campaign, trial, draw, started_by)
+            after_s = draw.uniform(0, IN_TRAINING_S if trial.place in OF_A_PHASE else self.whenever_s)
+            struck = _strike(running, campaign, trial, after_s, started_by)
             how, first_step_s = _end(running, started_by, wrong)
             again = ""
             for number in range(RERUNS):
@@ -155,16 +160,20 @@ class Processes:
         )
 
 
-def _strike(
-    running: job.Running, campaign: Served, trial: Trial, draw: random.Random, started: set[psutil.Process]
-) -> bool:
+def _at(log: str, which: int) -> int:
+    """The second of a command's time at which it wrote its first (0) or last (-1) line."""
+    minutes, seconds = TIME.findall(log)[which]
+    return 60 * int(minutes) + int(seconds)
+
+
+def _strike(running: job.Running, campaign: Served, trial: Trial, after_s: float, started: set[psutil.Process]) -> bool:
     """Waits for the moment, then strikes; False where the campaign was over before. Adds to what the job has
     started."""
     shown = running.log.read_text
     what = "evaluators load" if trial.place == "evaluator" else "loads"
     try:
         running.wait_until(what, lambda: what in shown())
-        time.sleep(draw.uniform(0, IN_TRAINING_S if trial.place in OF_A_PHASE else WHENEVER_S))
+        time.sleep(after_s)
         running.wait_until(trial.place, lambda: bool(_targets(running, campaign, trial.place)))
     except AssertionError:
         return False

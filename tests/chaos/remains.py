@@ -90,15 +90,26 @@ def without_times(value: Any) -> Any:
     return value
 
 
+EVALUATIONS = (
+    "SELECT run_uuid, value FROM tags WHERE key = 'bundle' AND run_uuid IN "
+    "(SELECT run_uuid FROM tags WHERE key = 'kind' AND value = 'evaluation')"
+)
+ASSESSMENTS = (
+    "SELECT a.name, t.client_request_id, a.value FROM assessments a JOIN trace_info t ON a.trace_id = t.request_id"
+)
+SPANS = "SELECT s.name, t.client_request_id FROM spans s JOIN trace_info t ON s.trace_id = t.request_id"
+
+
 def shown(database: Path) -> Counter[str]:
-    """Runs, points, versions, aliases and logged models, by what they are of and not by number: read from the tables,
-    so that nothing which a client would hide is missed."""
+    """Runs, points, versions, aliases, logged models and rows of bundles, by what they are of and not by number: read
+    from the tables, so that nothing which a client would hide is missed."""
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
 
         def rows(query: str) -> list[tuple[Any, ...]]:
             return connection.execute(query).fetchall()
 
         stack = dict(rows("SELECT run_uuid, value FROM tags WHERE key = 'stack'"))
+        stack |= {run: f"of bundle {number}" for run, number in rows(EVALUATIONS)}
         orders = {
             (name, str(version)): value
             for name, version, value in rows("SELECT name, version, value FROM model_version_tags WHERE key = 'order'")
@@ -121,6 +132,9 @@ def shown(database: Path) -> Counter[str]:
             f"alias {alias} of {name}: order {orders.get((name, str(version)))}"
             for name, alias, version in rows("SELECT name, alias, version FROM registered_model_aliases")
         ]
+        found += [f"trace of {row}" for (row,) in rows("SELECT client_request_id FROM trace_info")]
+        found += [f"{name} of {row}: {value}" for name, row, value in rows(ASSESSMENTS)]
+        found += [f"span {name} of {row}" for name, row in rows(SPANS)]
         found += [
             f"model {names[model]} {status}" for model, status in rows("SELECT model_id, status FROM logged_models")
         ]

@@ -27,7 +27,7 @@ from bs_cluster.store import Store
 from bs_cluster.training.closing import close_domain
 from bs_cluster.training.prewarm import compile_operations
 from bs_cluster.training.ranks import from_all_ranks
-from bs_cluster.training.round import train_round
+from bs_cluster.training.round import clear_staged, staged_for, train_round
 from bs_cluster.training.session import Session
 from chaos.commit import told
 
@@ -69,6 +69,7 @@ class Rounds:
         rows = encode_domains(Campaign.of(config))
         stacked = StackedBase.load(config.base, "cpu")
         session = Session(config, stacked, self.store, rows.__getitem__, self._report)
+        clear_staged(staged_for(session))
         coordinator = Coordinator(config, bytes) if session.rank == 0 else None
         group = coordinator.register() if coordinator else ""
         while True:

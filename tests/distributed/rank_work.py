@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.engine import DeepSpeedEngine
 from safetensors.torch import load
+from torch.nn import functional as F
 
 from bs_cluster.adapter_format import WEIGHTS_NAME
 from bs_cluster.campaign.campaign import Campaign
@@ -26,15 +27,18 @@ from bs_cluster.coordinator.work import Work
 from bs_cluster.data.batch import collate_packed
 from bs_cluster.estimates import token_mean
 from bs_cluster.events import Event, RoundResumed, StepDone
+from bs_cluster.inference.scoring import score_batch
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.records import CloseDomain, DomainRecord, RoundOutcome, TrainRound
 from bs_cluster.stacks.basis import Basis
 from bs_cluster.store import Store
-from bs_cluster.training import loop
+from bs_cluster.training import loop, objective
 from bs_cluster.training.closing import close_domain
 from bs_cluster.training.commit_rule import split_validation
+from bs_cluster.training.objective import NextToken
 from bs_cluster.training.optimizer import Rate
+from bs_cluster.training.preferences import Preferences
 from bs_cluster.training.prewarm import compile_operations
 from bs_cluster.training.ranks import sum_over_ranks
 from bs_cluster.training.round import train_round
@@ -129,30 +133,31 @@ def whole_campaign(config: CampaignConfig) -> dict[str, Any]:
         "base_losses": {
             domain: [(x.nll, x.tokens) for x in got] for domain, got in campaign.session.base_losses.items()
         },
+        "weights": {ref.stack.name: manifest.file(WEIGHTS_NAME).sha256 for ref, manifest in campaign.store.stacks()},
         "verify": [problem.what for problem in campaign.store.verify().problems],
     }
 
 
 def poisoned_round(config: CampaignConfig, steps: list[int], what: str) -> Round:
     """The first round, with a loss or only a gradient that is NaN on the last rank at these steps (from 1)."""
-    clean, step = (loop.completion_loss, loop.share), 0
+    clean, step = (NextToken.loss, Learner.backward), 0
 
     def poisoned(value: torch.Tensor) -> torch.Tensor:
         return value * float("nan") if step in steps and dist.get_rank() == dist.get_world_size() - 1 else value
 
-    def completion_loss(*arguments):
+    def loss(*arguments):
         nonlocal step
         step += 1  # one micro-batch a step on each of two ranks
         return poisoned(clean[0](*arguments)) if what == "loss" else clean[0](*arguments)
 
-    def share(*arguments):
-        return poisoned(clean[1](*arguments))
+    def backward(learner, share):
+        return clean[1](learner, poisoned(share))
 
-    loop.completion_loss, loop.share = completion_loss, share
+    NextToken.loss, Learner.backward = loss, backward
     try:
         return first_round(config)
     finally:
-        loop.completion_loss, loop.share = clean
+        NextToken.loss, Learner.backward = clean
 
 
 def rejected_round(good: CampaignConfig, bad: CampaignConfig) -> dict[str, Any]:
@@ -193,7 +198,7 @@ class Part:
 def part_of_a_round(config: CampaignConfig, steps: int | None = None) -> Part:
     """The first round from where it was left; it ends, as by a crash, after so many steps made here."""
     made: list[list[tuple[int, tuple[str, ...]]]] = []
-    clean = loop.micro_batches
+    clean = objective.micro_batches
 
     def micro_batches(*arguments):
         if len(made) == steps:
@@ -210,13 +215,13 @@ def part_of_a_round(config: CampaignConfig, steps: int | None = None) -> Part:
         return mine
 
     campaign, ended = DrivenByHand(config), None
-    loop.micro_batches = micro_batches
+    objective.micro_batches = micro_batches
     try:
         ended = campaign.step()
     except Killed:
         pass
     finally:
-        loop.micro_batches = clean
+        objective.micro_batches = clean
     after = sum(event.step for event in campaign.events if isinstance(event, RoundResumed))
     # A rank that is not the first reports nothing, and must have gone on from the same step.
     after = _from_rank_0(after)
@@ -232,27 +237,108 @@ def killed_and_resumed(config: CampaignConfig, steps: int) -> list[Part]:
     return [part_of_a_round(config, steps), part_of_a_round(config)]
 
 
+@dataclass
+class Alignment:
+    """A round of alignment after a supervised one: how it ended, the step it went on after, what the parent was to the
+    bit before it and in it, and all that the campaign holds at its end."""
+
+    ended: Round | None
+    resumed_after: int
+    parent_kept: bool
+    losses: tuple[float, float]
+    stacks: dict[str, str]
+    record: DomainRecord | None
+
+
+def aligned_round(config: CampaignConfig, steps: int | None = None, to_the_end: bool = False) -> Alignment:
+    """The first domain's round of alignment from where it was left; it ends, as by a crash, after so many steps."""
+    campaign = DrivenByHand(config)
+    session = campaign.session
+    for _, manifest in campaign.store.stacks():
+        session.stacked.attach(manifest, campaign.store)
+    if not campaign.store.stacks():
+        campaign.step()
+    ids = torch.tensor([list(session.rows("aa").validation[0].input_ids)])
+    logits, kept, losses = [], [], [(0.0, 0.0)]
+
+    def parents_logits() -> torch.Tensor:
+        session.stacked.base.model.eval()
+        with torch.no_grad():
+            return session.stacked.base.model(input_ids=ids).logits
+
+    session.stacked.fire(["aa_r1"])
+    logits.append(parents_logits())
+    made, clean = 0, (loop.failpoint, Preferences.loss)
+
+    def failpoint(name):
+        nonlocal made
+        if name != "training.step":
+            return clean[0](name)
+        with session.stacked.tuner.parent_only():
+            kept.append(torch.equal(parents_logits(), logits[0]))
+        if made == steps:
+            raise Killed
+        made += 1
+        return None
+
+    def loss(preferences, learning, micro):
+        told = clean[1](preferences, learning, micro)
+        if micro.counts:
+            pairs = [preferences.train[index] for index in micro.units]
+            session.stacked.base.model.eval()
+            logps_B2 = torch.tensor(
+                [[-one.nll for one in score_batch(session.stacked, pair.answers)] for pair in pairs]
+            )
+            session.stacked.base.model.train()
+            gained_B2 = logps_B2 - torch.tensor([preferences.reference[index] for index in micro.units])
+            margins_B = gained_B2[:, 0] - gained_B2[:, 1]
+            losses.append((float(told), float(-F.logsigmoid(preferences.entry.beta * margins_B).sum())))
+        return told
+
+    ended, record, names = None, None, set(session.stacked.names)
+    loop.failpoint, Preferences.loss = failpoint, loss
+    try:
+        ended = campaign.step()
+        if to_the_end:
+            record = next(done for done in campaign.all_steps() if isinstance(done, DomainRecord))
+    except Killed:
+        pass
+    finally:
+        loop.failpoint, Preferences.loss = clean
+    if ended is not None and not ended.outcome.committed and not to_the_end:
+        assert set(session.stacked.names) == names, "a rejected stack is still attached"
+    assert "forward" not in vars(session.stacked.base.model), "the base keeps TRL's head"
+    after = _from_rank_0(sum(event.step for event in campaign.events if isinstance(event, RoundResumed)))
+    stacks = {ref.stack.name: manifest.file(WEIGHTS_NAME).sha256 for ref, manifest in campaign.store.stacks()}
+    return Alignment(ended, after, all(kept), losses[-1], stacks, record)
+
+
+def aligned_and_killed(config: CampaignConfig, steps: int) -> list[Alignment]:
+    return [aligned_round(config, steps), aligned_round(config)]
+
+
 def gradient_norms(config: CampaignConfig) -> list[tuple[float, float]]:
     """Of each step of the first round: the norm that the learner tells, and that of the gradient which autograd alone,
     without the engine, gives for the same global batch."""
     found: list[tuple[float, float]] = []
     sums: list[torch.Tensor] = []
-    micro_in_flight: list[Any] = []
+    in_flight: list[Any] = []
     campaign = DrivenByHand(config)
-    clean = (loop.completion_loss, loop.share, Learner.gradient_norm)
+    clean = (NextToken.loss, Learner.backward, Learner.gradient_norm)
 
-    def completion_loss(learning, micro):
-        micro_in_flight[:] = [learning, micro]
-        return clean[0](learning, micro)
+    def loss(nexts, learning, micro):
+        in_flight[:] = [micro, clean[0](nexts, learning, micro)]
+        return in_flight[1]
 
-    def share(_, labels):
-        learning, micro = micro_in_flight
-        batch = collate_packed([row for unit in micro for row in unit])
+    def backward(learning, share):
+        micro, engines = in_flight
+        batch = collate_packed([row for unit in micro.units for row in unit])
         inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
-        total = campaign.session.stacked.tuner(**inputs, completion_labels=batch["labels"]).sum()
-        gradients = torch.autograd.grad(clean[1](total, labels), list(learning.parameters.values()))
+        total = campaign.session.stacked.tuner(**inputs, completion_labels=batch["labels"]).sum() * micro.counts
+        of_the_step = total * float(share / engines) if micro.counts else total * 0
+        gradients = torch.autograd.grad(of_the_step, list(learning.parameters.values()))
         sums[:] = [a + b for a, b in zip(sums, gradients, strict=True)] if sums else gradients
-        return clean[1](clean[0](learning, micro), labels)
+        return clean[1](learning, share)
 
     def gradient_norm(learning):
         told = clean[2](learning)
@@ -261,11 +347,11 @@ def gradient_norms(config: CampaignConfig) -> list[tuple[float, float]]:
         sums.clear()
         return told
 
-    loop.completion_loss, loop.share, Learner.gradient_norm = completion_loss, share, gradient_norm
+    NextToken.loss, Learner.backward, Learner.gradient_norm = loss, backward, gradient_norm
     try:
         campaign.step()
     finally:
-        loop.completion_loss, loop.share, Learner.gradient_norm = clean
+        NextToken.loss, Learner.backward, Learner.gradient_norm = clean
     return found
 
 

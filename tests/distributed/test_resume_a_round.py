@@ -15,6 +15,8 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 ROUNDING = 1e-5
 STAGES = (0, 1, 2)
 EXACT = {"compute_dtype": "float32"}  # in bf16 the length of a micro-batch alone moves a loss by 1e-5 of it
+# A base that knows nothing, of settings alone (a language model from stacks).
+RANDOM = {"layers": 2, "hidden": 64, "heads": 2, "kv_heads": 2, "intermediate": 128, "context": 128, "std": 0.1}
 # Validated before and after every kill, with a rate that depends on the step, and a checkpoint after each.
 SIX = {"steps": 6, "eval_every": 2, "scheduler": "cosine", "warmup_steps": 2, "checkpoint_every_s": 1e-6}
 
@@ -22,8 +24,10 @@ SIX = {"steps": 6, "eval_every": 2, "scheduler": "cosine", "warmup_steps": 2, "c
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     """By name, what each rank of each process group did: ``undisturbed0``…, ``killed0``…, and ``elastic``, which goes
-    from two ranks to one and back, beside ``exact``, which does not."""
+    from two ranks to one and back, beside ``exact``, which does not. ``undisturbed_random`` and
+    ``killed_random`` are on a base of random weights."""
     inputs, stores = write_inputs(tmp_path_factory.mktemp("inputs")), tmp_path_factory.mktemp("stores")
+    random = {"model": "random:llama", "random": RANDOM, "cache_dir": str(stores)}
 
     def config(name: str, base=(), **training):
         return campaign(inputs, stores / name, ("aa", "bb"), training={**SIX, **training}, base=dict(base))
@@ -37,6 +41,8 @@ def parts(tmp_path_factory):
         undisturbed = config(f"undisturbed{stage}", zero_stage=stage, checkpoint_every_s=0)
         jobs[f"undisturbed{stage}"] = (part, (undisturbed,))
         jobs[f"killed{stage}"] = (both, (config(f"killed{stage}", zero_stage=stage), 3))
+    jobs["undisturbed_random"] = (part, (config("undisturbed_random", random, checkpoint_every_s=0),))
+    jobs["killed_random"] = (both, (config("killed_random", random), 3))
     first = on_ranks(2, rank_work.several, jobs)
     second = on_ranks(1, rank_work.several, {"elastic": (part, (elastic(num_workers=1, per_device_batch=2), 2))})
     third = on_ranks(2, rank_work.several, {"elastic": (part, (elastic(),))})
@@ -44,7 +50,7 @@ def parts(tmp_path_factory):
     return found | {"elastic": [[rank["elastic"] for rank in group] for group in (first, second, third)]}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, "_random"])
 def test_the_same_number_of_workers_ends_with_the_same_bits(parts, stage):
     for whole, (killed, resumed) in zip(parts[f"undisturbed{stage}"], parts[f"killed{stage}"], strict=True):
         assert killed.ended is None
@@ -77,3 +83,9 @@ def test_no_sample_is_skipped_or_repeated(parts):
     for stage in STAGES:
         halves = [list(half) for half in zip(*parts[f"killed{stage}"], strict=True)]
         assert ledger(halves) == whole
+
+
+def test_a_stack_on_a_random_base_learns(parts):
+    for whole in parts["undisturbed_random"]:
+        assert whole.ended.outcome.committed
+        assert whole.ended.outcome.val_after < whole.ended.outcome.val_before - 0.1

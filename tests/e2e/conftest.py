@@ -24,10 +24,16 @@ def tiny_settings(inputs):
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory):
-    """Runs a job on the cluster that all jobs here share but those that are killed."""
+def ray_address(tmp_path_factory):
+    """Of the cluster that all jobs here share but those that are killed."""
     with job.cluster(tmp_path_factory.mktemp("cluster") / "ray.log") as address:
-        yield functools.partial(job.run, RAY_ADDRESS=address)
+        yield address
+
+
+@pytest.fixture(scope="session")
+def run(ray_address):
+    """Runs a job on the shared cluster."""
+    return functools.partial(job.run, RAY_ADDRESS=ray_address)
 
 
 @pytest.fixture(scope="session")

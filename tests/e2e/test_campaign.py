@@ -153,7 +153,7 @@ class TestMlflow:
     def test_a_campaign_run_and_a_child_run_with_curves_per_round(self, finished, client):
         experiment = client.get_experiment_by_name("brainstacks")
         runs = client.search_runs([experiment.experiment_id])
-        (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+        (parent,) = [run for run in runs if run.data.tags["kind"] == "campaign"]
         assert parent.info.status == "FINISHED"
         children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
         rounds = {r.stack.name for record in finished.store.domains() for r in record.rounds}
@@ -163,6 +163,15 @@ class TestMlflow:
             assert run.info.status == "FINISHED"
             assert len(client.get_metric_history(run.info.run_id, "loss")) == 6
             assert client.get_metric_history(run.info.run_id, "selection_loss")
+
+    def test_the_rows_of_the_bundle_are_in_the_evaluation_views(self, finished, client):
+        experiment = client.get_experiment_by_name("brainstacks")
+        (run,) = client.search_runs([experiment.experiment_id], "tags.kind = 'evaluation'")
+        traces = client.search_traces(locations=[experiment.experiment_id], run_id=run.info.run_id, max_results=500)
+        _, _, bundle = finished.store.bundles()[-1]
+        held = pq.read_table(io.BytesIO(finished.store.get_bytes(bundle.file("answers.parquet").sha256))).to_pylist()
+        routed = {answer["row_id"]: answer["text"] for answer in held if answer["mode"] == "routed"}
+        assert {trace.info.client_request_id: trace.info.response_preview for trace in traces} == routed
 
     def test_a_version_per_stack_with_the_newest_as_champion(self, finished, client):
         for domain in ("aa", "bb"):

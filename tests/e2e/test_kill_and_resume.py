@@ -98,7 +98,7 @@ def test_mlflow_has_each_stack_and_each_round_once(disturbed):
     assert len(client.search_model_versions("name='tiny'")) == 1
     runs = client.search_runs([client.get_experiment_by_name("brainstacks").experiment_id])
     rounds = sum(len(record.rounds) for record in done.store.domains())
-    assert len(runs) == 1 + rounds
+    assert len(runs) == 1 + rounds + 1  # the campaign's, the rounds', and that of the bundle's rows
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 

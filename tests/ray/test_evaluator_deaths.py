@@ -11,11 +11,17 @@ from tiny_campaign import campaign, commit_random_stacks, write_inputs
 
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.encoding import encode_domains
-from bs_cluster.campaign.measure import isolated_rows, start_evaluators, stop_evaluators
+from bs_cluster.campaign.measure import isolated_rows
+from bs_cluster.inference.generate import Drawing, drawn_tokens, greedy_tokens
 from bs_cluster.inference.scoring import score_routed
+from bs_cluster.inference.stacked import stack_config
+from bs_cluster.records import StackId
 from bs_cluster.store import Store
 from bs_cluster.sweep.combinations import all_masks, mask_weights
+from bs_cluster.sweep.evaluators import start_evaluators, stop_evaluators
+from bs_cluster.sweep.pool import EvaluatorPool
 from bs_cluster.sweep.sweep import run_sweep
+from bs_cluster.training.rollouts import policy_now
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -53,7 +59,7 @@ def rows(config):
 
 @pytest.fixture(scope="module")
 def evaluators(config, here):
-    started = start_evaluators(Campaign.of(config))
+    started = start_evaluators(config)
     yield started
     stop_evaluators(started)
 
@@ -124,3 +130,31 @@ def test_isolated_losses_survive_a_death_too(config, evaluators, rows):
     before = isolated_rows(Campaign.of(config), evaluators, rows)
     os.kill(pid_of(evaluators[1]), signal.SIGKILL)
     assert isolated_rows(Campaign.of(config), evaluators, rows) == before
+
+
+def test_evaluators_answer_as_the_process_that_learns(config, here, evaluators, rows):
+    """Drawn from the same seeds, under stacks that fire there and one that learns there, at each of its states."""
+    prompts = [list(row.input_ids[: row.prompt_length]) for row in rows["aa"].validation]
+    seeds, how = list(range(len(prompts))), Drawing(8, 1.0)
+    learning = here.begin(stack_config(config.stack, StackId("aa", 9), 0), seed=5)
+    here.fire(["bb_r1"], train=learning)
+    here.base.model.eval()
+    batches = [list(range(len(prompts)))[half::2] for half in (0, 1)]
+    for spread in (0.0, 0.3):
+        for site in here.tuner.sites:
+            site.stack_B[learning].data.fill_(spread)
+        policy = policy_now(here)
+        for drawn_from in (seeds, None):
+
+            def call(evaluator, batch, own=drawn_from, policy=policy):
+                given = None if own is None else [own[i] for i in batch]
+                return evaluator.draw.remote([prompts[i] for i in batch], given, how, policy)
+
+            for batch, told in EvaluatorPool(evaluators, max_retries=3).map(call, batches):
+                asked = [prompts[i] for i in batch]
+                if drawn_from is None:
+                    assert told == greedy_tokens(here, asked, how.tokens)
+                else:
+                    assert told == drawn_tokens(here, asked, [seeds[i] for i in batch], how.tokens, how.temperature)
+    here.drop(learning)
+    here.fire(here.names)

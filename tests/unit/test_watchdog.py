@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bs_cluster.watchdog import EXIT_CODE, pulse, watched
+from bs_cluster.watchdog import EXIT_CODE, TELL_S, pulse, watched
 
 SLEEPER = """
 import time
@@ -36,6 +36,13 @@ def test_what_stands_still_is_ended_by_name_with_its_stacks():
     told = "rank 1 stood still for 1 s (some.setting) in sleeps (<string>:8): it ends, work begins anew"
     assert done.stdout == told + "\n"
     assert "in sleeps" in done.stderr
+
+
+def test_it_ends_late_enough_for_whatever_waits_for_it_to_be_named_too():
+    """Two workers of a group stand still together, and whichever ends first ends the other."""
+    started = time.monotonic()
+    asleep((40,))
+    assert time.monotonic() - started > 1 + TELL_S
 
 
 def test_what_goes_on_is_left_alone_however_long_it_takes():

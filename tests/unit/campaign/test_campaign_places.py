@@ -78,6 +78,11 @@ class TestFolders:
         assert Campaign.of(make()).report_folder() == tmp_path / "store/tiny/report"
         assert Campaign.of(make()).ray_storage == str(tmp_path / "store/tiny/ray")
 
+    def test_of_a_remote_store_whose_address_has_options(self, make, tmp_path):
+        remote = make(store={"uri": "s3://bucket/stacks/?endpoint_override=minio:9000&scheme=http"})
+        there = Campaign(remote, Store(str(tmp_path), "tiny"), ("aa", "bb"))
+        assert there.ray_storage == "s3://bucket/stacks/tiny/ray?endpoint_override=minio:9000&scheme=http"
+
     def test_of_a_remote_store(self, make, tmp_path):
         remote = make(store={"uri": "s3://bucket/stacks/"}, base={"cache_dir": str(tmp_path / "cache")})
         there = Campaign(remote, Store(str(tmp_path), "tiny"), ("aa", "bb"))

@@ -5,7 +5,16 @@ import math
 import pytest
 from tiny_campaign import campaign
 
-from bs_cluster.campaign.resources import Ask, Cluster, NodeType, refuse_impossible, sweep_ask, training_ask
+from bs_cluster.campaign.resources import (
+    Ask,
+    Cluster,
+    NodeType,
+    refuse_impossible,
+    refuse_rollouts,
+    sweep_ask,
+    training_ask,
+)
+from bs_cluster.config import CampaignConfig
 from bs_cluster.errors import ClusterResourceError
 
 HEAD = {"CPU": 8.0}
@@ -50,7 +59,28 @@ class TestRoom:
         assert Cluster(HEAD, (HEAD,), unseen=True).obtainable(workers(1000, gpus=8)) == math.inf
 
 
+def rewarded(config: CampaignConfig, rollouts: str) -> CampaignConfig:
+    """The same campaign, its first domain with a round of rewards."""
+    dump = config.model_dump(mode="json")
+    source = dump["domains"][0]["sources"][0] | {"verify": "number"}
+    grpo = {"objective": "grpo", "source": source, "rollouts": rollouts}
+    dump["domains"][0]["rounds"] = [{"objective": "sft"}, grpo]
+    return CampaignConfig.model_validate(dump)
+
+
 class TestRefusal:
+    def test_evaluators_that_answer_during_training_need_room_beside_it(self, make):
+        fits = rewarded(make(training={"num_workers": 6}, sweep={"evaluators": 2}), "evaluators")
+        refuse_rollouts(fits, FIXED)
+        config = make(training={"num_workers": 7}, sweep={"evaluators": 2})
+        refuse_impossible((training_ask(config), sweep_ask(config)), FIXED)  # one after the other they have room
+        for without in (config, rewarded(config, "workers")):
+            refuse_rollouts(without, FIXED)
+        greedy = rewarded(config, "evaluators")
+        refuse_rollouts(greedy, CLOUD)  # it grows
+        with pytest.raises(ClusterResourceError, match=r"2 evaluators .* beside 7 training workers .*9 CPUs in all"):
+            refuse_rollouts(greedy, FIXED)
+
     def test_of_workers_that_come_and_go_the_fewest_must_be_had(self, make):
         fewer = make(training={"num_workers": 16, "min_workers": 8, "global_batch": 64})
         refuse_impossible([training_ask(fewer)], FIXED)

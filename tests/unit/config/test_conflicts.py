@@ -16,6 +16,17 @@ def campaign(*domains: dict, **sections: dict) -> CampaignConfig:
     return CampaignConfig.model_validate({"campaign": "tryout", "domains": filled, **sections})
 
 
+def random_base(**sizes: int) -> dict:
+    return {"base": {"model": "random:llama", "random": sizes}}
+
+
+def test_a_random_base_of_gpt2s_shape_or_unpacked_of_any_width_has_no_conflict():
+    assert problems(campaign(**random_base())) == []
+    small = random_base(hidden=36, heads=2, intermediate=50)
+    small["base"]["quantization"] = "none"
+    assert problems(campaign(**small)) == []
+
+
 def test_the_defaults_have_no_conflict():
     assert problems(campaign()) == []
 
@@ -46,6 +57,23 @@ def test_the_defaults_have_no_conflict():
         ),
         ({"base": {"model": "embedded:gemma-270m"}}, "base.model", "did you mean gemma3-270m?"),
         ({"base": {"model": "embeded:gemma3-270m"}}, "base.model", "did you mean embedded?"),
+        (
+            {"base": {"model": "random:lama"}},
+            'base.model = "random:lama"',
+            "did you mean llama?; there are gemma3, llama",
+        ),
+        ({"base": {"model": "random:"}}, "base.model", "there are gemma3, llama"),
+        ({"base": {"model": "randm:llama"}}, "base.model", "did you mean random?"),
+        ({"base": {"model": "random:llama", "revision": "main"}}, "base.revision", "remove it"),
+        ({"base": {"random": {"layers": 4}}}, 'base.random = {"layers": 4}', "take random:llama"),
+        ({"base": {"model": "random:llama"}, "data": {"template": "chat"}}, "data.template", "alpaca or plain"),
+        (random_base(hidden=256), "base.random.hidden = 256", "a multiple of 24"),
+        (random_base(hidden=36), "base.random.hidden = 36", "a multiple of 24"),  # an odd width has no rotary halves
+        (random_base(kv_heads=5), "base.random.kv_heads = 5", "take a divisor"),
+        (random_base(hidden=96, heads=2), "base.random.hidden = 96", "NF4 packs 64 at a time"),
+        (random_base(intermediate=100), "base.random.intermediate = 100", "NF4 packs 64 at a time"),
+        (random_base(hidden=128, heads=4, kv_heads=1), "base.random.kv_heads = 1", "a width of 32"),
+        (random_base(context=500), "base.random.context = 500", "data.max_length = 512 is longer"),
         ({"stack": {"target_modules": ["q_prj"]}}, "stack.target_modules", "did you mean q_proj?"),
         ({"registry": {"tracking_uri": "sqlite:///mlflow.db"}}, "registry.tracking_uri", "sqlite:////"),
         ({"base": {"revision": "main"}}, "base.revision", "remove it"),
@@ -147,3 +175,34 @@ def test_loading_refuses_conflicts():
     text = "campaign: a\ndomains: [{name: a, after: [a], sources: [{kind: embedded, name: chat}]}]"
     with pytest.raises(ConfigError, match="cannot come after itself"):
         parse_config(text)
+
+
+PAIRS = {"kind": "embedded", "name": "replies"}
+
+
+def test_a_domain_may_align_after_boosting():
+    dpo, grpo = {"objective": "dpo", "source": PAIRS}, {"objective": "grpo", "source": SOURCE}
+    assert problems(campaign({"name": "chat", "rounds": [{"objective": "sft"}, dpo, grpo]})) == []
+
+
+@pytest.mark.parametrize(
+    ("rounds", "key", "way_out"),
+    [
+        ([{"objective": "dpo", "source": PAIRS}, {"objective": "sft"}], "domains.chat.rounds =", "at the front"),
+        ([{"objective": "sft", "steps": 7}], "domains.chat.rounds.0.steps = 7", "set the domain's own"),
+        ([{"objective": "dpo"}], "domains.chat.rounds.0.source: missing", "pairs of answers"),
+        ([{"objective": "dpo", "source": PAIRS, "group": 16}], "domains.chat.rounds.0.group = 16", "grpo only"),
+        ([{"objective": "grpo", "source": SOURCE, "loss": "ipo"}], "domains.chat.rounds.0.loss", "dpo only"),
+        ([{"objective": "grpo", "source": PAIRS}], "domains.chat.rounds.0.source.name", "no such embedded rows"),
+        ([{"objective": "dpo", "source": SOURCE}], "domains.chat.rounds.0.source.name", "no such embedded pairs"),
+        (
+            [{"objective": "dpo", "source": PAIRS, "global_batch": 6, "per_device_batch": 4}],
+            "domains.chat.rounds.0.per_device_batch = 4",
+            "take a divisor",
+        ),
+    ],
+)
+def test_rounds_that_cannot_be_are_told_with_the_way_out(rounds, key, way_out):
+    (line,) = problems(campaign({"name": "chat", "rounds": rounds}))
+    assert line.startswith(key)
+    assert way_out in line

@@ -58,6 +58,15 @@ def test_identity_survives_json_and_names_what_differs():
     assert "stack.rank = 32: this campaign was begun with 16" in lines[2]
 
 
+def test_what_a_random_base_is_made_of_belongs_to_the_campaign_and_says_nothing_of_another_base():
+    random = parse_config(TEXT, ["base.model=random:llama"])
+    other = parse_config(TEXT, ["base.model=random:llama", "base.random.seed=1"])
+    (line,) = identity_differences(campaign_identity(random), campaign_identity(other))
+    assert line.startswith("base.random.seed = 1: this campaign was begun with 0")
+    assert domain_digest(random, "chat") != domain_digest(other, "chat")
+    assert "random" not in campaign_identity(parse_config(TEXT))["base"]
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -100,3 +109,16 @@ def test_a_domain_that_sets_its_own_steps_does_not_depend_on_the_common_ones():
     assert domain_digest(parse_config(TEXT, ["training.steps=999"]), "code") == domain_digest(
         parse_config(TEXT), "code"
     )
+
+
+def test_how_a_round_of_alignment_is_computed_does_not_change_the_digest_and_what_it_learns_does():
+    source = {"kind": "embedded", "name": "chat"}
+
+    def digest(**entry) -> str:
+        rounds = [{"objective": "sft"}, {"objective": "grpo", "source": source, **entry}]
+        domain = {"name": "chat", "sources": [source], "rounds": rounds}
+        return domain_digest(CampaignConfig.model_validate({"campaign": "tryout", "domains": [domain]}), "chat")
+
+    assert digest() == digest(per_device_batch=8, rollouts="evaluators")
+    changes = [{"beta": 0.2}, {"group": 4}, {"steps": 7}, {"source": {**source, "take": 9}}]
+    assert len({digest(), *(digest(**change) for change in changes)}) == 1 + len(changes)

@@ -12,7 +12,7 @@ PRESETS = sorted((Path(__file__).parents[3] / "jobs" / "configs").glob("*.yaml")
 
 
 def test_the_presets_are_there():
-    assert {path.stem for path in PRESETS} >= {"embedded", "gemma3_12b", "tinyllama"}
+    assert {path.stem for path in PRESETS} >= {"embedded", "gemma3_12b", "psn", "psn_gpt2", "tinyllama"}
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
@@ -38,3 +38,26 @@ def test_the_flagship_is_the_papers():
     assert training.global_batch == 16
     assert effective_domain(config, "reasoning").steps == 600
     assert effective_domain(config, "chat").steps == 500
+
+
+@pytest.mark.parametrize("name", ["psn", "psn_gpt2"])
+def test_a_language_model_from_stacks_alone_has_six_domains_and_needs_no_hub(name: str):
+    config = load_config(next(path for path in PRESETS if path.stem == name))
+    assert config.base.model == "random:llama"
+    assert len(config.domains) == 6
+    assert {source.kind for domain in config.domains for source in domain.sources} == {"embedded"}
+    assert config.null_space.enabled
+
+
+def test_the_larger_one_has_gpt2s_shape():
+    sizes = load_config(next(path for path in PRESETS if path.stem == "psn_gpt2")).base.random
+    assert (sizes.layers, sizes.hidden, sizes.heads, sizes.context) == (12, 768, 12, 1024)
+
+
+def test_the_flagships_optional_alignment_is_valid():
+    """Uncommented as its comment says."""
+    text = next(path for path in PRESETS if path.stem == "gemma3_12b").read_text().replace("#> ", "")
+    config = parse_config(text)
+    objectives = {domain.name: [entry.objective for entry in domain.rounds] for domain in config.domains}
+    assert objectives["chat"] == ["sft", "dpo"]
+    assert objectives["math"] == ["sft", "grpo"]

@@ -11,16 +11,19 @@ from hypothesis import strategies as st
 from bs_cluster.coordinator.curriculum import Progress, next_step
 from bs_cluster.records import CloseDomain, Finished, StackId, StackRef, TrainRound
 
-START = Progress(("chat", "code"), {"chat": 2, "code": 1}, True, (), frozenset(), frozenset())
+START = Progress(("chat", "code"), {"chat": (2,), "code": (1,)}, True, (), frozenset())
 
 
 def commit(progress: Progress, step: TrainRound) -> Progress:
     ref = StackRef(step.stack, f"{step.stack.name:-<64}")
-    return dataclasses.replace(progress, committed=(*progress.committed, ref))
+    entries = {**progress.entries, step.stack: step.entry}
+    return dataclasses.replace(progress, committed=(*progress.committed, ref), entries=entries)
 
 
 def reject(progress: Progress, step: TrainRound) -> Progress:
-    return dataclasses.replace(progress, rejected=progress.rejected | {step.stack.domain})
+    tried = {**progress.last_round, step.stack.domain: step.stack.round}
+    rejected = progress.rejected | {(step.stack.domain, step.entry)}
+    return dataclasses.replace(progress, rejected=rejected, last_round=tried)
 
 
 def close(progress: Progress, step: CloseDomain) -> Progress:
@@ -68,15 +71,39 @@ def test_the_step_stays_the_same_until_something_is_committed():
     assert next_step(START) == next_step(START)
 
 
+def test_alignment_follows_when_boosting_is_through_and_a_number_is_used_once():
+    start = dataclasses.replace(START, curriculum=("chat",), rounds={"chat": (2, 1, 1)})
+    first = next_step(start)
+    assert isinstance(first, TrainRound)
+    boosted = commit(start, first)
+    second = next_step(boosted)
+    assert isinstance(second, TrainRound)
+    aligning = next_step(reject(boosted, second))
+    assert isinstance(aligning, TrainRound)
+    assert (aligning.stack, aligning.entry) == (StackId("chat", 3), 1)
+    assert aligning.context == (StackId("chat", 1),)
+    last = next_step(commit(reject(boosted, second), aligning))
+    assert isinstance(last, TrainRound)
+    assert (last.stack, last.entry) == (StackId("chat", 4), 2)
+
+
+def test_a_rejection_that_was_forgotten_is_not_tried_again_once_a_later_entry_has_begun():
+    start = dataclasses.replace(START, curriculum=("chat",), rounds={"chat": (2, 1)})
+    step = TrainRound(StackId("chat", 2), 0, (), (), entry=1)
+    later = next_step(commit(start, step))
+    assert later == CloseDomain("chat", 0, (StackId("chat", 2),), (StackId("chat", 2),))
+
+
 @given(
-    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=3), min_size=1, max_size=4),
     st.lists(st.booleans(), max_size=30),
     st.booleans(),
 )
-def test_whatever_happens_the_steps_end_and_never_go_back(max_rounds, fortunes, cumulative):
-    order = tuple(f"d{i}" for i in range(len(max_rounds)))
-    limits = dict(zip(order, max_rounds, strict=True))
-    progress = Progress(order, limits, cumulative, (), frozenset(), frozenset())
+def test_whatever_happens_the_steps_end_and_never_go_back(rounds, fortunes, cumulative):
+    order = tuple(f"d{i}" for i in range(len(rounds)))
+    limits = dict(zip(order, map(tuple, rounds), strict=True))
+    max_rounds = [sum(entries) for entries in rounds]
+    progress = Progress(order, limits, cumulative, (), frozenset())
     fortune = iter(fortunes)
     places: list[tuple[int, float]] = []
     for _ in range(sum(max_rounds) + 2 * len(order) + 1):
@@ -85,7 +112,7 @@ def test_whatever_happens_the_steps_end_and_never_go_back(max_rounds, fortunes, 
             break
         if isinstance(step, TrainRound):
             assert order[step.position] == step.stack.domain
-            assert step.stack.round <= limits[step.stack.domain]
+            assert step.stack.round <= sum(limits[step.stack.domain])
             assert tuple(step.parents) == tuple(progress.committed)
             assert set(step.context) <= {ref.stack for ref in step.parents}
             places.append((step.position, step.stack.round))

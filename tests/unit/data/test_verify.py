@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from functools import cache
@@ -82,6 +83,44 @@ def test_a_bare_answer_is_as_right_as_one_in_the_row_s_words():
 def test_words_and_numbers(verifier: str, reference: str, right: str, wrong: str):
     assert is_right(asked(verifier, reference), right) == (reference != "none at all")
     assert not is_right(asked(verifier, reference), wrong)
+
+
+WEATHER = '{"name": "weather", "arguments": {"city": "Rome", "days": 2, "units": ["C"]}}'
+ASKS = "[weather(city='Rome', days=2, units=['C']), now()]"
+
+
+@pytest.mark.parametrize(
+    ("reference", "right", "wrong"),
+    [
+        (WEATHER, "weather(days=2.0, city='rome', units=['C'])", "weather(city='Rome', units=['C'])"),
+        (WEATHER, f"```json\n{WEATHER}\n```\nThat is the call.", WEATHER.replace("2", "true")),
+        (WEATHER, f"I ask. <tool_call>{WEATHER}</tool_call>", f"<tool_call>{WEATHER}</tool_call>" * 2),
+        (WEATHER, f"{WEATHER}\nIt rains.", f"It rains.\n{WEATHER}"),
+        (
+            WEATHER,
+            json.dumps({"function": {"name": "weather", "arguments": json.dumps(json.loads(WEATHER)["arguments"])}}),
+            "",
+        ),
+        (ASKS, f'[{{"name": "now"}}, {WEATHER}]', WEATHER),
+        (
+            ASKS,
+            "now(), weather('Rome', days=2, units=['C'])".replace("'Rome'", "city='Rome'"),
+            ASKS.replace("Rome", "Pisa"),
+        ),
+        (ASKS, ASKS, ASKS.replace("now()", "now(__import__('os').getpid())")),
+        (ASKS, ASKS, ASKS.replace("now()", "now({[]: 1})")),
+        (ASKS, ASKS, "[" * 9000),
+        (ASKS, ASKS, "f(" * 9000),
+        (ASKS, ASKS, f"now({'9' * 4000})"),
+    ],
+)
+def test_calls_are_right_whatever_form_and_order_they_are_written_in(reference: str, right: str, wrong: str):
+    assert is_right(asked("calls", reference), right)
+    assert not is_right(asked("calls", reference), wrong)
+
+
+def test_a_reference_without_a_call_has_no_right_answer():
+    assert not is_right(asked("calls", "I cannot do that."), "I cannot do that.")
 
 
 def test_code_is_right_if_its_tests_pass():

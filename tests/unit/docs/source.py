@@ -15,7 +15,7 @@ PACKAGE = ROOT / "bs_cluster"
 SHIPPED = ("bs_cluster", "jobs", "cluster", "benchmarks")
 FOLDERS = (".", "docs", "docs/decisions", "benchmarks", "cluster", "stacks_store")
 PAGES = sorted(page for folder in FOLDERS for page in (ROOT / folder).glob("*.md"))
-FILES = sorted(path for folder in (*SHIPPED, "tests") for path in (ROOT / folder).rglob("*.py"))
+FILES = sorted(path for folder in (*SHIPPED, "examples", "tests") for path in (ROOT / folder).rglob("*.py"))
 
 
 @cache

@@ -121,7 +121,7 @@ def test_every_path_exists(page):
         span for span in code_spans(page) if re.fullmatch(r"[\w.-]+(?:/[\w.-]+)*\.(?:py|md|toml|sbatch|txt)", span)
     ]
     spans += re.findall(
-        r"(?:jobs|cluster|bs_cluster|benchmarks|tests|docs)/[\w./-]*\.(?:py|yaml|md|sbatch)", code_of(page)
+        r"(?:jobs|cluster|bs_cluster|benchmarks|examples|tests|docs)/[\w./-]*\.(?:py|yaml|md|sbatch)", code_of(page)
     )
     missing = [
         span
@@ -182,9 +182,9 @@ def test_every_command_is_there_with_its_options(page):
 
 @pages
 def test_every_program_and_its_options_are_there(page):
-    """``python jobs/…``, ``python cluster/…`` and ``python -m <module of ours>``, up to the line's end or a comment."""
+    """``python jobs/…``, ``cluster/…``, ``examples/…``, ``-m <module of ours>``, up to the line's end or a comment."""
     called = re.findall(
-        r"((?<![\w/])(?:jobs|cluster)/\w+\.py|-m (?:benchmarks|bs_cluster)[\w.]*)([^\n`#]*)", code_of(page)
+        r"((?<![\w/])(?:jobs|cluster|examples)/\w+\.py|-m (?:benchmarks|bs_cluster)[\w.]*)([^\n`#]*)", code_of(page)
     )
     for program, options in called:
         path = ROOT / program.removeprefix("-m ").removesuffix(".py").replace(".", "/")

@@ -50,6 +50,7 @@ EXTRAS = {
     "jobs": ("cluster", "embedded"),
     "cluster": ("cluster", "embedded"),
     "benchmarks": ("cluster", "embedded", "dev"),
+    "examples": ("cluster", "embedded"),
     "tests": ("cluster", "embedded", "evaluate", "dev"),
 }
 # Modules that are ours wherever they lie: pytest's path holds tests/, and helpers stand beside their tests.
@@ -123,6 +124,7 @@ HOOKS = {
     "check_health": "Ray Serve",
     "load_context": "MLflow",
     "predict": "MLflow",
+    "on_log": "transformers",
     "loglikelihood_rolling": "lm-eval",
     "_loglikelihood_tokens": "lm-eval",
     "prefix_token_id": "lm-eval",

@@ -8,7 +8,7 @@ from stacked_bases import tiny_stacked_base
 from tiny import PAD
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bs_cluster.inference.generate import greedy_answers
+from bs_cluster.inference.generate import drawn_tokens, end_tokens, greedy_answers
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import StackId
 
@@ -114,3 +114,30 @@ def test_several_sequences_a_prompt_keep_their_prompts_gates(stacked):
     for row, prompt in enumerate(prompts()):
         alone = generate(stacked, [prompt], WEIGHTS_BD[row : row + 1], num_beams=2, num_return_sequences=1)
         assert alone[0] == plain[row]
+
+
+def test_a_draw_hangs_on_its_seed_alone(stacked):
+    rows = [row.tolist() for row in prompts()]
+    together = drawn_tokens(stacked, rows, [1, 2, 3], NEW, 1.0)
+    for place, row in enumerate(rows):
+        assert drawn_tokens(stacked, [row], [place + 1], NEW, 1.0) == [together[place]]
+    assert drawn_tokens(stacked, rows, [1, 2, 4], NEW, 1.0)[:2] == together[:2]
+    assert len({tuple(drawn_tokens(stacked, [rows[0]], [seed], NEW, 1.0)[0]) for seed in range(5)}) == 5
+
+
+def test_draws_have_the_shares_that_the_model_gives(stacked):
+    row, temperature, draws = prompts()[0].tolist(), 0.5, 2000
+    first = [tokens[0] for tokens in drawn_tokens(stacked, [row] * draws, range(draws), 1, temperature)]
+    with torch.no_grad():
+        logits_V = stacked.base.model(input_ids=torch.tensor([row])).logits[0, -1].double()
+    share_V = torch.softmax(logits_V / temperature, 0)
+    found_V = torch.bincount(torch.tensor(first), minlength=len(share_V)) / draws
+    error_V = (share_V * (1 - share_V) / draws).sqrt()
+    assert ((found_V - share_V).abs() <= 5 * error_V + 1e-3).all()
+
+
+def test_a_continuation_ends_with_its_end_token(stacked):
+    ends = end_tokens(stacked)
+    for tokens in drawn_tokens(stacked, [row.tolist() for row in prompts()] * 40, range(120), 40, 3.0):
+        assert not set(tokens[:-1]) & set(ends)
+        assert tokens[-1] in ends or len(tokens) == 40

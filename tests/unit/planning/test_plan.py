@@ -13,7 +13,7 @@ from tiny import save_tiny_base
 from tiny_campaign import campaign
 
 from bs_cluster.base.load import load_base
-from bs_cluster.base.prepare import embedded_folder
+from bs_cluster.base.prepare import built_folder
 from bs_cluster.config import load_config, to_yaml
 from bs_cluster.config.schema import BaseSection, NullSpaceSection, TrainingSection
 from bs_cluster.errors import BaseModelError, UsageError
@@ -64,7 +64,7 @@ def test_a_known_model_has_the_parameters_that_its_makers_say(name, parameters):
 @pytest.mark.parametrize("name", ["embedded:gemma3-270m", "embedded:smollm2-135m"])
 def test_an_embedded_base_is_known_as_it_is_built(name, monkeypatch):
     base = BaseSection(model=name)
-    folder = embedded_folder(base)
+    folder = built_folder(base)
     if folder is None or not folder.is_dir():
         pytest.skip(f"{name} is not built on this machine")
     known = skeleton(base).model

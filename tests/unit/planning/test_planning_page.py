@@ -5,8 +5,8 @@ import pytest
 from bs_cluster.planning.page import MARK, PAGE, written
 
 
-def test_the_page_holds_four_plans():
-    assert len(MARK.findall(PAGE.read_text())) == 4
+def test_the_page_holds_four_plans_and_two_schedules():
+    assert len(MARK.findall(PAGE.read_text())) == 6
 
 
 @pytest.mark.long

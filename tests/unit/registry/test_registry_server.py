@@ -127,10 +127,17 @@ def test_a_server_that_hangs_and_comes_back_ends_up_the_same(store, migrated, se
             ("demo-math", 1),
         ]
         assert client.get_model_version_by_alias("demo-chat", "champion").version == "2"
-        store.commit_bundle(bundle_manifest(store, 2))
+        store.commit_bundle(bundle_manifest(store, 2, served={"chat": 1.0, "math": 2.0}, answered=3))
         store.promote(2, "champion", "guarded", "better")
         registry.sync(store)
         registry.sync(store)
+        (rows,) = client.search_runs(["1"], "tags.kind = 'evaluation'")
+        traces = client.search_traces(locations=["1"], run_id=rows.info.run_id)
+        assert sorted(trace.info.client_request_id for trace in traces) == [
+            f"{owner}-{place}" for owner in ("chat", "math") for place in range(3)
+        ]
+        assert {len(trace.data.spans) for trace in traces} == {2}
+        assert {len(trace.info.assessments) for trace in traces} == {6}
         champions = [("demo", "1"), ("demo", "2"), ("demo-chat", "2"), ("demo-code", "1"), ("demo-math", "1")]
         told = [posted.get(timeout=60)["data"] for _ in champions]
         assert sorted((model["name"], model["version"]) for model in told) == champions

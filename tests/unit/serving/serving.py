@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import requests
 from openai import OpenAI
 
@@ -57,6 +60,44 @@ def server(store: str, log: Path, *options: str, key: str | None = KEY) -> Itera
         process.kill()
         process.wait()
         process.stdout.close()  # type: ignore[union-attr]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+@contextmanager
+def replicated(store: str, log: Path, cluster: str, *options: str) -> Iterator[Served]:
+    """``serve --replicas`` on the Ray cluster at ``cluster``, with ``options``; it says where once it answers."""
+    port = free_port()
+    words = ["serve", "--campaign", "tiny", "--store", store, "--port", str(port), *options]
+    with log.open("w") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bs_cluster.cli", *words],
+            cwd=ROOT,
+            env={**os.environ, "BS_CLUSTER_API_KEY": KEY, "RAY_ADDRESS": cluster},
+            stdout=subprocess.PIPE,
+            stderr=err,
+            text=True,
+        )
+    assert process.stdout is not None
+    try:
+        assert f"serving tiny at http://127.0.0.1:{port}" in process.stdout.readline(), log.read_text()
+        yield Served(f"http://127.0.0.1:{port}", process, log)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def replicas() -> list[int]:
+    """Process ids of the replicas that live."""
+    found = []
+    for one in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found += [one.pid] if "ServeReplica:tiny" in " ".join(one.cmdline()) else []
+    return found
 
 
 def until(what: str, true: Callable[[], bool], timeout_s: float = WAIT_TIMEOUT_S) -> None:

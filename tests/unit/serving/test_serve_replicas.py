@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import openai
-import psutil
 import pytest
 import ray
 import requests
-from serving import KEY, ROOT, START_TIMEOUT_S, Served, until
+from serving import START_TIMEOUT_S, free_port, replicas, replicated, until
 from tiny_bundle import commit_bundle
 
 from bs_cluster.promotion import HAND
@@ -29,11 +24,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 RUNNING = 4  # requests that a replica's engine takes; none waits
 LONG = 300
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -55,28 +45,12 @@ def metrics_url():
 
 
 @pytest.fixture(scope="module")
-def replicated(store, metrics_url, tmp_path_factory):
-    port, log = free_port(), tmp_path_factory.mktemp("replicated") / "log"
-    words = ["serve", "--campaign", "tiny", "--store", store.uri, "--port", str(port), "--replicas", "2"]
-    words += ["--max-running", str(RUNNING), "--max-waiting", "0", "--max-tokens", str(LONG), "--reload-every", "0.2"]
-    environment = {"BS_CLUSTER_API_KEY": KEY, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    with log.open("w") as err:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bs_cluster.cli", *words],
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            stderr=err,
-            text=True,
-        )
-    assert process.stdout is not None
-    try:
-        assert f"serving tiny at http://127.0.0.1:{port}" in process.stdout.readline(), log.read_text()
-        yield Served(f"http://127.0.0.1:{port}", process, log)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+def served(store, metrics_url, tmp_path_factory):
+    words = ["--replicas", "2", "--max-running", str(RUNNING), "--max-waiting", "0"]
+    words += ["--max-tokens", str(LONG), "--reload-every", "0.2"]
+    log, cluster = tmp_path_factory.mktemp("replicated") / "log", ray.get_runtime_context().gcs_address
+    with replicated(store.uri, log, cluster, *words) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +68,6 @@ def endless(runtime):
     raise AssertionError("every answer ends soon")
 
 
-def replicas() -> list[int]:
-    """Process ids of the replicas that live."""
-    found = []
-    for one in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            found += [one.pid] if "ServeReplica:tiny" in " ".join(one.cmdline()) else []
-    return found
-
-
 def stream(client, prompt: str, new: int = LONG, model: str = "tiny:base"):
     return client.chat.completions.create(
         model=model, messages=[{"role": "user", "content": prompt}], temperature=0, max_tokens=new, stream=True
@@ -113,8 +78,8 @@ def said(chunks) -> str:
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
 
-def test_what_is_answered_is_what_one_process_answers(replicated, runtime):
-    with replicated.client() as client:
+def test_what_is_answered_is_what_one_process_answers(served, runtime):
+    with served.client() as client:
         for prompt in ("aa alpha12", "bb beta3") * 3:
             wanted = runtime.answer([prompt], None, 12)[0]
             answer = client.chat.completions.create(
@@ -122,18 +87,18 @@ def test_what_is_answered_is_what_one_process_answers(replicated, runtime):
             )
             assert (answer.choices[0].message.content, answer.gates) == (wanted.text, dict(wanted.gates))
             assert said(stream(client, prompt, 12, "tiny")) == wanted.text
-    with replicated.client("sk-wrong") as client, pytest.raises(openai.AuthenticationError):
+    with served.client("sk-wrong") as client, pytest.raises(openai.AuthenticationError):
         client.models.list()
 
 
-def test_one_more_than_all_replicas_take_is_told_to_come_back(replicated, endless):
-    with replicated.client() as client, ExitStack() as running:
+def test_one_more_than_all_replicas_take_is_told_to_come_back(served, endless):
+    with served.client() as client, ExitStack() as running:
         for _ in range(2 * RUNNING):
             next(iter(running.enter_context(stream(client, endless[0]))))
         with pytest.raises(openai.RateLimitError) as told:
             stream(client, endless[0])
         assert told.value.response.headers["retry-after"] == "1"
-    with replicated.client() as client:  # who left has freed its slot
+    with served.client() as client:  # who left has freed its slot
         until("slots are free", lambda: free(client, endless[0]))
 
 
@@ -144,11 +109,11 @@ def free(client, prompt: str) -> bool:
         return False
 
 
-def test_a_replica_that_dies_takes_its_own_requests_only_and_is_replaced(replicated, endless):
+def test_a_replica_that_dies_takes_its_own_requests_only_and_is_replaced(served, endless):
     prompt, whole = endless
     before = replicas()
     assert len(before) == 2
-    with replicated.client() as client:
+    with served.client() as client:
         running = [stream(client, prompt) for _ in range(RUNNING)]
         firsts = [next(iter(one)) for one in running]
         os.kill(before[0], signal.SIGKILL)
@@ -168,13 +133,13 @@ def test_a_replica_that_dies_takes_its_own_requests_only_and_is_replaced(replica
         assert before[1] in replicas()
 
 
-def test_every_replica_serves_the_new_champion(replicated, store, inputs):
+def test_every_replica_serves_the_new_champion(served, store, inputs):
     commit_bundle(inputs, Path(store.uri), ("aa", "bb", "cc"))
     store.promote(2, CHAMPION, HAND, "a third domain")
-    until("all do", lambda: {replicated.get("/ready").json()["bundle"] for _ in range(20)} == {2})
+    until("all do", lambda: {served.get("/ready").json()["bundle"] for _ in range(20)} == {2})
 
 
-def test_metrics_are_told_of_each_replica(replicated, metrics_url):
+def test_metrics_are_told_of_each_replica(served, metrics_url):
     def told() -> set[str]:
         text = requests.get(metrics_url, timeout=10).text
         return set(re.findall(r'^ray_bs_cluster_bundle\{.*?replica="(\w+)".*\} 2\.0$', text, flags=re.M))
@@ -182,16 +147,16 @@ def test_metrics_are_told_of_each_replica(replicated, metrics_url):
     until("both are", lambda: len(told()) == 2)
 
 
-def test_a_signal_lets_running_answers_end_and_no_new_one_begin(replicated, endless):
+def test_a_signal_lets_running_answers_end_and_no_new_one_begin(served, endless):
     prompt, whole = endless
-    with replicated.client() as client:
+    with served.client() as client:
         running = stream(client, prompt)
         first = next(iter(running))
-        replicated.process.send_signal(signal.SIGTERM)
-        until("it stops", lambda: replicated.get("/ready").status_code == 503)
+        served.process.send_signal(signal.SIGTERM)
+        until("it stops", lambda: served.get("/ready").status_code == 503)
         with pytest.raises(openai.InternalServerError) as told:
             stream(client, prompt, 3)
         assert (told.value.status_code, told.value.code) == (503, "unavailable")
         assert said([first, *running]) == whole
-        assert replicated.process.wait(60) == 0
+        assert served.process.wait(60) == 0
         assert replicas() == []

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bs_cluster.estimates import Estimate, estimate
-from bs_cluster.training.commit_rule import decide, split_validation
+from bs_cluster.training.commit_rule import committed_because, decide, decide_aligned, split_validation
 
 
 def gain(mean: float, error: float, rows: int = 32) -> Estimate:
@@ -55,3 +55,26 @@ def test_whatever_is_kept_beat_its_parent_by_what_was_wanted(mean, error, wanted
     if decide(gain(mean, error), wanted, errors).commit:
         assert mean > wanted
         assert mean - errors * error > wanted
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "rises", "commit"),
+    [
+        (0.2, 0.05, {"aa": 0.01, "bb": -0.2}, True),
+        (0.04, 0.05, {"aa": 0.0}, False),  # not beyond its error
+        (0.2, 0.05, {"aa": 0.0, "bb": 0.06}, False),  # paid for by another domain
+        (0.2, 0.05, {"aa": math.nan}, False),
+        (math.nan, 0.05, {"aa": 0.0}, False),
+        (0.0, 0.0, {"aa": 0.0}, False),
+    ],
+)
+def test_alignment_is_kept_for_what_it_gains_and_only_if_nothing_pays_for_it(mean, error, rises, commit):
+    decision = decide_aligned(gain(mean, error), 1.0, rises, 0.05)
+    assert decision.commit is commit
+
+
+def test_why_an_alignment_was_committed_is_a_function_of_its_manifest():
+    decision = decide_aligned(gain(0.2, 0.05), 1.0, {"aa": 0.01, "bb": -0.2}, 0.05)
+    metrics = {"gain": 0.2, "gain_error": 0.05, "rows": 32.0, "loss_rise/aa": 0.01, "loss_rise/bb": -0.2, "steps": 3.0}
+    assert committed_because("grpo", metrics) == decision.reason
+    assert decision.reason.startswith("gain 0.200 ± 0.050 of 32 prompts")
