@@ -1,6 +1,7 @@
 """What is claimed, measured against what a user would do instead; writes docs/EVIDENCE.md.
 
     python -m benchmarks.evidence --campaigns stacks_store:embedded stacks_store:embedded1 stacks_store:embedded2
+    python -m benchmarks.evidence --variants stacks_store:one_round      # run with other settings than those shipped
     python -m benchmarks.evidence                     # the page and its figures alone, from results that are there
 
 A campaign is named by its store and its name, and is finished; its store is only read. What must be chosen for rivals
@@ -26,7 +27,8 @@ def main() -> None:
     # Late, so that libraries are quiet from the start.
     import torch  # noqa: PLC0415
 
-    from benchmarks.evidence import instead, page  # noqa: PLC0415
+    from benchmarks.__main__ import machine_name  # noqa: PLC0415
+    from benchmarks.evidence import instead, page, variants  # noqa: PLC0415
     from benchmarks.evidence.campaign import Campaign  # noqa: PLC0415
 
     if arguments.threads:
@@ -42,12 +44,23 @@ def main() -> None:
 
         choices = instead.choose(campaign, arguments.results / "choices.json", arguments.work, say)
         instead.measure(campaign, results / f"{name}.json", arguments.work, choices, arguments.only, until, say)
+    for named in arguments.variants:
+        variant = variants.of_campaign(Campaign.named(named), arguments.shipped, machine_name())
+        variants.save(variant, arguments.results / "variants")
+        print(f"{variant.campaign}: {', '.join(variant.settings)}")
     page.write(arguments.results, arguments.docs)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__.splitlines()[0])
     parser.add_argument("--campaigns", nargs="*", default=[], help="store:name of finished campaigns")
+    parser.add_argument("--variants", nargs="*", default=[], help="store:name of campaigns run with other settings")
+    parser.add_argument(
+        "--shipped",
+        type=Path,
+        default=ROOT / "jobs" / "configs" / "embedded.yaml",
+        help="the settings they differ from",
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "evidence" / "results")
     parser.add_argument("--work", type=Path, default=ROOT / ".runs" / "evidence", help="folder for trained LoRAs")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of EVIDENCE.md and images/")

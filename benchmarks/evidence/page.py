@@ -28,6 +28,7 @@ from benchmarks.evidence.compare import (
 from benchmarks.evidence.figure import draw
 from benchmarks.evidence.instead import WEIGHTS, Choices
 from benchmarks.evidence.record import Instead
+from benchmarks.evidence.variants import Variant, section
 from bs_cluster.estimates import Estimate
 from bs_cluster.report.markdown import table
 from bs_cluster.report.style import save, style
@@ -39,12 +40,12 @@ DATA = {"embedded": "The embedded domains", "jsonl": "Real instructions"}
 
 def write(results: Path, docs: Path) -> None:
     """The page and a figure for each kind of data, from the results that are there and complete."""
-    groups = read(results)
+    groups, varied = read(results), read_variants(results)
     (docs / "images").mkdir(parents=True, exist_ok=True)
     with style():
         for data, campaigns in groups.items():
             save(draw(campaigns), docs / "images" / figure_name(data))
-    (docs / "EVIDENCE.md").write_text(render(groups, read_choices(results)), encoding="utf-8")
+    (docs / "EVIDENCE.md").write_text(render(groups, read_choices(results), varied), encoding="utf-8")
 
 
 def read(results: Path) -> dict[str, list[Instead]]:
@@ -55,6 +56,10 @@ def read(results: Path) -> dict[str, list[Instead]]:
     return {data: list(own) for data, own in itertools.groupby(by_data, key=lambda one: one.data)}
 
 
+def read_variants(results: Path) -> list[Variant]:
+    return [Variant.load(path) for path in sorted((results / "variants").glob("*.json"))]
+
+
 def read_choices(results: Path) -> Choices:
     return Choices.from_dict(json.loads((results / "choices.json").read_text()))
 
@@ -63,7 +68,7 @@ def figure_name(data: str) -> str:
     return f"instead_{data}.png"
 
 
-def render(groups: dict[str, list[Instead]], choices: Choices) -> str:
+def render(groups: dict[str, list[Instead]], choices: Choices, varied: Sequence[Variant] = ()) -> str:
     parts = [
         "# Evidence",
         "Written by `python -m benchmarks.evidence` from `benchmarks/evidence/results`; `make evidence` measures it "
@@ -75,8 +80,10 @@ def render(groups: dict[str, list[Instead]], choices: Choices) -> str:
     ]
     for data, campaigns in groups.items():
         parts += _of_data(data, campaigns)
-    parts += ["### Not measured", _missing(groups)]
-    parts += _how(list(itertools.chain.from_iterable(groups.values())), choices)
+    shipped = list(itertools.chain.from_iterable(groups.values()))
+    parts += section(varied, shipped)
+    parts += ["## Not measured", _missing(groups)]
+    parts += _how(shipped, choices)
     return "\n\n".join(parts) + "\n"
 
 
@@ -322,7 +329,7 @@ def _how(campaigns: Sequence[Instead], choices: Choices) -> list[str]:
     header = ["campaign", "machine", "all domains", "ours", *took, "base, here − there"]
     versions = ", ".join(f"{name} {number}" for name, number in campaigns[0].versions.items()) if campaigns else ""
     return [
-        "### How it was done",
+        "## How it was done",
         "\n".join(f"- {line}" for line in lines),
         table(header, times),
         f"{versions}. Seconds are of a machine that others used too, and rounds score, commit and upload in theirs: "

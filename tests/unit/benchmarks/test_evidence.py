@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks.evidence import page
 from benchmarks.evidence.compare import BASE, SERVED, backward, by_classifier, by_label, difference, forgotten, forward
 from benchmarks.evidence.instead import Choices, pooled_batches
 from benchmarks.evidence.record import Instead, Tried
+from benchmarks.evidence.variants import Variant, differing, less_shipped, section
+from bs_cluster.config import load_config
 from bs_cluster.data.encode import EncodedRow
 
 ROOT = Path(__file__).parents[3]
@@ -144,9 +147,52 @@ def test_the_page_says_that_a_rival_is_better_where_it_is(tmp_path):
     assert "worse than ours: one LoRA on pooled data (+1.015 [" in worse
 
 
+def variant(seed: int = 1, **nll: tuple[float, ...]) -> Variant:
+    """Of the same rows but the first, which it left out, and one that is new, in another order."""
+    ours = {mode: nll.get(mode, (15.0,) * 6) for mode in MODES}
+    return Variant(
+        campaign="longer",
+        data="embedded",
+        seed=seed,
+        settings=("training.steps=32",),
+        machine="a machine",
+        domains=DOMAINS,
+        row_ids=("row 5", "row 4", "row 3", "row 2", "row 1", "new"),
+        owners=(*OWNERS[:0:-1], "aa"),
+        tokens=(10,) * 6,
+        ours=ours,
+        parameters=7,
+        kept=2,
+        rounds=3,
+        seconds=60.0,
+    )
+
+
+def test_a_variant_is_less_what_is_shipped_on_the_rows_that_both_were_judged_on():
+    varied = variant(routed=(1.0, 2.0, 3.0, 4.0, 5.0, 900.0))
+    found = less_shipped([(varied, instead())], "domain", "routed")
+    assert found is not None
+    assert found.rows == 3
+    assert found.mean == pytest.approx((3 + 4 + 5 - 3 * 15) / 30)
+
+
+def test_the_page_has_a_line_a_setting_and_leaves_out_a_seed_that_was_not_run_as_shipped():
+    lines = "\n".join(section([variant(), variant(seed=2)], [instead()]))
+    assert "| `training.steps=32` | 1 | 2 of 3 | +0.000 [+0.000, +0.000] |" in lines
+    assert section([variant(seed=2)], [instead()]) == []
+
+
+def test_settings_that_differ_are_told_as_one_would_write_them():
+    shipped = load_config(ROOT / "jobs" / "configs" / "embedded.yaml")
+    other = load_config(ROOT / "jobs" / "configs" / "embedded.yaml", ["campaign=b", "seed=3", "training.steps=64"])
+    assert differing(other, shipped) == ("training.steps=64",)
+
+
 def test_our_page_is_what_our_results_give():
     results = ROOT / "benchmarks" / "evidence" / "results"
     groups = page.read(results)
     text = (ROOT / "docs" / "EVIDENCE.md").read_text(encoding="utf-8")
-    assert text == page.render(groups, page.read_choices(results)), "python -m benchmarks.evidence writes it anew"
+    assert text == page.render(groups, page.read_choices(results), page.read_variants(results)), (
+        "python -m benchmarks.evidence writes it anew"
+    )
     assert all((ROOT / "docs" / "images" / page.figure_name(data)).exists() for data in groups)
