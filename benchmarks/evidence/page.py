@@ -102,7 +102,6 @@ def _missing(groups: dict[str, list[Instead]]) -> str:
         "what is served, followed through the campaign: a meta-router is made once, at its end",
         "a pooled and a sequential LoRA with as many parameters as all LoRAs together",
         "merges of whole deltas (PEFT's `ties_svd` and `dare_ties_svd`)",
-        "residual boosting against one stack of as many steps",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
