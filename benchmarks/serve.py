@@ -37,7 +37,7 @@ PROMPTS = (
     "What is 17 plus 25?",
     "Calculate 144 divided by 12.",
     "What is the next number in the sequence 2, 4, 6, 8?",
-    "Which chapter of ICD-10-CM lists Rheumatic tricuspid valve diseases?",
+    "Which part of the body does Muscle mounding concern?",
     "What is the ICD-10-CM code for Acute bronchitis?",
     "Which category does Type 2 diabetes mellitus belong to?",
     "If all cats are animals and Tom is a cat, is Tom an animal?",

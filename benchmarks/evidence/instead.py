@@ -28,7 +28,7 @@ from bs_cluster.data.encode import EncodedRow
 from bs_cluster.records import Record
 from bs_cluster.training.round import round_seed
 
-RATES = (2e-4, 5e-4, 1e-3)
+RATES = (2e-4, 5e-4, 1e-3, 2e-3)
 RATE_DOMAINS = 2  # those with the shortest rows: each of the others costs as much as both
 WEIGHTS, DENSITIES = (0.2, 0.5, 1.0), (0.2,)
 CHOSEN_MERGES = {"ties": "ties", "dare": "dare_ties"}
