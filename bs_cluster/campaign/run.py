@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 
 import ray
 
@@ -24,6 +25,7 @@ from bs_cluster.campaign.promote import promote
 from bs_cluster.campaign.recorder import Recorder
 from bs_cluster.campaign.resources import refuse_impossible, refuse_rollouts, sweep_ask, training_ask
 from bs_cluster.campaign.signals import stop_on_signals
+from bs_cluster.campaign.telemetry import Telemetry
 from bs_cluster.campaign.train import train_stacks
 from bs_cluster.config.identity import bundle_digest
 from bs_cluster.config.schema import CampaignConfig
@@ -48,7 +50,7 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
     check_identity(campaign.store, config)
     check_domains(campaign.store.live(), campaign.domains)
     recorder = Recorder(campaign, console.say)
-    with stop_on_signals(), loss_in_words(), console.heartbeat(), recorder:
+    with stop_on_signals(), loss_in_words(), console.heartbeat(), recorder, ExitStack() as watched:
         done = finished_bundle(campaign)
         if done is not None:
             console.say(f"campaign {campaign.name} is complete: bundle {done.number}, nothing left to do")
@@ -68,9 +70,10 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
         console.say(f"campaign {campaign.name}: {' -> '.join(campaign.domains)}")
         console.begin("rows are read, split and encoded")
         handles = start_encoding(campaign)
+        telemetry = watched.enter_context(Telemetry(campaign.name))
         if not campaign.all_closed:
             with nodes_for(workers, cluster, config.training.start_timeout_s, console.say) as room:
-                train_stacks(campaign, handles, room, _on_event(console, recorder), console.say)
+                train_stacks(campaign, handles, room, _on_event(console, recorder, telemetry), console.say)
         timing = {"train": console.seconds}
         if not campaign.store.stacks():
             raise StoreError(
@@ -78,7 +81,7 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
             )
 
         with nodes_for(evaluators, cluster, config.training.start_timeout_s, console.say):
-            measured = measure(campaign, handles, console)
+            measured = measure(campaign, handles, console, telemetry)
         timing |= {**measured.routing.timing, "answers": measured.answers.seconds, "total": console.seconds}
 
         console.begin("report, figures and bundle are written")
@@ -94,7 +97,9 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
         return 0
 
 
-def measure(campaign: Campaign, handles: Mapping[str, ray.ObjectRef], console: Console) -> Measured:
+def measure(
+    campaign: Campaign, handles: Mapping[str, ray.ObjectRef], console: Console, telemetry: Telemetry
+) -> Measured:
     """The second phase, on evaluators that live no longer than it does."""
     evaluators = start_evaluators(campaign.config)
     try:
@@ -102,7 +107,7 @@ def measure(campaign: Campaign, handles: Mapping[str, ray.ObjectRef], console: C
         console.say(f"{'sweep':<14} {len(evaluators)} evaluators load {len(campaign.store.stacks())} stacks")
         rows = fetch(handles, console.say)
         unowned = fetch_unowned(start_unowned(campaign), console.say)
-        progress = functools.partial(_progress, console)
+        progress = functools.partial(_progress, console, telemetry)
         routing = sweep_and_route(campaign, evaluators, rows, unowned, progress, console.say)
         console.begin(f"{'answers':<14} rows are answered and checked")
         answers = answer_and_check(campaign, evaluators, rows, routing, console.say)
@@ -143,13 +148,14 @@ def show_report(report: Report, campaign: Campaign, recorder: Recorder) -> None:
     print(f"  MLflow               mlflow server --backend-store-uri {recorder.uri}", flush=True)
 
 
-def _on_event(console: Console, recorder: Recorder) -> Callable[[Event], None]:
+def _on_event(console: Console, recorder: Recorder, telemetry: Telemetry) -> Callable[[Event], None]:
     """Shows an event and records it. MLflow waits for the first step: importing it would slow the workers' start."""
     waiting: list[Event] | None = []
 
     def on_event(event: Event) -> None:
         nonlocal waiting
         console.show(event)
+        telemetry.record(event)
         if waiting is not None:
             waiting.append(event)
             if isinstance(event, StepDone):
@@ -162,13 +168,14 @@ def _on_event(console: Console, recorder: Recorder) -> Callable[[Event], None]:
     return on_event
 
 
-def _progress(console: Console, part: str, what: str) -> Callable[[int, int], None]:
+def _progress(console: Console, telemetry: Telemetry, part: str, what: str) -> Callable[[int, int], None]:
     """Tells, now and then, how many of ``what`` are done of all."""
     last = -1.0
 
     def progress(done: int, total: int) -> None:
         nonlocal last
         console.begin(f"{part:<14} {what}")
+        telemetry.progress(part, done, total)
         if done == total or console.seconds - last >= PROGRESS_LINE_EVERY_S:
             last = console.seconds
             console.say(f"{part:<14} {done}/{total} {what}")
