@@ -16,6 +16,7 @@ from types import ModuleType
 
 from bs_cluster import __version__
 from bs_cluster.cli import (
+    adopt,
     bundles,
     certify,
     chat,
@@ -47,6 +48,7 @@ VERBS: dict[str, ModuleType] = {
     "certify": certify,
     "evaluate": evaluate,
     "export": export,
+    "adopt": adopt,
     "store": store,
     "registry": registry,
     "config": config,
