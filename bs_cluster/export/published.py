@@ -57,11 +57,12 @@ def read_published(file: Path) -> Published:
     kinds = set()
     for site, parts in sites.items():
         whole = _whole(file, site, parts)
-        kinds.add(tuple(whole["stack_A"].shape[:2]))
+        kinds.add((whole["stack_A"].shape[0], whole["stack_A"].shape[1]))
         tensors |= {tensor_key(site, part): tensor for part, tensor in whole.items()}
     if len(kinds) > 1:
         raise DataError(f"{file}: sites differ in their (experts, rank): {sorted(kinds)}")
-    return Published(tensors, *kinds.pop(), frozenset(left_out))
+    experts, rank = kinds.pop()
+    return Published(tensors, experts, rank, frozenset(left_out))
 
 
 def _load(file: Path) -> dict:
