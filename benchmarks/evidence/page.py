@@ -248,7 +248,7 @@ def _ungated_moved(campaigns: Sequence[Instead]) -> str:
 def _continual_words(campaigns: Sequence[Instead]) -> str:
     moved = difference(campaigns, backward, "domain")
     general = difference(campaigns, last_stage, "foreign", BASE.nats)
-    verdict = "undecided"
+    verdict = "was not measured"
     if moved is not None:
         verdict = "forgets" if moved.low > 0 else "even gains" if moved.high < 0 else "neither forgets nor gains surely"
     return (
