@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks.evidence.record import Instead, Nats
 from bs_cluster.estimates import Estimate, estimate
 from bs_cluster.report.compare import measured
+from bs_cluster.report.wording import NOT_MEASURED, interval, signed
 from bs_cluster.sweep.owners import kind_of
 
 Of = Callable[[Instead], Nats]
@@ -172,3 +173,8 @@ def domain_loss(campaigns: Sequence[Instead], of: Of, domain: str) -> float:
         nats += float(of(found)[rows].sum())
         tokens += float(np.array(found.tokens)[rows].sum())
     return nats / tokens if tokens else math.nan
+
+
+def paired(found: Estimate | None) -> str:
+    """A difference and its interval; a dash for none."""
+    return f"{signed(found.mean)} {interval(found)}" if found else NOT_MEASURED

@@ -23,16 +23,16 @@ from benchmarks.evidence.compare import (
     forward,
     last_stage,
     loras,
+    paired,
     with_it,
 )
 from benchmarks.evidence.figure import draw
 from benchmarks.evidence.instead import WEIGHTS, Choices
 from benchmarks.evidence.record import Instead
 from benchmarks.evidence.variants import Variant, section
-from bs_cluster.estimates import Estimate
 from bs_cluster.report.markdown import table
 from bs_cluster.report.style import save, style
-from bs_cluster.report.wording import NOT_MEASURED, duration, interval, loss, signed
+from bs_cluster.report.wording import NOT_MEASURED, duration, loss, signed
 
 SEEDS = 3  # what a claim wants at least
 DATA = {"embedded": "The embedded domains", "jsonl": "Real instructions"}
@@ -153,7 +153,7 @@ def _main_table(campaigns: Sequence[Instead]) -> str:
         for kind in KINDS:
             alone = difference(campaigns, method.nats, kind)
             less = difference(campaigns, method.nats, kind, SERVED.nats)
-            cells += [loss(alone.mean if alone else None), _paired(less) if method is not SERVED else ""]
+            cells += [loss(alone.mean if alone else None), paired(less) if method is not SERVED else ""]
         lines.append([f"**{cell}**" if method is SERVED and cell else cell for cell in cells])
     return table(header, lines).replace("\\\\*", "\\*")
 
@@ -171,10 +171,6 @@ def _loss(value: float) -> str:
     return loss(value if math.isfinite(value) else None)
 
 
-def _paired(found: Estimate | None) -> str:
-    return f"{signed(found.mean)} {interval(found)}" if found else "–"
-
-
 def _in_words(campaigns: Sequence[Instead]) -> str:
     """Which rivals are better than what is served, worse, or neither, for each kind of rows."""
     lines = []
@@ -184,7 +180,7 @@ def _in_words(campaigns: Sequence[Instead]) -> str:
             found = difference(campaigns, method.nats, kind, SERVED.nats)
             if found is not None:
                 verdict = "better" if found.high < 0 else "worse" if found.low > 0 else "neither"
-                sorted_in[verdict].append(f"{method.name} ({_paired(found)})")
+                sorted_in[verdict].append(f"{method.name} ({paired(found)})")
         told = {
             "better": "**better than ours**",
             "worse": "worse than ours",
@@ -198,8 +194,7 @@ def _in_words(campaigns: Sequence[Instead]) -> str:
 
 def _alike_table(campaigns: Sequence[Instead]) -> str:
     lines = [
-        [name, *(_paired(difference(campaigns, of, kind, less)) for kind in KINDS)]
-        for name, (of, less) in ALIKE.items()
+        [name, *(paired(difference(campaigns, of, kind, less)) for kind in KINDS)] for name, (of, less) in ALIKE.items()
     ]
     return table(["chosen by", *KINDS.values()], lines)
 
@@ -208,7 +203,7 @@ def _continual_table(campaigns: Sequence[Instead]) -> str:
     measures = ("average performance", "backward transfer", "forgetting", "forward transfer", "general text less base")
 
     def general(method: Method) -> str:
-        return _paired(difference(campaigns, method.nats, "foreign", BASE.nats))
+        return paired(difference(campaigns, method.nats, "foreign", BASE.nats))
 
     def average(method: Method) -> str:
         domains = campaigns[0].domains
@@ -218,7 +213,7 @@ def _continual_table(campaigns: Sequence[Instead]) -> str:
     sequential, pooled = of_name["one LoRA, domain after domain"], of_name["one LoRA on pooled data"]
     classified = of_name["a LoRA a domain, label classified"]
     own, every = of_name["ours, label told"], of_name["ours, all on"]
-    moved = [_paired(difference(campaigns, of, "domain")) for of in (backward, forgotten, forward)]
+    moved = [paired(difference(campaigns, of, "domain")) for of in (backward, forgotten, forward)]
     drift = max((found.drift for found in campaigns if found.drift is not None), default=None)
     nothing = "0, nothing moves"
     kept = "–" if drift is None else "0 to the bit" if drift == 0 else f"at most {drift:.2g}"
@@ -256,7 +251,7 @@ def _continual_words(campaigns: Sequence[Instead]) -> str:
         "transfer*: loss of a domain's rows after the last domain less right after its own, above 0 is forgetting; "
         "*forgetting*: less the best it ever had before the last; *forward transfer*: loss right before its own domain "
         "was trained, less the base. *General text less base* is PEFT's measure of forgetting, on rows of kinds that "
-        "no domain is about" + (f"; the sequential LoRA's is {_paired(general)}." if general else ".")
+        "no domain is about" + (f"; the sequential LoRA's is {paired(general)}." if general else ".")
     )
 
 
@@ -272,7 +267,7 @@ def _domain_table(campaigns: Sequence[Instead]) -> str:
 
 def _seed_table(campaigns: Sequence[Instead]) -> str:
     lines = [
-        [_named(method), *(_paired(difference([found], method.nats, "domain", SERVED.nats)) for found in campaigns)]
+        [_named(method), *(paired(difference([found], method.nats, "domain", SERVED.nats)) for found in campaigns)]
         for method in (*RIVALS, *OURS[1:], BASE)
     ]
     header = ["", *(f"{found.campaign}, seed {found.seed}" for found in campaigns)]

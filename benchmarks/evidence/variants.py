@@ -7,13 +7,13 @@ on, which none of them was trained on. Nothing is measured here; both campaigns 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.evidence.campaign import Campaign
-from benchmarks.evidence.compare import difference
+from benchmarks.evidence.compare import difference, paired
 from benchmarks.evidence.record import Instead, write_json
 from bs_cluster.config import load_config
 from bs_cluster.config.schema import CampaignConfig
@@ -21,7 +21,7 @@ from bs_cluster.estimates import Estimate
 from bs_cluster.records import Record
 from bs_cluster.registry.descriptions import flatten
 from bs_cluster.report.markdown import table
-from bs_cluster.report.wording import NOT_MEASURED, duration, interval, signed
+from bs_cluster.report.wording import duration
 
 NO_SETTING = {"campaign", "seed", "store", "registry"}  # what two campaigns of one setting differ in anyway
 # What is compared: rows, mode, and what the page calls it.
@@ -62,11 +62,7 @@ class Variant(Record):
 def differing(config: CampaignConfig, shipped: CampaignConfig) -> tuple[str, ...]:
     """The settings of a campaign that are not as shipped, as one would write them on the command line."""
 
-    def told(one: CampaignConfig) -> Mapping[str, str]:
-        plain: dict[str, Any] = one.model_dump(mode="json", exclude=NO_SETTING)
-        return flatten(plain)
-
-    now, before = told(config), told(shipped)
+    now, before = (flatten(one.model_dump(mode="json", exclude=NO_SETTING)) for one in (config, shipped))
     return tuple(f"{name}={now[name]}" for name in sorted(now) if now[name] != before.get(name))
 
 
@@ -140,7 +136,7 @@ def section(variants: Sequence[Variant], shipped: Sequence[Instead]) -> list[str
             ", ".join(f"`{setting}`" for setting in settings) or "as shipped, run again",
             ", ".join(str(variant.seed) for variant, _ in own),
             ", ".join(f"{variant.kept} of {variant.rounds}" for variant, _ in own),
-            *(_told(less_shipped(own, kind, mode)) for kind, mode, _ in COMPARED),
+            *(paired(less_shipped(own, kind, mode)) for kind, mode, _ in COMPARED),
             duration(sum(variant.seconds for variant, _ in own) / len(own)),
         ]
         for settings, own in pairs.items()
@@ -155,7 +151,3 @@ def section(variants: Sequence[Variant], shipped: Sequence[Instead]) -> list[str
         "other seeds had no part in it.",
         table(header, lines),
     ]
-
-
-def _told(found: Estimate | None) -> str:
-    return f"{signed(found.mean)} {interval(found)}" if found else NOT_MEASURED

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 
 import ray
 
@@ -50,7 +49,7 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
     check_identity(campaign.store, config)
     check_domains(campaign.store.live(), campaign.domains)
     recorder = Recorder(campaign, console.say)
-    with stop_on_signals(), loss_in_words(), console.heartbeat(), recorder, ExitStack() as watched:
+    with stop_on_signals(), loss_in_words(), console.heartbeat(), recorder, Telemetry(campaign.name) as telemetry:
         done = finished_bundle(campaign)
         if done is not None:
             console.say(f"campaign {campaign.name} is complete: bundle {done.number}, nothing left to do")
@@ -70,7 +69,6 @@ def run_campaign(config: CampaignConfig, console: Console) -> int:
         console.say(f"campaign {campaign.name}: {' -> '.join(campaign.domains)}")
         console.begin("rows are read, split and encoded")
         handles = start_encoding(campaign)
-        telemetry = watched.enter_context(Telemetry(campaign.name))
         if not campaign.all_closed:
             with nodes_for(workers, cluster, config.training.start_timeout_s, console.say) as room:
                 train_stacks(campaign, handles, room, _on_event(console, recorder, telemetry), console.say)

@@ -5,9 +5,11 @@ files is executed. They are not committed to a campaign: what judged them there 
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from bs_cluster.adapter_format import parse_key
+from bs_cluster.cli import places
 from bs_cluster.cli.output import Output
 from bs_cluster.errors import UsageError
 
@@ -26,14 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    folder, files = Path(arguments.to), [Path(file) for file in arguments.files]
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UsageError(f"--to {folder}: there is something already; name a folder that is new or empty")
+    folder, files = places.new_folder(arguments.to), [Path(file) for file in arguments.files]
     for file in files:
         if not file.is_file():
             raise UsageError(f"{file} is no file")
-    if arguments.alpha <= 0 or arguments.top_k < 1:
-        raise UsageError(f"--alpha {arguments.alpha:g}, --top-k {arguments.top_k}: both are above 0")
+    if not 0 < arguments.alpha < math.inf or arguments.top_k < 1:
+        raise UsageError(f"--alpha {arguments.alpha:g}, --top-k {arguments.top_k}: both are finite and above 0")
     from bs_cluster.export.published import adopt  # noqa: PLC0415  # torch
 
     found = adopt(files, folder, arguments.domain, arguments.base, arguments.alpha, arguments.top_k)

@@ -41,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     gates = {arguments.domain: 1.0} if arguments.domain else gates_of(arguments.gates)
-    folder = Path(arguments.to)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UsageError(f"--to {folder}: there is something already; name a folder that is new or empty")
+    folder = places.new_folder(arguments.to)
     if arguments.dry_run and not arguments.hub:
         raise UsageError("--dry-run is of an upload: name the repository with --hub")
     store = places.open_store(arguments)

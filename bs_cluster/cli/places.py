@@ -97,3 +97,11 @@ def bundle_of(store: Store, number: int | None) -> tuple[int, str, BundleManifes
     if found is None:
         raise UsageError(f"campaign {store.campaign!r} has no bundle {number}; it has 1 to {bundles[-1][0]}")
     return found
+
+
+def new_folder(name: str) -> Path:
+    """What ``--to`` names. Raises UsageError where something is there already."""
+    folder = Path(name)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"--to {folder}: there is something already; name a folder that is new or empty")
+    return folder

@@ -9,7 +9,6 @@ Shapes: E experts, R rank, I in_features, O out_features.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from bs_cluster.stacks.whole_domain import joined_config, joined_tensors
 
 KEY = re.compile(r"(?P<site>.+)\.active_stack\.(?P<part>experts\.(?P<expert>\d+)\.[AB]|router|noise_linear)\.weight")
 NOT_TEXT = ("vision_tower", "multi_modal_projector")  # wrapped by the scripts too, and never fed
-Parts = dict[str, torch.Tensor]  # of a site, by ``part`` of ``KEY``
+Parts = dict[str, torch.Tensor]  # of a site, by ``part`` of ``KEY``; or of all, by our keys
 
 
 class Published(NamedTuple):
@@ -68,7 +67,7 @@ def read_published(file: Path) -> Published:
 def _load(file: Path) -> dict:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # damaged bytes make the unpickler fail in whatever way
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{file} cannot be read as a file of tensors alone: {told}") from None
     if not isinstance(state, dict):
@@ -83,6 +82,8 @@ def _whole(file: Path, site: str, parts: Parts) -> dict[str, torch.Tensor]:
     if not experts or parts.keys() != wanted:
         lacking, odd = sorted(wanted - parts.keys()), sorted(parts.keys() - wanted)
         raise DataError(f"{file}: {site} is not whole: it lacks {lacking or 'nothing'}, and {odd or 'nothing'} is odd")
+    if odd := {part: tuple(tensor.shape) for part, tensor in parts.items() if tensor.ndim != 2}:
+        raise DataError(f"{file}: tensors of {site} that are no matrices: {odd}")
     try:
         whole = {
             "stack_A": torch.stack([parts[f"experts.{e}.A"] for e in range(experts)]),
@@ -95,24 +96,25 @@ def _whole(file: Path, site: str, parts: Parts) -> dict[str, torch.Tensor]:
     _, rank, inputs = whole["stack_A"].shape
     gates = (experts, inputs)
     if whole["stack_B"].shape[1] != rank or any(whole[part].shape != gates for part in ("stack_router", "stack_noise")):
-        shapes = {part: tuple(tensor.shape) for part, tensor in whole.items()}
-        raise DataError(f"{file}: shapes at {site} do not go together: {shapes}")
+        raise DataError(f"{file}: shapes at {site} do not go together: {_shapes(whole)}")
     for part, tensor in whole.items():
         if not tensor.isfinite().all():
             raise DataError(f"{file}: {part} of {site} holds NaN or Inf; the scripts froze a broken stack")
     return {part: tensor.contiguous() for part, tensor in whole.items()}
 
 
-def adopt(
-    files: Sequence[Path], folder: Path, domain: str, base: str, alpha: float, top_k: int, revision: str | None = None
-) -> Published:
+def _shapes(tensors: Parts) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
+def adopt(files: Sequence[Path], folder: Path, domain: str, base: str, alpha: float, top_k: int) -> Published:
     """Writes the rounds of a domain, in this order, as one adapter for ``base`` into ``folder``; what the first one is.
     ``alpha`` and ``top_k`` are not in the files. Raises DataError."""
     read = [read_published(file) for file in files]
     first = read[0]
     for file, one in zip(files, read, strict=True):
-        if one[1:] != first[1:] or one.tensors.keys() != first.tensors.keys():
-            raise DataError(f"{file} is of other sites, experts or rank than {files[0]}: not rounds of one domain")
+        if one[1:] != first[1:] or _shapes(one.tensors) != _shapes(first.tensors):
+            raise DataError(f"{file} is of other sites or shapes than {files[0]}: not rounds of one domain")
     if top_k > first.experts:
         raise DataError(f"top_k {top_k}: {files[0]} has {first.experts} experts")
     rounds = [
@@ -126,7 +128,6 @@ def adopt(
             domain=domain,
             round=number,
             base_model_name_or_path=base,
-            revision=revision,
         )
         for number in range(1, len(files) + 1)
     ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pickle
+import random
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,7 @@ def test_nothing_in_a_file_is_executed(tmp_path):
             "differ|go together",
         ),
         (lambda state, key: state[f"{key}.router.weight"].fill_(math.nan), "NaN or Inf"),
+        (lambda state, key: state.update({f"{key}.experts.1.A.weight": torch.zeros(8)}), "no matrices"),
         (lambda state, key: state.update({"optimizer": torch.zeros(1)}), "'optimizer' is no tensor of a published"),
         (lambda state, key: state.clear(), "holds no stack"),
     ],
@@ -127,6 +130,19 @@ def test_what_is_not_whole_is_refused_by_name(files, tmp_path, change, told):
     torch.save(state, tmp_path / "changed.pt")
     with pytest.raises(DataError, match=told):
         read_published(tmp_path / "changed.pt")
+
+
+def test_damaged_bytes_are_read_or_refused_in_words(files, tmp_path):
+    (path, _), _ = files
+    whole, draw, damaged = path.read_bytes(), random.Random(0), tmp_path / "damaged.pt"
+    # The pickle, not the tensors: what stands there decides what is built.
+    first = whole.index(b"active_stack")
+    for _ in range(60):
+        held = bytearray(whole)
+        held[first + draw.randrange(2000)] = draw.randrange(256)
+        damaged.write_bytes(held)
+        with contextlib.suppress(DataError):
+            read_published(damaged)
 
 
 def test_a_vision_tower_s_stacks_are_left_out(files, tmp_path):
