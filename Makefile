@@ -84,7 +84,7 @@ PROJECT = --constraint constraints.txt --editable '.[cluster,embedded,evaluate,d
 	$(call step,a virtual environment,$(PYTHON) -m venv .venv && $(PIP) --upgrade pip)
 	$(call step,torch (a CPU build where there is no GPU),$(CPU_TORCH); $(PIP) $(TORCH))
 	$(call step,this project and the packages of constraints.txt,$(PIP) $(PROJECT))
-	$(call step,the base model unpacked and checked; operations compiled,$(PY) -m bs_cluster.training.prewarm jobs/configs/embedded.yaml)
+	$(call step,the base model unpacked and checked,$(PY) -m bs_cluster.base.prepare jobs/configs/embedded.yaml)
 	@touch $@
 
 clean: stop

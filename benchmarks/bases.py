@@ -39,7 +39,7 @@ def load_model(name: str, device: str) -> nn.Module:
     if kind == "random":
         shape, _, layers = rest.partition(":")
         return random_model(shape, int(layers or 2), device)
-    from bs_cluster.base import load_base  # noqa: PLC0415  wants the whole package, which a bare GPU machine lacks
+    from bs_cluster.base.load import load_base  # noqa: PLC0415  wants the whole package, which a bare GPU machine lacks
     from bs_cluster.config.schema import BaseSection  # noqa: PLC0415
 
     return load_base(BaseSection(model=name, compute_dtype="bfloat16"), device=device).model

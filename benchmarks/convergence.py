@@ -29,7 +29,7 @@ from torch import nn
 
 from benchmarks.__main__ import machine_name
 from benchmarks.lora import lora_config, packed_nll
-from bs_cluster.base import LoadedBase, load_base
+from bs_cluster.base.load import LoadedBase, load_base
 from bs_cluster.config.schema import BaseSection, DataSection
 from bs_cluster.data.batch import plan_batches
 from bs_cluster.data.encode import EncodedRow, encode_rows

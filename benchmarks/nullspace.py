@@ -13,7 +13,7 @@ from benchmarks.settings import Settings
 from benchmarks.table import Table, Target
 from benchmarks.timing import medians, peak_bytes, take_turns
 from benchmarks.variants import our_stacks
-from bs_cluster.stacks.basis import Basis
+from bs_cluster.basis import Basis
 from bs_cluster.stacks.moments import Moments
 from bs_cluster.stacks.nullspace import output_directions, sampled_directions
 

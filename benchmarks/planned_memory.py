@@ -108,6 +108,7 @@ def measured(case: Case) -> int:
     """Bytes that the resident set rises by."""
     import torch  # noqa: PLC0415
     import torch.distributed as dist  # noqa: PLC0415
+    from bs_cluster.training.prewarm import compile_operations  # noqa: PLC0415
 
     from bs_cluster.config.schema import CampaignConfig  # noqa: PLC0415
     from bs_cluster.data.encode import EncodedRow  # noqa: PLC0415
@@ -117,7 +118,6 @@ def measured(case: Case) -> int:
     from bs_cluster.store.round_area import RoundArea  # noqa: PLC0415
     from bs_cluster.training.checkpoint import Checkpoints  # noqa: PLC0415
     from bs_cluster.training.loop import learn  # noqa: PLC0415
-    from bs_cluster.training.prewarm import compile_operations  # noqa: PLC0415
     from bs_cluster.training.session import Session  # noqa: PLC0415
 
     compile_operations()
@@ -159,7 +159,7 @@ def measured(case: Case) -> int:
 def _directions(case: Case, widths: dict[str, tuple[int, int]], device: Any = "meta") -> Any:
     import torch  # noqa: PLC0415
 
-    from bs_cluster.stacks.basis import Basis  # noqa: PLC0415
+    from bs_cluster.basis import Basis  # noqa: PLC0415
 
     if not case.directions:
         return Basis()

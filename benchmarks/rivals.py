@@ -32,7 +32,7 @@ from benchmarks.serving import swap_in
 from benchmarks.settings import Settings
 from benchmarks.sweep import DOMAIN_SIZE, EXPERTS, RANK, RandomEvaluator
 from benchmarks.table import Table, Target
-from bs_cluster.base import LoadedBase, load_base
+from bs_cluster.base.load import LoadedBase, load_base
 from bs_cluster.base.prepare import prepare_base
 from bs_cluster.config.schema import BaseSection
 from bs_cluster.inference.stacked import StackedBase

@@ -19,7 +19,7 @@ from benchmarks import textbook
 from benchmarks.settings import Settings
 from benchmarks.table import Table, Target
 from benchmarks.variants import ALPHA, DOMAIN_SIZE, EXPERTS, RANK, TOP_K
-from bs_cluster.base import load_base
+from bs_cluster.base.load import load_base
 from bs_cluster.config.schema import BaseSection, StackSection, SweepSection
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.inference.scoring import score_batch, score_routed

@@ -267,7 +267,7 @@ import torch
 from peft import PeftModel
 
 import bs_cluster.stacks  # noqa: F401 - makes the method known to PEFT
-from bs_cluster.base import load_base
+from bs_cluster.base.load import load_base
 from bs_cluster.config import load_config
 from bs_cluster.serving.runtime import DomainRuntime
 from bs_cluster.store import Store

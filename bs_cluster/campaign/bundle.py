@@ -15,6 +15,7 @@ import ray
 
 from bs_cluster import __version__
 from bs_cluster.answer_file import ANSWERS, write_answers
+from bs_cluster.basis import Basis
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.certify import EVIDENCE, certificate_of
 from bs_cluster.campaign.measured import Measured
@@ -38,7 +39,6 @@ from bs_cluster.report.stack_figure import draw_stack
 from bs_cluster.retirement import told_today
 from bs_cluster.router.files import Reading, save_router
 from bs_cluster.router.regret import RoutingReport
-from bs_cluster.stacks.basis import Basis
 from bs_cluster.store.store import Store
 
 ROWS_NOTE = "sweep rows, which no stack was trained or selected on, each judged by a meta-router that never saw it"

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from bs_cluster.base import load_tokenizer
+from bs_cluster.base.tokenizer import load_tokenizer
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.config.schema import VALIDATION_ROWS_NEEDED, CampaignConfig
 from bs_cluster.data.aligned import Known, counts_of, load_aligned, with_aligned
@@ -32,10 +32,11 @@ def start_encoding(campaign: Campaign) -> dict[str, ray.ObjectRef]:
 
 
 def start_unowned(campaign: Campaign) -> ray.ObjectRef:
-    """A reference to the rows that no domain owns, read and encoded by a task."""
-    return (
-        ray.remote(_encode_unowned).options(num_cpus=0, max_retries=2).remote(campaign.config.model_dump(mode="json"))
-    )
+    """A reference to the rows that no domain owns, read and encoded by a task, if there are to be any."""
+    config = campaign.config
+    if not (config.sweep.mixed or config.sweep.foreign):
+        return ray.put(DomainRows((), (), (), (), (), fingerprint(sweep=()), {}))
+    return ray.remote(_encode_unowned).options(num_cpus=0, max_retries=2).remote(config.model_dump(mode="json"))
 
 
 def fetch(handles: Mapping[str, ray.ObjectRef], say: Say = say) -> dict[str, DomainRows]:

@@ -5,12 +5,12 @@ A view like MLflow's and the console's: nothing is decided by it. Ray adds ``ray
 
 from __future__ import annotations
 
-import threading
 from typing import Self
 
 from ray.util.metrics import Counter, Gauge
 
 from bs_cluster.events import DomainClosed, Event, NodeLeaves, RoundEnded, RoundStarted, StepDone
+from bs_cluster.gauges import StandingGauges
 
 # Of the step that was judged last: fields of ``StepDone``.
 OF_A_STEP = {
@@ -22,10 +22,6 @@ OF_A_STEP = {
     "grad_norm": "Norm of the learner's gradient before clipping",
     "learning_rate": "Learning rate",
 }
-# Ray forgets a gauge that was not set for two of its intervals, twenty seconds by default.
-TOLD_AGAIN_S = 5.0
-
-Tags = tuple[tuple[str, str], ...]
 
 
 class Telemetry:
@@ -40,17 +36,13 @@ class Telemetry:
         self._undone = self._counter("steps_undone", "Steps that the guard undid", "stack")
         self._rounds = self._counter("rounds", "Rounds that ended, by what became of them", "outcome")
         self._leaving = self._counter("nodes_leaving", "Nodes that the platform took from training workers")
-        self._standing: dict[tuple[str, Tags], float] = {}
-        self._lock, self._closed = threading.Lock(), threading.Event()
-        self._teller = threading.Thread(target=self._tell_again, name="telemetry", daemon=True)
+        self._standing = StandingGauges()
 
     def __enter__(self) -> Self:
-        self._teller.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._closed.set()
-        self._teller.join()
+    def __exit__(self, *error: object) -> None:
+        self._standing.__exit__(*error)
 
     def record(self, event: Event) -> None:
         match event:
@@ -65,7 +57,7 @@ class Telemetry:
                     self._undone.inc(1, self._tags(stack=event.stack.name))
             case RoundEnded(outcome):
                 self._rounds.inc(1, self._tags(outcome="committed" if outcome.committed else "rejected"))
-                self._forget(outcome.stack.name)
+                self._standing.forget("stack", outcome.stack.name)
             case DomainClosed(domain, isolated, base):
                 self._set("domain_loss", isolated, domain=domain, mode="isolated")
                 self._set("domain_loss", base, domain=domain, mode="base")
@@ -78,20 +70,7 @@ class Telemetry:
         self._set("progress", done / max(total, 1), part=part)
 
     def _set(self, name: str, value: float, **tags: str) -> None:
-        with self._lock:
-            self._standing[name, tuple(tags.items())] = value
-        self._gauges[name].set(value, self._tags(**tags))
-
-    def _forget(self, stack: str) -> None:
-        with self._lock:
-            self._standing = {key: value for key, value in self._standing.items() if ("stack", stack) not in key[1]}
-
-    def _tell_again(self) -> None:
-        while not self._closed.wait(TOLD_AGAIN_S):
-            with self._lock:
-                standing = list(self._standing.items())
-            for (name, tags), value in standing:
-                self._gauges[name].set(value, self._tags(**dict(tags)))
+        self._standing.set(self._gauges[name], value, self._tags(**tags))
 
     def _tags(self, **tags: str) -> dict[str, str]:
         return {"campaign": self._campaign, **tags}

@@ -79,7 +79,7 @@ def _list(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _add(arguments: argparse.Namespace, output: Output) -> int:
-    from bs_cluster.base import tokenizer_if_here  # noqa: PLC0415  # torch and transformers, here and below
+    from bs_cluster.base.tokenizer import tokenizer_if_here  # noqa: PLC0415  # torch and transformers, here and below
     from bs_cluster.config import parse_config, yaml12  # noqa: PLC0415
     from bs_cluster.config.edit import with_domain, write_whole  # noqa: PLC0415
     from bs_cluster.config.local_paths import missing_inputs  # noqa: PLC0415

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bs_cluster.basis import Basis
 from bs_cluster.errors import StackError
 from bs_cluster.events import RoomScarce
-from bs_cluster.stacks.basis import Basis
 from bs_cluster.store.store import Store
 
 SCARCE = 0.25  # share of free directions below which a person is told

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
 from bs_cluster.adapter_format import tensor_key
-from bs_cluster.base import LoadedBase, load_base
+from bs_cluster.base.load import LoadedBase, load_base
 from bs_cluster.config.schema import BaseSection
 from bs_cluster.export.record import LORA, MERGED, STACK
 from bs_cluster.export.source import BaseName, Source

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from peft import set_peft_model_state_dict
 
-from bs_cluster.base import pool_states, router_states
+from bs_cluster.base.hidden import pool_states, router_states
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.batch import pad
 from bs_cluster.data.encode import EncodedRow

@@ -12,7 +12,7 @@ from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import nn
 
 from bs_cluster.adapter_format import tensor_key
-from bs_cluster.base import LoadedBase, load_base
+from bs_cluster.base.load import LoadedBase, load_base
 from bs_cluster.config.schema import BaseSection, StackSection
 from bs_cluster.errors import StackError
 from bs_cluster.records import StackId, StackManifest

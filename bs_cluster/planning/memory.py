@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from bs_cluster.basis import Basis
 from bs_cluster.config.schema import TrainingSection
 from bs_cluster.planning.worker import Batch, ShapedWorker
 from bs_cluster.records import Record
-from bs_cluster.stacks.basis import Basis
 from bs_cluster.training.optimizer import build_optimizer
 from bs_cluster.training.sharding import passes, zero_config
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from bs_cluster.basis import Basis
 from bs_cluster.config.identity import curriculum, most_stacks
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.planning.cost import Cost, Made, Speed, Volume, cost_of, volume_of
@@ -15,7 +16,6 @@ from bs_cluster.planning.room import Room, basis_bytes, claims, room
 from bs_cluster.planning.work import Sweep, Training, rounds, stack_rows, sweep_work, training_work
 from bs_cluster.planning.worker import Batch, ShapedWorker
 from bs_cluster.records import Record
-from bs_cluster.stacks.basis import Basis
 
 STAGES = (0, 1, 2)
 GROWTH = (10, 20, 50)  # domains, beside as many as the config has

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
+from bs_cluster.basis import Basis
 from bs_cluster.config.schema import NullSpaceSection
 from bs_cluster.coordinator.room import check_room
 from bs_cluster.errors import StackError
 from bs_cluster.records import Record
-from bs_cluster.stacks.basis import Basis
 from bs_cluster.stacks.nullspace import claim_limit
 
 Widths = Mapping[str, tuple[int, int]]  # by site path: what it reads (I), what it writes (O)

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from bs_cluster.base import LoadedBase, prepare_base
-from bs_cluster.base.load import COMPUTE_DTYPES, nf4_config
+from bs_cluster.base.load import COMPUTE_DTYPES, LoadedBase, nf4_config
+from bs_cluster.base.prepare import prepare_base
 from bs_cluster.base.random_weights import random_config
 from bs_cluster.config.schema import BaseSection
 from bs_cluster.errors import BaseModelError

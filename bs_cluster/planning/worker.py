@@ -15,6 +15,7 @@ from bitsandbytes.nn.modules import Params4bit
 
 from bs_cluster.adapter_format import PARTS
 from bs_cluster.base.load import COMPUTE_DTYPES
+from bs_cluster.basis import Basis
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.decoder import decoder_and_head
 from bs_cluster.inference.stacked import StackedBase, stack_config
@@ -23,7 +24,6 @@ from bs_cluster.planning.skeleton import packed_shape, skeleton, weights_of
 from bs_cluster.records import StackId
 from bs_cluster.stacks import StackModel
 from bs_cluster.stacks.balance import LoadBalance
-from bs_cluster.stacks.basis import Basis
 from bs_cluster.stacks.composition import Training
 from bs_cluster.stacks.lm_loss import CHUNK_ELEMENTS, HeadLoss
 from bs_cluster.training.sharding import learning_parameters

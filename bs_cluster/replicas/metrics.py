@@ -6,29 +6,37 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.serve import metrics
 
+from bs_cluster.gauges import StandingGauges
 from bs_cluster.serving.metrics import NAMESPACE
 
 Made = metrics.Counter | metrics.Gauge | metrics.Histogram
 
 
 class RayMetrics:
-    """What ``serving.metrics.Metrics`` is made of in a replica."""
+    """What ``serving.metrics.Metrics`` is made of in a replica, for the life of its process."""
+
+    def __init__(self) -> None:
+        self._standing = StandingGauges()
 
     def counter(self, name: str, told: str, labels: Sequence[str] = ()) -> Labelled:
-        return Labelled(metrics.Counter(f"{NAMESPACE}_{name}", told, tag_keys(labels)), labels, {})
+        return self._labelled(metrics.Counter(f"{NAMESPACE}_{name}", told, tag_keys(labels)), labels)
 
     def gauge(self, name: str, told: str, labels: Sequence[str] = ()) -> Labelled:
-        return Labelled(metrics.Gauge(f"{NAMESPACE}_{name}", told, tag_keys(labels)), labels, {})
+        return self._labelled(metrics.Gauge(f"{NAMESPACE}_{name}", told, tag_keys(labels)), labels)
 
     def histogram(self, name: str, told: str, buckets: Sequence[float]) -> Labelled:
-        return Labelled(metrics.Histogram(f"{NAMESPACE}_{name}", told, list(buckets)), (), {})
+        return self._labelled(metrics.Histogram(f"{NAMESPACE}_{name}", told, list(buckets)), ())
 
     def text(self) -> bytes:
         return b"# Metrics of replicas are with their Ray nodes' own, as ray_bs_cluster_...\n"
+
+    def _labelled(self, metric: Made, labels: Sequence[str]) -> Labelled:
+        return Labelled(metric, tuple(labels), {}, self._standing)
 
 
 def tag_keys(labels: Sequence[str]) -> Any:
@@ -36,27 +44,30 @@ def tag_keys(labels: Sequence[str]) -> Any:
     return tuple(labels)
 
 
+@dataclass(frozen=True)
 class Labelled:
     """A metric of Ray's, used as one of Prometheus' client is."""
 
-    def __init__(self, metric: Made, labels: Sequence[str], tags: Mapping[str, str]):
-        self._metric, self._labels, self._tags = metric, labels, dict(tags)
+    metric: Made
+    names: Sequence[str]
+    tags: Mapping[str, str]
+    standing: StandingGauges
 
     def labels(self, *values: object) -> Labelled:
-        return Labelled(self._metric, self._labels, dict(zip(self._labels, map(str, values), strict=True)))
+        return replace(self, tags=dict(zip(self.names, map(str, values), strict=True)))
 
     def inc(self, amount: float = 1.0) -> None:
-        assert isinstance(self._metric, metrics.Counter)
+        assert isinstance(self.metric, metrics.Counter)
         if amount:  # Ray refuses nothing
-            self._metric.inc(amount, self._tags)
+            self.metric.inc(amount, dict(self.tags))
 
     def set(self, value: float) -> None:
-        assert isinstance(self._metric, metrics.Gauge)
-        self._metric.set(value, self._tags)
+        assert isinstance(self.metric, metrics.Gauge)
+        self.standing.set(self.metric, value, self.tags)
 
     def observe(self, value: float) -> None:
-        assert isinstance(self._metric, metrics.Histogram)
-        self._metric.observe(value, self._tags)
+        assert isinstance(self.metric, metrics.Histogram)
+        self.metric.observe(value, dict(self.tags))
 
     @contextmanager
     def time(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bs_cluster.base import pool_states
+from bs_cluster.base.hidden import pool_states
 from bs_cluster.config.schema import RouterSection
 from bs_cluster.failpoints import failpoint
 from bs_cluster.router.anchor import Anchor

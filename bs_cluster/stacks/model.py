@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from bs_cluster.adapter_format import PARTS, tensor_key
-from bs_cluster.stacks.basis import Basis
+from bs_cluster.basis import Basis
 from bs_cluster.stacks.composition import Composition, Training
 from bs_cluster.stacks.compression import MergeMoments
 from bs_cluster.stacks.config import PREFIX, StackConfig

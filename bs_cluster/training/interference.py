@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 import torch
 from safetensors.torch import load, save
 
+from bs_cluster.basis import Basis
 from bs_cluster.records import CloseDomain, DomainRecord, Spread, StackId
-from bs_cluster.stacks.basis import Basis
 from bs_cluster.stacks.moments import Moments
 from bs_cluster.stacks.nullspace import delta_energy, energy_along, energy_span
 from bs_cluster.training.session import Session

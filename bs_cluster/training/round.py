@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bs_cluster import __version__
+from bs_cluster.basis import Basis
 from bs_cluster.config.identity import domain_digest, effective_domain
 from bs_cluster.config.rounds import RoundSection
 from bs_cluster.config.schema import CampaignConfig, TrainingSection
@@ -32,7 +33,6 @@ from bs_cluster.records import (
     sha256_hex,
 )
 from bs_cluster.stacks.adapter_files import write_adapter
-from bs_cluster.stacks.basis import Basis
 from bs_cluster.store.hashing import stage_entries
 from bs_cluster.training.checkpoint import Checkpoints
 from bs_cluster.training.exam import ALIGNED, Exam, Judged, Supervised

@@ -6,7 +6,6 @@ Train starts the group anew; it registers, which fences off the old group, and i
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import ray
@@ -14,6 +13,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 
+from bs_cluster.basis import Basis
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.client import REMEDY, Coordination, CoordinatorClient
 from bs_cluster.coordinator.work import SharedBasis
@@ -22,11 +22,9 @@ from bs_cluster.events import DomainClosed, Phase, RoundEnded, RoundStarted
 from bs_cluster.failpoints import failpoint
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import CloseDomain, Finished, TrainRound
-from bs_cluster.stacks.basis import Basis
 from bs_cluster.store.store import Store
 from bs_cluster.training.closing import close_domain
 from bs_cluster.training.preemption import leaving_nodes
-from bs_cluster.training.prewarm import compile_operations
 from bs_cluster.training.ranks import from_all_ranks
 from bs_cluster.training.round import clear_staged, settings_of, staged_for, train_round
 from bs_cluster.training.session import Session, device_of
@@ -40,9 +38,6 @@ def run_worker(settings: dict[str, Any]) -> None:
     config = CampaignConfig.model_validate(settings["config"])
     if config.training.threads_per_worker:
         torch.set_num_threads(config.training.threads_per_worker)
-    if not config.training.use_gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        compile_operations()
     coordinator = CoordinatorClient(settings["coordinator"], config.training.answer_timeout_s)
     group = from_all_ranks(coordinator.register() if dist.get_rank() == 0 else None)[0]
     assert group is not None

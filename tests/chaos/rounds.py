@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from tiny_campaign import campaign
 
+from bs_cluster.basis import Basis
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.encoding import encode_domains
 from bs_cluster.coordinator.coordinator import Coordinator
@@ -22,10 +23,8 @@ from bs_cluster.events import Event, StepDone
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.records import Finished, TrainRound
-from bs_cluster.stacks.basis import Basis
 from bs_cluster.store import Store
 from bs_cluster.training.closing import close_domain
-from bs_cluster.training.prewarm import compile_operations
 from bs_cluster.training.ranks import from_all_ranks
 from bs_cluster.training.round import clear_staged, staged_for, train_round
 from bs_cluster.training.session import Session
@@ -52,7 +51,6 @@ class Rounds:
         os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         quieten()
         torch.set_num_threads(1)
-        compile_operations()
         meeting = f"file://{os.environ['CHAOS_MEETING']}"
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=COLLECTIVE_TIMEOUT)
         try:

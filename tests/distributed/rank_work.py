@@ -19,6 +19,7 @@ from safetensors.torch import load
 from torch.nn import functional as F
 
 from bs_cluster.adapter_format import WEIGHTS_NAME
+from bs_cluster.basis import Basis
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.encoding import encode_domains
 from bs_cluster.config.schema import CampaignConfig
@@ -31,7 +32,6 @@ from bs_cluster.inference.scoring import score_batch
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.records import CloseDomain, DomainRecord, RoundOutcome, TrainRound
-from bs_cluster.stacks.basis import Basis
 from bs_cluster.store import Store
 from bs_cluster.training import loop, objective
 from bs_cluster.training.closing import close_domain
@@ -39,7 +39,6 @@ from bs_cluster.training.commit_rule import split_validation
 from bs_cluster.training.objective import NextToken
 from bs_cluster.training.optimizer import Rate
 from bs_cluster.training.preferences import Preferences
-from bs_cluster.training.prewarm import compile_operations
 from bs_cluster.training.ranks import sum_over_ranks
 from bs_cluster.training.round import train_round
 from bs_cluster.training.session import Session
@@ -423,7 +422,6 @@ def watched_round(config: CampaignConfig, before: int = 0, leap_at: int | None =
 def several(jobs: dict[str, tuple[Callable[..., Any], tuple]]) -> dict[str, Any]:
     """Many of the above in one process, by name: processes that import DeepSpeed and TRL cost more than rounds."""
     quieten()
-    compile_operations()
     return {name: function(*copy.deepcopy(arguments)) for name, (function, arguments) in jobs.items()}
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+BUILT = "built"
 COLLECTIVE_TIMEOUT = timedelta(seconds=90)
 
 
@@ -24,12 +25,14 @@ def on_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[
     """``function(*arguments)`` on every rank; an exception on one of them is raised here and ends the others."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_rank, (world, _free_port(), folder, function, arguments), nprocs=world)
+        assert not (Path(folder) / BUILT).exists(), "DeepSpeed compiled something; a node may have no compiler"
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
 def _rank(rank: int, world: int, port: int, folder: str, function: Callable[..., Any], arguments: tuple) -> None:
     ours = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     os.environ |= {key: str(value) for key, value in ours.items()}
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(Path(folder) / BUILT)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)

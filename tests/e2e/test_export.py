@@ -8,7 +8,7 @@ import torch
 from job import as_user
 from peft import PeftModel
 
-from bs_cluster.base import load_base
+from bs_cluster.base.load import load_base
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.serving.runtime import DomainRuntime, bundle_config
 

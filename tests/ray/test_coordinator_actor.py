@@ -13,13 +13,13 @@ from tiny_campaign import campaign
 from tiny_history import domain_record, stack_manifest, write_files
 
 from bs_cluster import waiting
+from bs_cluster.basis import Basis
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.train import start_coordinator
 from bs_cluster.coordinator.client import CoordinatorClient
 from bs_cluster.errors import ClusterResourceError, FencedError, OutOfOrderError
 from bs_cluster.events import Phase, Place
 from bs_cluster.records import CloseDomain, Finished, RoundOutcome, StackId, TrainRound
-from bs_cluster.stacks.basis import Basis
 from bs_cluster.store import Store
 
 pytestmark = pytest.mark.ray

@@ -64,8 +64,6 @@ def stacks(found: Samples) -> set[str]:
 def scraped():
     often = {"metrics_report_interval_ms": 1000}  # ten seconds by default
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _system_config=often)
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr("bs_cluster.campaign.telemetry.TOLD_AGAIN_S", 0.5)
     try:
         node = ray.nodes()[0]
         address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
@@ -79,7 +77,6 @@ def scraped():
                 time.sleep(1)
         return found
     finally:
-        monkeypatch.undo()
         ray.shutdown()
 
 

@@ -7,7 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import save_tiny_base, tiny_gemma3, tiny_gemma3_multimodal, tiny_llama
 
-from bs_cluster.base import load_base, router_states
+from bs_cluster.base.hidden import router_states
+from bs_cluster.base.load import load_base
 from bs_cluster.config import BaseSection
 from bs_cluster.decoder import decoder_and_head
 from bs_cluster.errors import BaseModelError

@@ -7,8 +7,7 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit
 from tiny import save_tiny_base, tiny_llama
 
-from bs_cluster.base import load_base
-from bs_cluster.base.load import LoadedBase
+from bs_cluster.base.load import LoadedBase, load_base
 from bs_cluster.config import BaseSection
 from bs_cluster.errors import BaseModelError
 

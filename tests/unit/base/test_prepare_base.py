@@ -11,8 +11,9 @@ import pytest
 import torch
 from tiny import save_tiny_base
 
-from bs_cluster.base import load_base, prepare_base
+from bs_cluster.base.load import load_base
 from bs_cluster.base.packaged import EMBEDDED, EmbeddedBase
+from bs_cluster.base.prepare import prepare_base
 from bs_cluster.config import BaseSection
 from bs_cluster.config.conflicts import EMBEDDED_BASES
 from bs_cluster.errors import BaseModelError

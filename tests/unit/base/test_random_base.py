@@ -16,8 +16,11 @@ from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import PreTrainedTokenizerFast
 
-from bs_cluster.base import load_base, prepare_base, random_weights, tokenizer_if_here
+from bs_cluster.base import random_weights
 from bs_cluster.base.digest import base_digest
+from bs_cluster.base.load import load_base
+from bs_cluster.base.prepare import prepare_base
+from bs_cluster.base.tokenizer import tokenizer_if_here
 from bs_cluster.config import BaseSection
 from bs_cluster.config.conflicts import RANDOM_ARCHITECTURES
 from bs_cluster.errors import BaseModelError
@@ -27,7 +30,7 @@ SIZES = {"layers": 2, "hidden": 64, "heads": 2, "kv_heads": 2, "intermediate": 1
 # On a node of its own: other threads, another stream of random numbers.
 ELSEWHERE = """
 import sys, torch
-from bs_cluster.base import prepare_base
+from bs_cluster.base.prepare import prepare_base
 from bs_cluster.base.digest import base_digest
 from bs_cluster.config import BaseSection
 torch.manual_seed(7)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from tiny_history import domain_record, stack_manifest, write_files
 
+from bs_cluster.basis import Basis
 from bs_cluster.config import CampaignConfig
 from bs_cluster.coordinator.coordinator import EVENTS_KEPT, Coordinator, check_identity
 from bs_cluster.coordinator.room import refuse_without_room
 from bs_cluster.errors import ConfigError, FencedError, OutOfOrderError, StackError
 from bs_cluster.events import Phase, Place, RoomScarce
 from bs_cluster.records import CloseDomain, Finished, RoundOutcome, StackId, TrainRound
-from bs_cluster.stacks.basis import Basis
 from bs_cluster.store import Store
 
 

@@ -16,7 +16,7 @@ from source import FILES, ROOT, SHIPPED, modules, names_read, own_members, packa
 OWNERS = {
     "mlflow": {"registry"},  # serving's one file that MLflow itself runs is named in the contract
     "deepspeed": {"training"},
-    "ray": {"campaign", "training", "coordinator", "sweep", "waiting", "doctor", "replicas"},
+    "ray": {"campaign", "training", "coordinator", "sweep", "waiting", "gauges", "doctor", "replicas"},
 }
 
 

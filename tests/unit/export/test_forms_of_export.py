@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bs_cluster.base import load_base
+from bs_cluster.base.load import load_base
 from bs_cluster.cli.main import main
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.export import run

@@ -11,7 +11,7 @@ from stacked_bases import tiny_stacked_base
 from tiny import save_tiny_base
 
 from bs_cluster.adapter_format import PARTS
-from bs_cluster.base import load_base
+from bs_cluster.base.load import load_base
 from bs_cluster.config import CampaignConfig
 from bs_cluster.config.schema import BaseSection
 from bs_cluster.data.encode import EncodedRow

@@ -9,7 +9,7 @@ import torch
 from tiny import tiny_gemma3, tiny_tokenizer
 from worlds import taught_by
 
-from bs_cluster.base import load_base
+from bs_cluster.base.load import load_base
 from bs_cluster.config.schema import BaseSection, NetworkSection, RouterSection
 from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.inference.stacked import StackedBase

@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 
 import bs_cluster.stacks  # noqa: F401  # makes the method known to PEFT
-from bs_cluster.base import load_base
+from bs_cluster.base.load import load_base
 from bs_cluster.config.schema import BaseSection
 
 settings = json.loads(Path(sys.argv[1]).read_text())

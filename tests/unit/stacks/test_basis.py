@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stack_kit import largest_sine, orthonormal
 
-from bs_cluster.stacks.basis import Basis, combine, overlap
+from bs_cluster.basis import Basis, combine, overlap
 
 
 def directions(width: int, rank: int, seed: int = 0) -> torch.Tensor:

@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stack_kit import largest_sine, orthonormal, plain_stack, random_ids, stacked_model, tuner
 
+from bs_cluster.basis import combine, overlap
 from bs_cluster.config.schema import NullSpaceSection
-from bs_cluster.stacks.basis import combine, overlap
 from bs_cluster.stacks.nullspace import (
     claim_limit,
     delta_energy,

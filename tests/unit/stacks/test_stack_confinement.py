@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bs_cluster.adapter_format import PARTS, tensor_key
+from bs_cluster.basis import Basis
 from bs_cluster.stacks.adapter_files import write_adapter
-from bs_cluster.stacks.basis import Basis
 
 LEARNING = "code_r1"
 

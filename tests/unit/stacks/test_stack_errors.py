@@ -9,11 +9,11 @@ from stack_kit import FACTORIES, config, orthonormal, stacked_model, tuner
 from torch import nn
 
 from bs_cluster.base.load import LoadedBase
+from bs_cluster.basis import Basis
 from bs_cluster.errors import StackError
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import BaseRef
 from bs_cluster.stacks import StackConfig
-from bs_cluster.stacks.basis import Basis
 
 
 def test_a_pattern_that_matches_nothing():

@@ -17,11 +17,11 @@ from stack_kit import FACTORIES, add_stacks, config, orthonormal, random_ids, st
 from tiny import save_tiny_base
 
 from bs_cluster.adapter_format import PARTS, tensor_key
-from bs_cluster.base import load_base
+from bs_cluster.base.load import load_base
+from bs_cluster.basis import Basis
 from bs_cluster.config.schema import BaseSection
 from bs_cluster.stacks import METHOD, StackConfig
 from bs_cluster.stacks.adapter_files import write_adapter
-from bs_cluster.stacks.basis import Basis
 
 STACKS = ["chat_r1", "code_r1", "math_r1"]
 ROOT = Path(__file__).parents[3]

@@ -9,7 +9,7 @@ import torch
 from stack_kit import add_stacks, random_ids, stacked_model, tuner
 from tiny import save_tiny_base, tiny_gemma3_multimodal
 
-from bs_cluster.base import load_base
+from bs_cluster.base.load import load_base
 from bs_cluster.config.schema import BaseSection
 
 STACKS = ["chat_r1", "chat_r2", "code_r1", "math_r1"]

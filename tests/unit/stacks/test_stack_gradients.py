@@ -10,7 +10,7 @@ from tiny import save_tiny_base
 from torch.nn import functional as F
 
 from bs_cluster.adapter_format import PARTS
-from bs_cluster.base import load_base
+from bs_cluster.base.load import load_base
 from bs_cluster.config.schema import BaseSection
 
 FROZEN = ["chat_r1", "chat_r2", "code_r1"]

@@ -14,8 +14,8 @@ from stack_kit import FACTORIES, add_stacks, config, leaves, orthonormal, plain_
 from torch import nn
 
 from bs_cluster.adapter_format import PARTS
+from bs_cluster.basis import Basis
 from bs_cluster.stacks.balance import LoadBalance
-from bs_cluster.stacks.basis import Basis
 from bs_cluster.stacks.composition import Training
 from bs_cluster.stacks.fused import Block, Learning, largest, softmax_of
 from bs_cluster.stacks.fused import add_stacks as add_fused

@@ -10,10 +10,10 @@ from tiny_campaign import campaign, commit_random_stacks, write_inputs
 from unit.stacks.reference import PlainStack
 
 from bs_cluster.adapter_format import PARTS
+from bs_cluster.basis import Basis
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.records import CloseDomain, DomainRecord, RoundOutcome, Spread, StackId, canonical_json
-from bs_cluster.stacks.basis import Basis
 from bs_cluster.store import Store
 from bs_cluster.training.closing import close_domain
 from bs_cluster.training.interference import SAMPLE_ROWS
