@@ -1,10 +1,11 @@
-"""Runs a function on real gloo ranks, a fresh process each, and brings back what every rank returned.
+"""Runs a function on real gloo ranks, a process each, and brings back what every rank returned.
 
 results = on_ranks(2, scenario, argument)        # results[rank]
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import tempfile
@@ -18,13 +19,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 BUILT = "built"
+# Forked from a process that has imported what every rank imports, and done nothing else.
+multiprocessing.set_forkserver_preload(["bs_cluster.training.round", "bs_cluster.campaign.encoding"])
 COLLECTIVE_TIMEOUT = timedelta(seconds=90)
 
 
 def on_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """``function(*arguments)`` on every rank; an exception on one of them is raised here and ends the others."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, (world, _free_port(), folder, function, arguments), nprocs=world)
+        work = (world, _free_port(), folder, function, arguments)
+        mp.start_processes(_rank, work, nprocs=world, start_method="forkserver")
         assert not (Path(folder) / BUILT).exists(), "DeepSpeed compiled something; a node may have no compiler"
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
