@@ -25,6 +25,16 @@ class Outcome:
     report: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Stopped:
+    """A job that a signal ended, and the status of each of MLflow's runs right then."""
+
+    config: Path
+    code: int
+    log: str
+    statuses: dict[str, str]
+
+
 def outcome(done: job.Done, config: Path, uri: Path) -> Outcome:
     assert done.code == 0, f"{done.out}\n{done.err}"
     report = json.loads((uri / "tiny" / "report" / "report.json").read_text())

@@ -1,11 +1,13 @@
 import functools
+import signal
 from pathlib import Path
 from typing import Any
 
 import job
 import pytest
-from campaigns import DOMAINS, outcome
-from tiny_campaign import settings, write_inputs
+from campaigns import DOMAINS, Stopped, outcome, refs
+from mlflow import MlflowClient
+from tiny_campaign import TASKS, settings, write_inputs
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +44,34 @@ def finished(run, tiny_settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     config = job.write_config(folder / "tiny.yaml", tiny_settings(folder / "store"))
     return outcome(run(config), config, folder / "store")
+
+
+@pytest.fixture(scope="session")
+def again(run, finished):
+    """The same command once more, and the references after it."""
+    return run(finished.config), refs(finished.config.parent / "store")
+
+
+@pytest.fixture(scope="session")
+def stopped(ray_address, again, finished, tiny_settings, tmp_path_factory):
+    """The same campaign, its config now with a third domain; in its first round the job is told to stop."""
+    folder, uri = tmp_path_factory.mktemp("grown"), finished.config.parent / "store"
+    wanted = tiny_settings(uri, tuple(TASKS))
+    wanted["domains"][2]["after"] = ["bb"]
+    config = job.write_config(folder / "tiny.yaml", wanted)
+    begun = job.Running(config, folder / "log", RAY_ADDRESS=ray_address)
+    try:
+        begun.wait_until("a step", lambda: "cc_r1          step" in begun.log.read_text())
+        begun.process.send_signal(signal.SIGTERM)
+        code = begun.process.wait(timeout=60)
+    finally:
+        begun.kill()
+    client = MlflowClient(f"sqlite:///{uri}/mlflow.db", f"sqlite:///{uri}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("brainstacks").experiment_id])
+    return Stopped(config, code, begun.log.read_text(), {run.info.run_name: run.info.status for run in runs})
+
+
+@pytest.fixture(scope="session")
+def grown(run, stopped, finished):
+    """The third domain, by the same command again."""
+    return outcome(run(stopped.config), stopped.config, finished.config.parent / "store")

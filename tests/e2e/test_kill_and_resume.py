@@ -3,7 +3,6 @@ whoever runs it.
 """
 
 import re
-import signal
 from pathlib import Path
 
 import job
@@ -100,17 +99,3 @@ def test_mlflow_has_each_stack_and_each_round_once(disturbed):
     rounds = sum(len(record.rounds) for record in done.store.domains())
     assert len(runs) == 1 + rounds + 1  # the campaign's, the rounds', and that of the bundle's rows
     assert {run.info.status for run in runs} == {"FINISHED"}
-
-
-def test_a_job_that_is_stopped_ends_in_order_and_mlflow_says_so(tiny_settings, tmp_path):
-    config, uri = job.write_config(tmp_path / "tiny.yaml", tiny_settings(tmp_path / "store")), tmp_path / "store"
-    stopped = job.Running(config, tmp_path / "log")
-    stopped.wait_until("a step", lambda: "aa_r1          step" in stopped.log.read_text())
-    stopped.process.terminate()
-    assert stopped.process.wait(timeout=60) == 128 + signal.SIGTERM
-    log = stopped.log.read_text()
-    assert log.rstrip().endswith("stopped by SIGTERM; run the same command to go on")
-    assert "Traceback" not in log
-    client = MlflowClient(f"sqlite:///{uri}/mlflow.db", f"sqlite:///{uri}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("brainstacks").experiment_id])
-    assert {run.info.run_name: run.info.status for run in runs} == {"tiny": "KILLED", "aa_r1": "KILLED"}
