@@ -20,8 +20,8 @@ from bs_cluster.data.encode import EncodedRow
 from bs_cluster.data.frozen import DomainRows
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import DomainRecord
-from bs_cluster.serving.runtime import bundle_config
 from bs_cluster.store import Store
+from bs_cluster.store.bundle_config import bundle_config
 from bs_cluster.training.packing import pack_rows
 from bs_cluster.training.round import round_seed
 

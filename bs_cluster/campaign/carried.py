@@ -19,8 +19,8 @@ from bs_cluster.campaign.certify import OUTCOMES
 from bs_cluster.data.encode import EncodedRow
 from bs_cluster.errors import NotInStoreError
 from bs_cluster.records import BundleManifest, StackRef
-from bs_cluster.serving.runtime import bundle_config
 from bs_cluster.store import SweepArea
+from bs_cluster.store.bundle_config import bundle_config
 from bs_cluster.sweep.outcomes import OutcomeTable
 
 

@@ -20,8 +20,7 @@ from bs_cluster.campaign.carried import carry_over
 from bs_cluster.campaign.lessons import teach_anchor
 from bs_cluster.data.batch import plan_batches
 from bs_cluster.data.encode import EncodedRow
-from bs_cluster.data.frozen import DomainRows
-from bs_cluster.inference.probe import probe_rows
+from bs_cluster.data.frozen import DomainRows, probe_rows
 from bs_cluster.records import ModeLosses, Probe, StackManifest, canonical_json, sha256_hex
 from bs_cluster.report.record import SweepReport
 from bs_cluster.router.fit import Lessons, Served, teach

@@ -37,17 +37,17 @@ from bs_cluster.certificate import CERTIFICATE, Certificate, prove
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.batch import plan_batches
 from bs_cluster.data.encode import EncodedRow
-from bs_cluster.data.frozen import DomainRows
+from bs_cluster.data.frozen import DomainRows, probe_rows
 from bs_cluster.errors import IntegrityError, NotInStoreError
-from bs_cluster.inference.probe import probe, probe_rows
+from bs_cluster.inference.probe import probe
 from bs_cluster.inference.scoring import score_batch
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.promotion import FOREIGN, SERVED, group_of, standing
 from bs_cluster.records import BundleManifest, DomainRecord, ModeLosses, RowLoss
 from bs_cluster.router.fit import Lessons, teach
 from bs_cluster.router.folds import deal_folds, sample_rows
-from bs_cluster.serving.runtime import bundle_config
 from bs_cluster.store import Store
+from bs_cluster.store.bundle_config import bundle_config
 from bs_cluster.store.refs import PROMOTIONS, bundle_ref
 from bs_cluster.sweep.combinations import full_mask, mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable

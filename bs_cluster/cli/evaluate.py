@@ -79,7 +79,7 @@ def _keep(found: Evaluation, store: Store, bundle: BundleManifest, arguments: ar
     """Writes the files and logs them; where MLflow is away, that is said and the files are there all the same."""
     from bs_cluster.evaluation.page import write_page  # noqa: PLC0415  # matplotlib
     from bs_cluster.report.folder import report_folder  # noqa: PLC0415
-    from bs_cluster.serving.runtime import bundle_config  # noqa: PLC0415
+    from bs_cluster.store.bundle_config import bundle_config  # noqa: PLC0415
 
     folder = report_folder(store.uri, store.campaign, bundle_config(store, bundle).base.cache_dir)
     write_page(found, folder)

@@ -38,6 +38,14 @@ SCHEMA = pa.schema(
 )
 
 
+PROBE_ROWS = 4
+
+
+def probe_rows(validation: Sequence[EncodedRow]) -> tuple[EncodedRow, ...]:
+    """The first ``PROBE_ROWS`` of a domain's validation rows, on which its bits are probed (``inference/probe.py``)."""
+    return tuple(validation[:PROBE_ROWS])
+
+
 @dataclass(frozen=True)
 class DomainRows:
     """A domain's encoded rows. Of the sweep rows, in their order, ``router_prompts`` are the prompts as the meta-router

@@ -12,8 +12,8 @@ from bs_cluster.data.frozen import DomainRows
 from bs_cluster.errors import UsageError
 from bs_cluster.export.record import LORA, STACK, Wanted
 from bs_cluster.records import BundleManifest, DomainRecord, StackManifest, StackRef
-from bs_cluster.serving.runtime import bundle_config
 from bs_cluster.store import Store
+from bs_cluster.store.bundle_config import bundle_config
 
 
 @dataclass(frozen=True)

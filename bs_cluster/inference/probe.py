@@ -28,13 +28,8 @@ from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import Probe, ProbedRow
 
 # At most 67 MB of logits a row with Gemma's vocabulary in bf16; a cut row keeps its beginning.
-PROBE_ROWS, PROBE_TOKENS = 4, 128
+PROBE_TOKENS = 128
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
-
-
-def probe_rows(validation: Sequence[EncodedRow]) -> tuple[EncodedRow, ...]:
-    """The first ``PROBE_ROWS`` of a domain's validation rows; of each, ``probe`` reads ``PROBE_TOKENS`` tokens."""
-    return tuple(validation[:PROBE_ROWS])
 
 
 @torch.no_grad()

@@ -12,10 +12,10 @@ from bs_cluster.serving.catalogue import Catalogue
 from bs_cluster.serving.engine import Engine
 from bs_cluster.serving.metrics import Metrics
 from bs_cluster.serving.residency import Residency
-from bs_cluster.serving.runtime import bundle_config
 from bs_cluster.serving.scheduler import Scheduler
 from bs_cluster.serving.service import Limits, Service
 from bs_cluster.serving.settings import Settings
+from bs_cluster.store.bundle_config import bundle_config
 from bs_cluster.store.store import Store
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,6 @@ from pathlib import Path
 
 import torch
 
-from bs_cluster.config import yaml12
-from bs_cluster.config.parse import parse_config
-from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.data.encode import encode_prompt, encode_router_prompt
 from bs_cluster.data.rows import Prompt
 from bs_cluster.errors import ConfigError, NotInStoreError, UsageError
@@ -23,6 +20,7 @@ from bs_cluster.inference.generate import drawn_answers, greedy_answers
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import BundleManifest, StackManifest, StackRef
 from bs_cluster.router.files import load_router
+from bs_cluster.store.bundle_config import bundle_config
 from bs_cluster.store.store import Store
 
 
@@ -32,13 +30,6 @@ class Answer:
 
     text: str
     gates: Mapping[str, float]
-
-
-def bundle_config(store: Store, bundle: BundleManifest) -> CampaignConfig:
-    """The settings that a bundle was made with, as it holds them."""
-    origin = f"campaign.yaml of bundle {bundle.number}"
-    text = yaml12.decode(store.get_bytes(bundle.file("campaign.yaml").sha256), origin)
-    return parse_config(text, origin=origin)
 
 
 class BundleRuntime:

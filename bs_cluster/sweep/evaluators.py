@@ -11,13 +11,40 @@ from ray.exceptions import RayError
 
 from bs_cluster.config.identity import curriculum
 from bs_cluster.config.schema import CampaignConfig
-from bs_cluster.inference.evaluator import Evaluator
+
+
+class EvaluatorActor:
+    """``inference.evaluator.Evaluator`` in a process of its own. Light to import: a driver starts these, and has itself
+    no use for what takes seconds to import and loads a base."""
+
+    def __init__(self, config: dict[str, Any], domains: Sequence[str]):
+        from bs_cluster.inference.evaluator import Evaluator  # noqa: PLC0415
+
+        self._evaluator = Evaluator(config, domains)
+
+    def score(self, *arguments: Any) -> Any:
+        return self._evaluator.score(*arguments)
+
+    def encode(self, *arguments: Any) -> Any:
+        return self._evaluator.encode(*arguments)
+
+    def probe(self, *arguments: Any) -> Any:
+        return self._evaluator.probe(*arguments)
+
+    def answer(self, *arguments: Any) -> Any:
+        return self._evaluator.answer(*arguments)
+
+    def draw(self, *arguments: Any) -> Any:
+        return self._evaluator.draw(*arguments)
+
+    def pid(self) -> int:
+        return self._evaluator.pid()
 
 
 def start_evaluators(config: CampaignConfig) -> list[Any]:
     """Evaluator actors, loading in parallel. Ray restarts one that dies; its work is given out again."""
     sweep = config.sweep
-    actor = ray.remote(Evaluator).options(
+    actor = ray.remote(EvaluatorActor).options(
         num_cpus=sweep.cpus_per_evaluator,
         num_gpus=sweep.gpus_per_evaluator,
         max_restarts=sweep.max_retries,

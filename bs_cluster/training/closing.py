@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from bs_cluster.basis import Basis
+from bs_cluster.data.frozen import probe_rows
 from bs_cluster.estimates import token_mean
 from bs_cluster.failpoints import failpoint
-from bs_cluster.inference.probe import probe, probe_rows
+from bs_cluster.inference.probe import probe
 from bs_cluster.records import SCHEMA_VERSION, CloseDomain, DomainRecord, Probe, RoundOutcome, RowLoss
 from bs_cluster.stacks import StackLinear
 from bs_cluster.stacks.moments import Moments

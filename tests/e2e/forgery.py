@@ -18,8 +18,8 @@ from bs_cluster.campaign.promote import bundle_losses, judge
 from bs_cluster.campaign.recompute import certificate_in
 from bs_cluster.certificate import CERTIFICATE, Certificate
 from bs_cluster.promotion import write_losses
-from bs_cluster.serving.runtime import bundle_config
 from bs_cluster.store import Store
+from bs_cluster.store.bundle_config import bundle_config
 
 
 def copy_of(store: Store, folder: Path) -> Store:

@@ -25,8 +25,8 @@ from bs_cluster.certificate import Certificate, summary
 from bs_cluster.config.parse import to_yaml
 from bs_cluster.promotion import write_losses
 from bs_cluster.records import StackId
-from bs_cluster.serving.runtime import bundle_config
 from bs_cluster.store import Store
+from bs_cluster.store.bundle_config import bundle_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

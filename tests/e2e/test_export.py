@@ -10,7 +10,8 @@ from peft import PeftModel
 
 from bs_cluster.base.load import load_base
 from bs_cluster.inference.stacked import StackedBase
-from bs_cluster.serving.runtime import DomainRuntime, bundle_config
+from bs_cluster.serving.runtime import DomainRuntime
+from bs_cluster.store.bundle_config import bundle_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

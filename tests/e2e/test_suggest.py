@@ -9,7 +9,7 @@ from bs_cluster.campaign.gaps import Gaps
 from bs_cluster.cli.main import main
 from bs_cluster.config.sources import JsonlSource
 from bs_cluster.data.domains import read_rows
-from bs_cluster.serving.runtime import bundle_config
+from bs_cluster.store.bundle_config import bundle_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

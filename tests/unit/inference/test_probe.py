@@ -10,8 +10,9 @@ import torch
 from stacked_bases import tiny_stacked_base
 
 from bs_cluster.data.encode import EncodedRow
+from bs_cluster.data.frozen import PROBE_ROWS, probe_rows
 from bs_cluster.inference.evaluator import Evaluator
-from bs_cluster.inference.probe import PROBE_ROWS, PROBE_TOKENS, probe, probe_rows
+from bs_cluster.inference.probe import PROBE_TOKENS, probe
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import StackId
 
