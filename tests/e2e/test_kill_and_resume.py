@@ -10,23 +10,18 @@ import pytest
 from campaigns import DOMAINS, outcome, refs
 from mlflow import MlflowClient
 
-from bs_cluster.failpoints import ARMED, HIT
-
-HANG_S = 15  # many times what any step or batch of the tiny model takes
-
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 @pytest.fixture(scope="module")
 def disturbed(run, finished, tiny_settings, tmp_path_factory):
-    """Of the first job a worker hangs in aa_r1, one is killed in aa_r2, then the job is; the second one finishes."""
+    """Of the first job a worker is killed in aa_r2, then the job is; the second one finishes."""
     folder = tmp_path_factory.mktemp("disturbed")
     settings, uri = tiny_settings(folder / "store"), folder / "store"
-    settings["training"] |= {"checkpoint_every_s": 1e-6, "hang_timeout_s": HANG_S}  # a checkpoint after each step
+    settings["training"]["checkpoint_every_s"] = 1e-6  # a checkpoint after each step
     config = job.write_config(folder / "tiny.yaml", settings)
     committed, kept = uri / "tiny" / "refs" / "stacks", uri / "tiny" / "rounds" / "aa_r2"
-    hangs = {ARMED: "training.step=hang@3", HIT: str(folder)}
-    first = job.Running(config, folder / "first.log", **hangs)
+    first = job.Running(config, folder / "first.log")
     try:
         first.wait_until("checkpoint of aa_r2", lambda: any(kept.glob("*.safetensors")))
         workers = first.children("ray::RayTrainWorker")
@@ -41,21 +36,13 @@ def disturbed(run, finished, tiny_settings, tmp_path_factory):
 
 def test_a_lost_worker_costs_a_part_of_its_round_only(disturbed):
     log, _, done = disturbed
-    assert log.count("2 workers load") == 3
+    assert log.count("2 workers load") == 2
     assert log.count("aa_r2          training begins") == 2
     (step,) = re.findall(r"aa_r2          goes on after step (\d), from its checkpoint", log)
     assert 1 <= int(step) < 6
     assert "checkpoint of step" not in log  # all were written, and the newest was taken
     assert "Traceback" not in log
     assert not any(Path(done.store.uri, "tiny", "rounds").rglob("*.safetensors"))
-
-
-def test_a_worker_that_hangs_ends_with_its_stacks_and_goes_on_from_its_checkpoint(disturbed):
-    log, _, _ = disturbed
-    told = rf"training worker (\d) of 2 stood still for {HANG_S} s \(training.hang_timeout_s\) in _meet \(failpoints.py"
-    assert len(re.findall(told, log)) == 1
-    assert log.count("aa_r1          training begins") == 2
-    assert "aa_r1          goes on after step 2, from its checkpoint" in log
 
 
 def test_the_second_job_goes_on_where_the_first_was_killed(disturbed):

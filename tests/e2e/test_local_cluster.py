@@ -135,7 +135,7 @@ finally:
 """
 
 
-@pytest.mark.parametrize("status", [200, 403])
+@pytest.mark.parametrize("status", [pytest.param(200, marks=pytest.mark.long), 403])
 def test_anothers_dashboard_is_not_taken_for_its_own(status, tmp_path):
     """Two clusters that start at once find the same port free."""
 

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.ray
 
 CALL_TIMEOUT_S = 60
 RESTART_TIMEOUT_S = 60
+ANSWERS_AFTER_STOP = 300
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -191,7 +192,14 @@ def test_a_coordinator_that_ended_is_told_as_such(config):
     client.register()
     client.stop()
     with pytest.raises(ClusterResourceError, match="has ended; run the same command"):
+        ask_until_it_ends(client)
+
+
+def ask_until_it_ends(client: CoordinatorClient) -> None:
+    """Ray ends an actor soon, and not at once."""
+    for _ in range(ANSWERS_AFTER_STOP):
         client.events_since(Place())
+        time.sleep(0.1)
 
 
 def pid_of(client: CoordinatorClient) -> int:
