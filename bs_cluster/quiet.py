@@ -47,6 +47,11 @@ def quieten_libraries() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).addFilter(_errors)  # DeepSpeed sets its level when it is imported
+
+
+def _errors(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def say_on_stderr() -> None:
