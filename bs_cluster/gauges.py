@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Self
 
 from ray.util.metrics import Gauge
 
@@ -15,18 +14,15 @@ Tags = tuple[tuple[str, str], ...]
 
 
 class StandingGauges:
-    """Tells Ray again what it was told, until it is closed: leave its context, or end the process."""
+    """Tells Ray again what it was told, until ``close``, or the end of the process."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._standing: dict[tuple[Gauge, Tags], float] = {}
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._teller = threading.Thread(target=self._tell_again, name="gauges", daemon=True)
         self._teller.start()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._closed.set()
         self._teller.join()
 

@@ -35,7 +35,17 @@ def start_unowned(campaign: Campaign) -> ray.ObjectRef:
     """A reference to the rows that no domain owns, read and encoded by a task, if there are to be any."""
     config = campaign.config
     if not (config.sweep.mixed or config.sweep.foreign):
-        return ray.put(DomainRows((), (), (), (), (), fingerprint(sweep=()), {}))
+        return ray.put(
+            DomainRows(
+                train=(),
+                validation=(),
+                sweep=(),
+                router_prompts=(),
+                questions=(),
+                fingerprint=fingerprint(sweep=()),
+                counts={},
+            )
+        )
     return ray.remote(_encode_unowned).options(num_cpus=0, max_retries=2).remote(config.model_dump(mode="json"))
 
 

@@ -41,8 +41,8 @@ class Telemetry:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._standing.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        self._standing.close()
 
     def record(self, event: Event) -> None:
         match event:

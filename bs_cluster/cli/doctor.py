@@ -5,7 +5,6 @@ alone. A green line a check, or one that says what to do; exit 1 if there is suc
 from __future__ import annotations
 
 import argparse
-import os
 
 from bs_cluster.cli import places
 from bs_cluster.cli.output import FOUND, Output
@@ -20,7 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     config = places.config_of(arguments)
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # a library that looks for one says so on standard output
     from bs_cluster.doctor.checks import healthy  # noqa: PLC0415  # Ray, torch and MLflow
     from bs_cluster.doctor.examine import examine, named_address  # noqa: PLC0415
 

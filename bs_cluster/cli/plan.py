@@ -5,7 +5,6 @@ no weights. Exit 1 if something does not fit."""
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING
 
 from bs_cluster.cli import places
@@ -59,7 +58,6 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     if bool(on.node.gpus) != config.training.use_gpu:
         way = "training.use_gpu=false" if config.training.use_gpu else "training.use_gpu=true"
         raise UsageError(f"--on {on.node.name} and the config do not agree on GPUs; set {way}, or name another node")
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # a library that looks for one says so on standard output
     from bs_cluster.planning.plan import make_plan  # noqa: PLC0415  # torch and transformers
 
     if arguments.scale:

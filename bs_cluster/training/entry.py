@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from bs_cluster.quiet import quieten
@@ -10,8 +9,6 @@ from bs_cluster.quiet import quieten
 
 def run_worker(settings: dict[str, Any]) -> None:
     quieten()
-    if not settings["config"]["training"]["use_gpu"]:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed chooses when it is imported
     from bs_cluster.training.worker import run_worker as run  # noqa: PLC0415  # heavy, and only of use on a worker
 
     run(settings)

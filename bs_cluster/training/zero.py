@@ -23,6 +23,8 @@ from bs_cluster.training.ranks import gather_parts, world_rank, world_size
 from bs_cluster.training.sharding import learning_parameters, zero_config
 
 Tensors = dict[str, torch.Tensor]
+# Of use in inference alone, and a CPU node would compile it first: not to be had, says DeepSpeed's own table.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 class LearningModel(nn.Module):
@@ -58,8 +60,6 @@ class Learner:
         self._sharded = training.zero_stage > 0
         self._norm = math.nan
         count = sum(parameter.numel() for parameter in self.parameters.values())
-        # Of use in inference alone, and a CPU node would compile it first: not to be had, says DeepSpeed's own table.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.engine, *_ = deepspeed.initialize(
             model=LearningModel(tuner, self.parameters),  # type: ignore[arg-type]  DeepSpeed's own annotations are wrong
             optimizer=self._optimizer,
