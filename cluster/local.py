@@ -194,7 +194,7 @@ def run(path: str, overrides: list[str]) -> int:
         print("\nstopping the job; run the same command to go on", flush=True)
         end_job(client, job)
         return 130
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # requests has connection errors of its own
         print(f"the local cluster does not answer any more ({error}); its log is {LOG}", file=sys.stderr)
         return 1
     if status != JobStatus.SUCCEEDED:
