@@ -54,6 +54,9 @@ class Recorder:
         self._asked = self._away = False
         self._refusals: set[str] = set()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
+        # Its one thread begins here, before a signal may raise: interrupted while it starts, the pool would forget it
+        # and start a second one, and a round would be begun beside the end that was to end it.
+        self._thread.submit(int).result()
         self._pending: list[Future[None]] = []
 
     def __enter__(self) -> Recorder:

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import mlflow
 import pytest
@@ -15,6 +17,7 @@ from bs_cluster.campaign.signals import stop_on_signals
 from bs_cluster.errors import Stopped, StoreError
 from bs_cluster.events import RoundStarted
 from bs_cluster.records import StackId
+from bs_cluster.registry import Registry
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")])
@@ -54,7 +57,39 @@ def test_the_campaign_s_run_says_how_it_ended(tmp_path, monkeypatch, error, stat
                 raise error
     except (Stopped, StoreError):
         pass
+    assert statuses(recorder)["tiny"] == status
+
+
+def test_a_signal_at_the_first_step_leaves_no_round_running(tmp_path, monkeypatch):
+    """A pool whose thread's start is interrupted starts another beside it: one began the round, one ended it first."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    recorder = Recorder(Campaign.of(campaign(tmp_path, tmp_path / "store", ("aa",))), print)
+    start, round_started = threading.Thread.start, Registry.round_started
+
+    def slow(registry, stack, config):
+        time.sleep(2)
+        round_started(registry, stack, config)
+
+    def stopped_while_it_starts(thread):
+        start(thread)
+        if threading.current_thread() is threading.main_thread():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def run():
+        with stop_on_signals(), recorder:
+            with monkeypatch.context() as patched:
+                patched.setattr(threading.Thread, "start", stopped_while_it_starts)
+                recorder.record(RoundStarted(StackId("aa", 1), 6))
+            recorder._flush(60)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Registry, "round_started", slow)
+    with pytest.raises(Stopped):
+        run()
+    assert statuses(recorder) == {"tiny": "KILLED", "aa_r1": "KILLED"}
+
+
+def statuses(recorder):
     client = mlflow.MlflowClient(recorder.uri, recorder.uri)
     (experiment,) = client.search_experiments(filter_string="name = 'brainstacks'")
-    runs = client.search_runs([experiment.experiment_id])
-    assert {run.info.run_name: run.info.status for run in runs}["tiny"] == status
+    return {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
