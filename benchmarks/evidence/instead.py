@@ -192,9 +192,9 @@ def _attempts(campaign: Campaign, rivals: Rivals, choices: Choices) -> dict[str,
         seconds, parameters = rivals.train(
             name, campaign.batches[domain], _training(campaign, rate), round_seed(seed, "sequential"), start
         )
-        tried = scored(parameters, seconds, f"{len(campaign.batches[domain])} steps")
-        rivals.drop(name)
-        return tried
+        if start is not None:
+            rivals.drop(start)  # not the newest: PEFT adds nothing to a model without any
+        return scored(parameters, seconds, f"{len(campaign.batches[domain])} steps")
 
     def routed() -> Tried:
         all_trained()
