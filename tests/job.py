@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import yaml
+from mlflow import MlflowClient
 
 ROOT = Path(__file__).resolve().parents[1]
 JOB_TIMEOUT_S = 400
@@ -154,3 +155,10 @@ def _title(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:  # it ended meanwhile
         return ""
+
+
+def run_statuses(uri: str) -> dict[str, str]:
+    """The status of every run in MLflow there, by its name."""
+    client = MlflowClient(uri, uri)
+    runs = client.search_runs([client.get_experiment_by_name("brainstacks").experiment_id])
+    return {run.info.run_name: run.info.status for run in runs}

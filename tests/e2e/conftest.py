@@ -6,7 +6,6 @@ from typing import Any
 import job
 import pytest
 from campaigns import DOMAINS, Stopped, outcome, refs
-from mlflow import MlflowClient
 from tiny_campaign import TASKS, settings, write_inputs
 
 
@@ -66,9 +65,7 @@ def stopped(ray_address, again, finished, tiny_settings, tmp_path_factory):
         code = begun.process.wait(timeout=60)
     finally:
         begun.kill()
-    client = MlflowClient(f"sqlite:///{uri}/mlflow.db", f"sqlite:///{uri}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("brainstacks").experiment_id])
-    return Stopped(config, code, begun.log.read_text(), {run.info.run_name: run.info.status for run in runs})
+    return Stopped(config, code, begun.log.read_text(), job.run_statuses(f"sqlite:///{uri}/mlflow.db"))
 
 
 @pytest.fixture(scope="session")

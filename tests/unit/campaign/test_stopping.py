@@ -7,8 +7,8 @@ import sys
 import threading
 import time
 
-import mlflow
 import pytest
+from job import run_statuses
 from tiny_campaign import campaign
 
 from bs_cluster.campaign.campaign import Campaign
@@ -57,7 +57,7 @@ def test_the_campaign_s_run_says_how_it_ended(tmp_path, monkeypatch, error, stat
                 raise error
     except (Stopped, StoreError):
         pass
-    assert statuses(recorder)["tiny"] == status
+    assert run_statuses(recorder.uri)["tiny"] == status
 
 
 def test_a_signal_at_the_first_step_leaves_no_round_running(tmp_path, monkeypatch):
@@ -86,10 +86,4 @@ def test_a_signal_at_the_first_step_leaves_no_round_running(tmp_path, monkeypatc
     monkeypatch.setattr(Registry, "round_started", slow)
     with pytest.raises(Stopped):
         run()
-    assert statuses(recorder) == {"tiny": "KILLED", "aa_r1": "KILLED"}
-
-
-def statuses(recorder):
-    client = mlflow.MlflowClient(recorder.uri, recorder.uri)
-    (experiment,) = client.search_experiments(filter_string="name = 'brainstacks'")
-    return {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    assert run_statuses(recorder.uri) == {"tiny": "KILLED", "aa_r1": "KILLED"}
