@@ -6,7 +6,8 @@ Rows, outcomes and stacks are those of the campaign's newest bundle. Each seed d
 row is judged by a router that never saw it, under the gates that it would serve; their losses are measured here.
 ``--whole`` adds what it gains that gates lie between: against each domain on or off, whichever its gate is nearer to.
 ``--unmet FILE.jsonl ...`` adds rows of prompt and completion from elsewhere, each file a kind of its own, under the
-gates of the router that is served, which met none of them.
+gates of the router that is served, which met none of them; ``--pass-over N`` leaves out the first N of each file, by a
+hash of their prompts: those that a choice was made on.
 Losses are nats per completion token over all rows of a kind, differences paired by row with 95 % bootstrap intervals.
 """
 
@@ -35,7 +36,7 @@ from bs_cluster.estimates import estimate
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.router.anchor import fit_anchor
-from bs_cluster.router.fit import CrossFit, Lessons, Served, teach
+from bs_cluster.router.fit import CrossFit, Lessons, teach
 from bs_cluster.router.folds import deal_folds
 from bs_cluster.router.gated import gated_nll
 from bs_cluster.router.regret import Judged, RowsRouting, routing_groups, rows_of
@@ -45,6 +46,21 @@ from bs_cluster.sweep.outcomes import OutcomeTable
 
 UNMET_ROWS = 40  # of each file
 SHOWN = ("label", "anchor", "best_single", "base", "oracle")
+
+
+class Remembered:
+    """Summed losses of a scorer's rows, none measured twice."""
+
+    def __init__(self, scorer: Scorer):
+        self.scorer, self._ids = scorer, list(scorer.rows)
+        self._known: dict[tuple[str, tuple[float, ...]], float] = {}
+
+    def __call__(self, row_N: np.ndarray, gates_ND: np.ndarray) -> np.ndarray:
+        """(N,) of these rows, each under its own gate weights (N, D)."""
+        asked = [(self._ids[row], tuple(gates)) for row, gates in zip(row_N, gates_ND.tolist(), strict=True)]
+        new = [one for one in dict.fromkeys(asked) if one not in self._known]
+        self._known |= zip(new, (loss.nll for loss in self.scorer(new)), strict=True)
+        return np.array([self._known[one] for one in asked])
 
 
 class Finished:
@@ -69,31 +85,27 @@ class Finished:
         held = OutcomeTable.from_arrow(pq.read_table(io.BytesIO(files["outcomes.parquet"])))
         self.table = OutcomeTable([row.id for row in self.rows], [row.domain for row in self.rows], self.domains)
         self.table.update(held)
-        self._scorer = Scorer(self.stacked, self.rows, self.domains, self.config.sweep.batch_tokens)
-        self._known: dict[tuple[str, tuple[float, ...]], float] = {}
-
-    def nll(self, row_N: np.ndarray, gates_ND: np.ndarray) -> np.ndarray:
-        """Summed loss (N,) of these rows, each under its own gate weights (N, D); none is measured twice."""
-        asked = [(self.rows[row].id, tuple(gates)) for row, gates in zip(row_N, gates_ND.tolist(), strict=True)]
-        new = [one for one in dict.fromkeys(asked) if one not in self._known]
-        self._known |= zip(new, (loss.nll for loss in self._scorer(new)), strict=True)
-        return np.array([self._known[one] for one in asked])
+        self.nll = Remembered(Scorer(self.stacked, self.rows, self.domains, self.config.sweep.batch_tokens))
 
     def complete(self, asked: Sequence[tuple[int, int]]) -> None:
         """Measures these rows under these combinations, into the table."""
-        losses = self._scorer([(self.rows[row].id, mask_weights(mask, len(self.domains))) for row, mask in asked])
+        losses = self.nll.scorer([(self.rows[row].id, mask_weights(mask, len(self.domains))) for row, mask in asked])
         for (row, mask), loss in zip(asked, losses, strict=True):
             self.table.record(row, mask, loss)
 
-    def unmet(self, path: str) -> Unmet:
-        """Rows of a file of ``prompt`` and ``completion``, those that rank first by a hash of their prompts."""
+    def unmet(self, path: str, passed_over: int) -> Unmet:
+        """Rows of a file of ``prompt`` and ``completion``, those that rank first by a hash of their prompts once some
+        are passed over."""
         name = Path(path).stem
         source = JsonlSource(kind="jsonl", path=path)
-        rows = sorted(read_rows(source, f"unmet:{name}", self.config, Counter()), key=prompt_rank)[:UNMET_ROWS]
+        rows = sorted(read_rows(source, f"unmet:{name}", self.config, Counter()), key=prompt_rank)
+        rows = rows[passed_over : passed_over + UNMET_ROWS]
         tokenizer, data, longest = self.stacked.base.tokenizer, self.config.data, self.config.router.max_prompt_length
         prompts = [encode_router_prompt(row.asked, tokenizer, data, longest) for row in rows]
         encoded = encode_rows(rows, tokenizer, data)
-        return Unmet(name, prompts, Scorer(self.stacked, encoded, self.domains, self.config.sweep.batch_tokens))
+        scorer = Scorer(self.stacked, encoded, self.domains, self.config.sweep.batch_tokens)
+        tokens_B = np.array([row.completion_length for row in encoded])
+        return Unmet(name, prompts, tokens_B, Remembered(scorer))
 
     def judged(self, fitted: CrossFit) -> Judged:
         """Every row under what was decided for it."""
@@ -108,17 +120,13 @@ class Unmet(NamedTuple):
 
     name: str
     prompts: list[list[int]]
-    score: Scorer
+    tokens_B: np.ndarray
+    nll: Remembered
 
-    def less_base(self, served: Served, states: Sequence[np.ndarray]) -> str:
-        """What the rows lose under the served gates, less what the base loses on them."""
-        ids, tokens_B = list(self.score.rows), np.array([r.completion_length for r in self.score.rows.values()])
-        gates_BD = served.gates(states)
-        routed = self.score(list(zip(ids, gates_BD.tolist(), strict=True)))
-        base = self.score([(id, (0.0,) * gates_BD.shape[1]) for id in ids])
-        change_B = np.array([one.nll - other.nll for one, other in zip(routed, base, strict=True)])
-        gates = " ".join(f"{gate:.2f}" for gate in gates_BD.mean(axis=0))
-        return f"{len(ids)} rows | routed less base {estimate(change_B, tokens_B)} | mean gates {gates}"
+    def less_base(self, gates_BD: np.ndarray) -> np.ndarray:
+        """What the rows lose (B,) under these gates, less what the base loses on them."""
+        every = np.arange(len(gates_BD))
+        return self.nll(every, gates_BD) - self.nll(every, np.zeros_like(gates_BD))
 
 
 def main() -> None:
@@ -130,6 +138,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["anchored", "network"], choices=("anchored", "network"))
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--unmet", nargs="+", default=[], metavar="FILE.jsonl")
+    parser.add_argument("--pass-over", type=int, default=0, metavar="N")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     finished = Finished(Store(arguments.store, arguments.campaign), arguments.device)
@@ -137,7 +146,7 @@ def main() -> None:
     encode = encoder(finished.stacked, finished.config)
     features = encode([row.input_ids[: row.prompt_length] for _, row in training], True)
     anchor = fit_anchor(np.stack(features), [d for d, _ in training], len(finished.domains))
-    unmet = [finished.unmet(path) for path in arguments.unmet]
+    unmet = [finished.unmet(path, arguments.pass_over) for path in arguments.unmet]
     table = finished.table
     for kind in arguments.kinds:
         settings = finished.config.router.model_copy(update={"kind": kind})
@@ -152,14 +161,25 @@ def main() -> None:
             kinds, owners = routing_groups(judged)
             for name, routing in (kinds | owners if seed == 0 else kinds).items():
                 print(line(f"{kind} seed {seed}", name, routing), flush=True)
+            less = []
             for one, its_states in zip(unmet, unmet_states, strict=True):
-                print(f"{kind} seed {seed} | {one.name} | {one.less_base(taught.served, its_states)}", flush=True)
+                gates_BD = taught.served.gates(its_states)
+                less.append(one.less_base(gates_BD))
+                gates = " ".join(f"{gate:.2f}" for gate in gates_BD.mean(axis=0))
+                print(unmet_line(f"{kind} seed {seed}", one.name, less[-1], one.tokens_B), f"| gates {gates}")
+            if len(unmet) > 1:
+                tokens_B = np.concatenate([one.tokens_B for one in unmet])
+                print(unmet_line(f"{kind} seed {seed}", "all of them", np.concatenate(less), tokens_B), flush=True)
             if arguments.whole:
                 whole_BD = (fitted.routed_BD > 0.5).astype(np.float64)
                 nll_B = gated_nll(table, np.arange(len(whole_BD)), whole_BD, finished.nll)
                 for name, rows in rows_of(judged.kinds).items():
                     change = estimate((judged.nll["routed"] - nll_B)[rows], judged.tokens_B[rows])
                     print(f"{kind} seed {seed} | {name} | routed less whole domains: {change}", flush=True)
+
+
+def unmet_line(router: str, rows: str, less_B: np.ndarray, tokens_B: np.ndarray) -> str:
+    return f"{router} | {rows} | {len(less_B)} rows | routed less base {estimate(less_B, tokens_B)}"
 
 
 def line(router: str, rows: str, routing: RowsRouting) -> str:

@@ -14,6 +14,7 @@ from benchmarks.table import Table
 from benchmarks.timing import medians, take_turns
 from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.router.anchor import fit_anchor
+from bs_cluster.router.familiar import Kinds
 from bs_cluster.router.fit import Served
 from bs_cluster.router.learned import Gates, gate_inputs
 from bs_cluster.router.routers import AnchoredRouter
@@ -33,9 +34,9 @@ def measure(settings: Settings) -> list[Table]:
     known = np.random.default_rng(0).normal(size=(DOMAINS * PROMPTS, 2 * config.hidden_size)).astype(np.float32)
     anchor = fit_anchor(known, np.repeat(np.arange(DOMAINS), PROMPTS), DOMAINS)
     inputs = gate_inputs(anchor, known[:1]).inputs_BP.shape[1]
-    served = Served(
-        AnchoredRouter(anchor, Gates(np.zeros((inputs, DOMAINS)), everywhere=True)), tuple(range(1 << DOMAINS)), None
-    )
+    kinds = Kinds.of(anchor, anchor.bank_NK[::DOMAINS], ["mixed:kind"] * PROMPTS)
+    learned = Gates(np.zeros((inputs, DOMAINS)), everywhere=True)
+    served = Served(AnchoredRouter(anchor, kinds, learned), tuple(range(1 << DOMAINS)), None)
     states = encode_states(stacked, [prompt], 0.45, pooled=True)
 
     cases = {

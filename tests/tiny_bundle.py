@@ -20,6 +20,7 @@ from bs_cluster.inference.evaluator import encode_states
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import SCHEMA_VERSION, BundleManifest
 from bs_cluster.router.anchor import fit_anchor
+from bs_cluster.router.familiar import Kinds
 from bs_cluster.router.files import Reading, save_router
 from bs_cluster.router.fit import Served
 from bs_cluster.router.routers import AnchoredRouter
@@ -53,7 +54,8 @@ def commit_bundle(inputs: Path, folder: Path, domains: Sequence[str], rounds: in
     states = np.stack(encode_states(stacked, ids, config.router.mid_weight, pooled=True))
     owners = list(itertools.chain.from_iterable([place] * 12 for place in range(len(domains))))
     masks = tuple(range(1 << len(domains)))
-    router = Served(AnchoredRouter(fit_anchor(states, owners, len(domains)), None), masks, None)
+    anchor = fit_anchor(states, owners, len(domains))
+    router = Served(AnchoredRouter(anchor, Kinds.none(anchor), None), masks, None)
     reading = Reading(tuple(domains), 64, config.router.mid_weight, LIMIT, stacked.base.ref.digest)
     save_router(staging, router, reading)
     (staging / "campaign.yaml").write_text(to_yaml(config))

@@ -28,8 +28,8 @@ CLIP = 5.0
 FOLDS = 5
 # Cosines in memory at a time, float32: fifty domains have 25,000 training prompts.
 COSINES = 1 << 26
-# The share of a domain's own prompts that may be taken for foreign ones.
-FOREIGN_QUANTILE = 0.02
+# The share of a domain's own prompts that may be taken for foreign ones, and the share that is not quite at home.
+FOREIGN_QUANTILE, HOME_QUANTILE = 0.02, 0.1
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Anchor:
     ``bank_NK`` holds the training prompts there as unit vectors and ``owner_N`` (int64) the domain of each.
 
     ``limit_D`` and ``spread_D`` are the quantile and the deviation of similarities over each domain's held-out training
-    prompts.
+    prompts; ``home_D`` is another quantile, from which on a prompt is one of the domain's own.
     """
 
     centre_F: np.ndarray
@@ -48,6 +48,7 @@ class Anchor:
     owner_N: np.ndarray
     limit_D: np.ndarray
     spread_D: np.ndarray
+    home_D: np.ndarray
 
     @property
     def domain_count(self) -> int:
@@ -61,17 +62,8 @@ class Anchor:
 
     def similarity(self, directions_BK: np.ndarray, banked_B: np.ndarray | None = None) -> np.ndarray:
         """Mean cosine (B, D) with the nearest training prompts of each domain. ``banked_B`` says of prompts that are
-        themselves in the bank which they are, so that none counts as its own neighbour."""
-        size = max(1, COSINES // len(self.bank_NK))
-        found = []
-        for at in range(0, len(directions_BK), size):
-            cosine_BN = directions_BK[at : at + size] @ self.bank_NK.T
-            if banked_B is not None:
-                own_B = banked_B[at : at + size]
-                cosine_BN[np.arange(len(own_B)), own_B] = -1.0
-            nearest = [_nearest(cosine_BN[:, self.owner_N == d]) for d in range(self.domain_count)]
-            found.append(np.stack(nearest, axis=1))
-        return np.concatenate(found)
+        themselves in the bank which they are."""
+        return similarity(directions_BK, self.bank_NK, self.owner_N, self.domain_count, banked_B)
 
     def logits(self, similarity_BD: np.ndarray) -> np.ndarray:
         """Gate logits (B, D): above zero for the nearest domain alone, and only within its limit."""
@@ -93,37 +85,59 @@ def fit_anchor(features_NF: np.ndarray, owner_N: Sequence[int] | np.ndarray, dom
     fold_N = _fold_in_domain(owner_N)
     held_N = np.empty(len(owner_N))
     for fold in range(FOLDS):
-        part = _fit(features_NF[fold_N != fold], owner_N[fold_N != fold], np.zeros(domain_count), np.ones(domain_count))
+        part = _fit(features_NF[fold_N != fold], owner_N[fold_N != fold], [np.zeros(1)] * domain_count)
         similarity_BD = part.similarity(part.directions(features_NF[fold_N == fold]))
         held_N[fold_N == fold] = similarity_BD[np.arange(len(similarity_BD)), owner_N[fold_N == fold]]
-    held = [held_N[owner_N == d] for d in range(domain_count)]
-    limit_D = np.array([np.quantile(own, FOREIGN_QUANTILE) for own in held])
-    return _fit(features_NF, owner_N, limit_D, np.array([own.std() + 1e-6 for own in held]))
+    return _fit(features_NF, owner_N, [held_N[owner_N == d] for d in range(domain_count)])
 
 
-def _fit(features_NF: np.ndarray, owner_N: np.ndarray, limit_D: np.ndarray, spread_D: np.ndarray) -> Anchor:
+def _fit(features_NF: np.ndarray, owner_N: np.ndarray, reached: Sequence[np.ndarray]) -> Anchor:
+    """``reached`` are the similarities that held-out prompts of each domain have with it."""
     centre_F, scale_F = features_NF.mean(axis=0), features_NF.std(axis=0)
     # A feature that hardly varies tells nothing: do not blow its rounding noise up.
     scale_F = np.maximum(scale_F, 1e-3 * np.median(scale_F) + 1e-12)
     standard_NF = np.clip((features_NF - centre_F) / scale_F, -CLIP, CLIP)
-    mean_DF = np.stack([standard_NF[owner_N == d].mean(axis=0) for d in range(len(limit_D))])
+    mean_DF = np.stack([standard_NF[owner_N == d].mean(axis=0) for d in range(len(reached))])
     within_NF = standard_NF - mean_DF[owner_N]
     _, singular, directions = np.linalg.svd(within_NF, full_matrices=False)
     variance = singular**2 / len(within_NF)
     kept = min(DIRECTIONS, int((variance > 1e-9 * variance[0]).sum())) if variance[0] > 0 else 1
     equal = variance.sum() / features_NF.shape[1]
     spread_K = (1 - SHRINKAGE) * variance[:kept] + SHRINKAGE * equal + 1e-12
+    quantiles = np.array([np.quantile(own, (FOREIGN_QUANTILE, HOME_QUANTILE)) for own in reached], dtype=np.float32)
     unplaced = Anchor(
         centre_F=centre_F.astype(np.float32),
         scale_F=scale_F.astype(np.float32),
         whiten_FK=(directions[:kept].T / np.sqrt(spread_K)).astype(np.float32),
         bank_NK=np.empty((0, kept), dtype=np.float32),
         owner_N=owner_N,
-        limit_D=limit_D.astype(np.float32),
-        spread_D=spread_D.astype(np.float32),
+        limit_D=quantiles[:, 0],
+        spread_D=np.array([own.std() + 1e-6 for own in reached], dtype=np.float32),
+        home_D=quantiles[:, 1],
     )
     bank_NK = unplaced.directions(features_NF.astype(np.float32)).astype(np.float32)
     return Anchor(**{**unplaced.__dict__, "bank_NK": bank_NK})
+
+
+def similarity(
+    directions_BK: np.ndarray,
+    bank_NK: np.ndarray,
+    group_N: np.ndarray,
+    groups: int,
+    banked_B: np.ndarray | None = None,
+) -> np.ndarray:
+    """Mean cosine (B, groups) with the nearest prompts of each group of a bank. ``banked_B`` says of prompts that are
+    themselves in the bank which they are, so that none counts as its own neighbour."""
+    size = max(1, COSINES // max(len(bank_NK), 1))
+    found = [np.empty((0, groups), dtype=np.float32)]
+    for at in range(0, len(directions_BK), size):
+        cosine_BN = directions_BK[at : at + size] @ bank_NK.T
+        if banked_B is not None:
+            own_B = banked_B[at : at + size]
+            cosine_BN[np.arange(len(own_B)), own_B] = -1.0
+        nearest = [_nearest(cosine_BN[:, group_N == group]) for group in range(groups)]
+        found.append(np.stack(nearest, axis=1) if groups else np.empty((len(cosine_BN), 0), dtype=np.float32))
+    return np.concatenate(found)
 
 
 def _nearest(cosine_BN: np.ndarray) -> np.ndarray:

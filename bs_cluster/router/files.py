@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from bs_cluster.errors import IntegrityError, NotInStoreError
 from bs_cluster.failpoints import failpoint
 from bs_cluster.records import Record
 from bs_cluster.router.anchor import Anchor
+from bs_cluster.router.familiar import Kinds
 from bs_cluster.router.fit import Served
 from bs_cluster.router.learned import Gates
 from bs_cluster.router.net import MetaRouter
@@ -24,7 +25,8 @@ from bs_cluster.router.routers import AnchoredRouter, NetworkRouter
 from bs_cluster.sweep.combinations import full_mask
 
 WEIGHTS_FILE, CARD_FILE = "router.safetensors", "router.json"
-ANCHOR_ARRAYS = ("centre_F", "scale_F", "whiten_FK", "bank_NK", "owner_N", "limit_D", "spread_D")
+ANCHOR_ARRAYS = tuple(field.name for field in fields(Anchor))
+KIND_ARRAYS = tuple(field.name for field in fields(Kinds))
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,12 @@ def save_router(folder: Path, served: Served, reading: Reading) -> RouterCard:
     else:
         assert isinstance(router, AnchoredRouter)
         anchor = router.anchor
-        numbers = {"kind": "anchored", "hidden": 0, "everywhere": router.gates is not None and router.gates.everywhere}
+        learned = router.learned
+        numbers = {"kind": "anchored", "hidden": 0, "everywhere": learned is not None and learned.everywhere}
         tensors = {name: torch.from_numpy(getattr(anchor, name)) for name in ANCHOR_ARRAYS}
-        if router.gates is not None:
-            tensors["weight_PD"] = torch.from_numpy(router.gates.weight_PD)
+        tensors |= {name: torch.from_numpy(getattr(router.kinds, name)) for name in KIND_ARRAYS}
+        if learned is not None:
+            tensors["weight_PD"] = torch.from_numpy(learned.weight_PD)
     card = RouterCard(masks=served.masks, **reading.__dict__, **numbers)  # type: ignore[arg-type]
     failpoint("router.save")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
@@ -120,7 +124,7 @@ def _network(card: RouterCard, tensors: dict[str, Tensor]) -> NetworkRouter:
 
 def _anchored(card: RouterCard, tensors: dict[str, Tensor]) -> AnchoredRouter:
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    if strange := set(arrays) - {*ANCHOR_ARRAYS, "weight_PD"}:
+    if strange := set(arrays) - {*ANCHOR_ARRAYS, *KIND_ARRAYS, "weight_PD"}:
         raise ValueError(f"it holds {sorted(strange)}, which no anchored router has")
     features, count = 2 * card.input_size, len(card.domains)
     directions = arrays["whiten_FK"].shape[1]
@@ -132,6 +136,11 @@ def _anchored(card: RouterCard, tensors: dict[str, Tensor]) -> AnchoredRouter:
         "owner_N": (len(arrays["owner_N"]),),
         "limit_D": (count,),
         "spread_D": (count,),
+        "home_D": (count,),
+        "mixed_MK": (len(arrays["kind_M"]), directions),
+        "kind_M": (len(arrays["kind_M"]),),
+        "kind_limit_J": (len(arrays["kind_limit_J"]),),
+        "kind_home_J": (len(arrays["kind_limit_J"]),),
         "weight_PD": (count + directions + 1, count),
     }
     for name, array in arrays.items():
@@ -141,4 +150,5 @@ def _anchored(card: RouterCard, tensors: dict[str, Tensor]) -> AnchoredRouter:
         raise ValueError(f"owner_N names {sorted(set(arrays['owner_N'].tolist()))}, wanted each of {count} domains")
     anchor = Anchor(**{name: arrays[name] for name in ANCHOR_ARRAYS})
     weight_PD = arrays.get("weight_PD")
-    return AnchoredRouter(anchor, None if weight_PD is None else Gates(weight_PD, card.everywhere))
+    learned = None if weight_PD is None else Gates(weight_PD, card.everywhere)
+    return AnchoredRouter(anchor, Kinds(**{name: arrays[name] for name in KIND_ARRAYS}), learned)

@@ -6,7 +6,7 @@ Shapes: B rows, D domains, C combinations.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +15,12 @@ from bs_cluster.base.hidden import pool_states
 from bs_cluster.config.schema import RouterSection
 from bs_cluster.failpoints import failpoint
 from bs_cluster.router.anchor import Anchor
+from bs_cluster.router.familiar import Kinds
 from bs_cluster.router.filled import filled_nll
 from bs_cluster.router.gated import Score, gated_nll
 from bs_cluster.router.learned import Gates, Outcomes, Prompts, Replay, fit_gates, gate_inputs, replay_of
-from bs_cluster.router.learned_choice import CANDIDATES, SHRINKAGES, Choice, Trial, choose_gates
-from bs_cluster.router.multilinear import members, served_gates
+from bs_cluster.router.learned_choice import CANDIDATES, SHRINKAGES, Candidate, Choice, Trial, choose_gates
+from bs_cluster.router.multilinear import members
 from bs_cluster.router.network_fit import train_router
 from bs_cluster.router.routers import AnchoredRouter, NetworkRouter, Router
 from bs_cluster.sweep.outcomes import OutcomeTable
@@ -65,7 +66,7 @@ class Served:
 
     def gates(self, states: Sequence[np.ndarray]) -> np.ndarray:
         """The gate weights (B, D) that each prompt is answered under."""
-        return served_gates(self.router.logits(states), self.masks)
+        return self.router.gates(states, self.masks)
 
 
 class CrossFit(NamedTuple):
@@ -79,28 +80,32 @@ class CrossFit(NamedTuple):
 
 @dataclass(frozen=True)
 class Judges:
-    """For every fold what never saw a row of it: a meta-router, and by kind of rows the domain that is best alone."""
+    """For every fold what never saw a row of it: the anchor alone, a meta-router, and by kind of rows the domain that
+    is best alone."""
 
-    anchor: Anchor
+    anchors: dict[int, AnchoredRouter]
     served: dict[int, Served]
     best_single: dict[int, dict[str, int]]
+
+    @property
+    def anchor(self) -> Anchor:
+        return next(iter(self.anchors.values())).anchor
 
     def choose(
         self, states: Sequence[np.ndarray], owners: Sequence[str], domains: Sequence[str], fold_B: np.ndarray
     ) -> CrossFit:
         """What is decided for rows of these owners and folds."""
         # Once for all: it is what judging costs.
-        prompts = gate_inputs(self.anchor, np.stack([s if s.ndim == 1 else pool_states(s) for s in states]))
+        prompts = gate_inputs(self.anchor, _pooled(states))
         routed_BD, anchor_BD = np.zeros(prompts.anchor_BD.shape), np.zeros(prompts.anchor_BD.shape)
         single_B = np.zeros(len(fold_B), dtype=np.int64)
         for fold in np.unique(fold_B).tolist():
             held, served = np.flatnonzero(fold_B == fold), self.served[fold]
             if isinstance(served.router, AnchoredRouter):
-                logits_BD = served.router.gated(prompts.select(held))
+                routed_BD[held] = served.router.gated(prompts.select(held), served.masks)
             else:
-                logits_BD = served.router.logits([states[row] for row in held.tolist()])
-            routed_BD[held] = served_gates(logits_BD, served.masks)
-            anchor_BD[held] = served_gates(prompts.anchor_BD[held], served.masks)
+                routed_BD[held] = served.gates([states[row] for row in held.tolist()])
+            anchor_BD[held] = self.anchors[fold].gated(prompts.select(held), served.masks)
             single_B[held] = [self.best_single[fold][kind_of(owners[row], domains)] for row in held.tolist()]
         return CrossFit(routed_BD, anchor_BD, single_B)
 
@@ -123,20 +128,31 @@ def teach(lessons: Lessons, fold_B: np.ndarray, folds: Sequence[int], score: Sco
     every = np.arange(len(fold_B))
     others = {fold: every[fold_B != fold] for fold in folds}
     singles = {fold: _best_singles(lessons.table, rows) for fold, rows in others.items()}
+    prompts = gate_inputs(lessons.anchor, _pooled(lessons.states))
+    anchors = {fold: _anchor_alone(lessons, prompts, rows) for fold, rows in others.items()}
     if lessons.settings.kind == "network":
         judging = {fold: _network(lessons, rows) for fold, rows in others.items()}
-        return Taught(Judges(lessons.anchor, judging, singles), _network(lessons, every))
-    school = _School(lessons, gate_inputs(lessons.anchor, np.stack(lessons.states)), replay_of(lessons.anchor))
+        return Taught(Judges(anchors, judging, singles), _network(lessons, every))
+    school = _School(lessons, prompts, replay_of(lessons.anchor))
     learned = {fold: school.learn(rows, SHRINKAGES) for fold, rows in others.items()}
     trial = _try(school, learned, fold_B, score)
     judging = {}
     for fold, rows in others.items():
-        judging[fold] = learned[fold].served(lessons.anchor, choose_gates(trial.select(rows)))
+        judging[fold] = learned[fold].served(choose_gates(trial.select(rows)))
     choice = choose_gates(trial)
     shrinkages = (choice.learned.shrinkage,) if choice.learned else ()
-    return Taught(
-        Judges(lessons.anchor, judging, singles), school.learn(every, shrinkages).served(lessons.anchor, choice)
-    )
+    return Taught(Judges(anchors, judging, singles), school.learn(every, shrinkages).served(choice))
+
+
+def _anchor_alone(lessons: Lessons, prompts: Prompts, rows: np.ndarray) -> AnchoredRouter:
+    """The anchor, which knows the kinds of these rows."""
+    owners = [lessons.table.owners[row] for row in rows.tolist()]
+    return AnchoredRouter(lessons.anchor, Kinds.of(lessons.anchor, prompts.directions_BK[rows], owners), None)
+
+
+def _pooled(states: Sequence[np.ndarray]) -> np.ndarray:
+    """Pooled states (B, F), of pooled ones or of every token's."""
+    return np.stack([one if one.ndim == 1 else pool_states(one) for one in states])
 
 
 def _network(lessons: Lessons, rows: np.ndarray) -> Served:
@@ -148,16 +164,19 @@ def _network(lessons: Lessons, rows: np.ndarray) -> Served:
 
 @dataclass(frozen=True)
 class _Learned:
-    """Weights (P, D) by shrinkage, and the combinations that they weigh."""
+    """The anchor alone, weights (P, D) by shrinkage, and the combinations that they weigh."""
 
+    anchor: AnchoredRouter
     masks: tuple[int, ...]
     weights: dict[float, np.ndarray]
 
-    def served(self, anchor: Anchor, choice: Choice) -> Served:
-        gates = None
-        if choice.learned is not None:
-            gates = Gates(self.weights[choice.learned.shrinkage], choice.learned.everywhere)
-        return Served(AnchoredRouter(anchor, gates), self.masks, choice)
+    def router(self, candidate: Candidate | None) -> AnchoredRouter:
+        if candidate is None:
+            return self.anchor
+        return replace(self.anchor, learned=Gates(self.weights[candidate.shrinkage], candidate.everywhere))
+
+    def served(self, choice: Choice) -> Served:
+        return Served(self.router(choice.learned), self.masks, choice)
 
 
 @dataclass(frozen=True)
@@ -175,7 +194,8 @@ class _School:
         member_CD = members(masks, len(table.domains)).numpy()
         outcomes = Outcomes(filled_nll(table, masks), table.tokens_B, domain_B, member_CD)
         prompts = self.prompts.select(rows)
-        return _Learned(tuple(masks), {s: fit_gates(prompts, outcomes, self.replay, s) for s in shrinkages})
+        weights = {s: fit_gates(prompts, outcomes, self.replay, s) for s in shrinkages}
+        return _Learned(_anchor_alone(self.lessons, self.prompts, rows), tuple(masks), weights)
 
 
 def _try(school: _School, learned: Mapping[int, _Learned], fold_B: np.ndarray, score: Score) -> Trial:
@@ -185,10 +205,8 @@ def _try(school: _School, learned: Mapping[int, _Learned], fold_B: np.ndarray, s
     for fold in np.unique(fold_B).tolist():
         held, known = np.flatnonzero(fold_B == fold), learned[fold]
         prompts = school.prompts.select(held)
-        gates_KBD[0, held] = served_gates(prompts.anchor_BD, known.masks)
-        for k, candidate in enumerate(CANDIDATES):
-            gates = Gates(known.weights[candidate.shrinkage], candidate.everywhere)
-            gates_KBD[1 + k, held] = served_gates(gates.logits(prompts), known.masks)
+        for k, candidate in enumerate((None, *CANDIDATES)):
+            gates_KBD[k, held] = known.router(candidate).gated(prompts, known.masks)
     row_N = np.tile(np.arange(count), len(gates_KBD))
     nll_KB = gated_nll(table, row_N, gates_KBD.reshape(len(row_N), -1), score).reshape(len(gates_KBD), count)
     owned_B = np.array([owner in table.domains for owner in table.owners])

@@ -44,13 +44,16 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts as the gates see them: the anchor's logits (B, D), and inputs (B, P)."""
+    """Prompts as the gates see them: whitened directions (B, K), similarities with domains (B, D), the anchor's logits
+    (B, D), and inputs (B, P)."""
 
+    directions_BK: np.ndarray
+    similarity_BD: np.ndarray
     anchor_BD: np.ndarray
     inputs_BP: np.ndarray
 
     def select(self, rows: np.ndarray) -> Prompts:
-        return Prompts(self.anchor_BD[rows], self.inputs_BP[rows])
+        return Prompts(*(array[rows] for array in self.__dict__.values()))
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def replay_of(anchor: Anchor) -> Replay:
 def _inputs(anchor: Anchor, directions_BK: np.ndarray, similarity_BD: np.ndarray) -> Prompts:
     nearness_BD = (similarity_BD - anchor.limit_D) / anchor.spread_D
     parts = (nearness_BD, np.sqrt(directions_BK.shape[1]) * directions_BK, np.ones((len(directions_BK), 1)))
-    return Prompts(anchor.logits(similarity_BD), np.concatenate(parts, axis=1))
+    return Prompts(directions_BK, similarity_BD, anchor.logits(similarity_BD), np.concatenate(parts, axis=1))
 
 
 def fit_gates(prompts: Prompts, outcomes: Outcomes, replay: Replay, shrinkage: float) -> np.ndarray:

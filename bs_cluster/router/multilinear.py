@@ -39,13 +39,13 @@ def expected_loss(logits_BD: Tensor, loss_BC: Tensor, member_CD: Tensor) -> tupl
     return expected_B, (weight_BC * (loss_BC - expected_B[:, None])) @ member_CD
 
 
-def served_gates(logits_BD: np.ndarray, masks: Sequence[int]) -> np.ndarray:
+def served_gates(logits_BD: np.ndarray, masks: Sequence[int], part_B: np.ndarray | float = 1.0) -> np.ndarray:
     """The gate weights (B, D) float64 that prompts are answered under: each domain's share of the softmax over
-    ``masks``, in whole ``LEVELS``. Where all 2^D are there it is the sigmoid of its logit.
+    ``masks``, of that the part ``part_B``, in whole ``LEVELS``. Where all 2^D are there it is the sigmoid of its logit.
 
     The one place where logits become gates, in judging and serving alike. In steps, so that a domain of no account is
     off and costs nothing, two machines serve the same, and prompts with equal gates can share what hangs on them.
     """
     member_CD = members(masks, logits_BD.shape[1]).double()
     weight_BC = (torch.from_numpy(logits_BD).double() @ member_CD.T).softmax(dim=1)
-    return np.round((weight_BC @ member_CD).numpy() * LEVELS) / LEVELS
+    return np.round(np.reshape(part_B, (-1, 1)) * (weight_BC @ member_CD).numpy() * LEVELS) / LEVELS

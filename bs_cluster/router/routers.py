@@ -1,4 +1,4 @@
-"""The two kinds of meta-router on one footing: gate logits from a prompt's states.
+"""The two kinds of meta-router on one footing: gate weights from a prompt's states.
 
 What is made of logits is one function's business: ``multilinear.served_gates``.
 
@@ -14,30 +14,41 @@ from typing import Protocol
 import numpy as np
 
 from bs_cluster.router.anchor import Anchor
+from bs_cluster.router.familiar import Kinds, familiarity
 from bs_cluster.router.learned import Gates, Prompts, gate_inputs
+from bs_cluster.router.multilinear import served_gates
 from bs_cluster.router.net import MetaRouter
 from bs_cluster.router.network_fit import route
 
+# What strangers are served of their gates. Losses bend: where whole gates harm, a quarter of them gains or costs
+# little, and where whole gates gain, a quarter has most of it (docs/ROUTING.md).
+STRANGERS_PART = 0.25
+
 
 class Router(Protocol):
-    def logits(self, states: Sequence[np.ndarray]) -> np.ndarray:
-        """Gate logits (B, D) float64 of prompts from what ``encode_states`` gave for them."""
+    def gates(self, states: Sequence[np.ndarray], masks: Sequence[int]) -> np.ndarray:
+        """The gate weights (B, D) float64 that prompts are answered under, from what ``encode_states`` gave for them;
+        ``masks`` are the combinations to choose from."""
         ...
 
 
 @dataclass(frozen=True)
 class AnchoredRouter:
-    """The anchor, and what was learned beside it: ``gates``, or None where the anchor itself is served."""
+    """The anchor, the mixed kinds that prompts may be of, and what was learned: ``learned``, or None where the anchor
+    itself is served."""
 
     anchor: Anchor
-    gates: Gates | None
+    kinds: Kinds
+    learned: Gates | None
 
-    def logits(self, states: Sequence[np.ndarray]) -> np.ndarray:
-        return self.gated(gate_inputs(self.anchor, np.stack(states)))
+    def gates(self, states: Sequence[np.ndarray], masks: Sequence[int]) -> np.ndarray:
+        return self.gated(gate_inputs(self.anchor, np.stack(states)), masks)
 
-    def gated(self, prompts: Prompts) -> np.ndarray:
+    def gated(self, prompts: Prompts, masks: Sequence[int]) -> np.ndarray:
         """The same, from what the anchor makes of them."""
-        return prompts.anchor_BD.astype(np.float64) if self.gates is None else self.gates.logits(prompts)
+        logits_BD = prompts.anchor_BD if self.learned is None else self.learned.logits(prompts)
+        familiar_B = familiarity(self.anchor, self.kinds, prompts.directions_BK, prompts.similarity_BD)
+        return served_gates(logits_BD, masks, STRANGERS_PART + (1 - STRANGERS_PART) * familiar_B)
 
 
 @dataclass(frozen=True)
@@ -46,5 +57,5 @@ class NetworkRouter:
 
     network: MetaRouter
 
-    def logits(self, states: Sequence[np.ndarray]) -> np.ndarray:
-        return route(self.network, states).double().cpu().numpy()
+    def gates(self, states: Sequence[np.ndarray], masks: Sequence[int]) -> np.ndarray:
+        return served_gates(route(self.network, states).double().cpu().numpy(), masks)

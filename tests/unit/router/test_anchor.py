@@ -6,14 +6,14 @@ from worlds import DOMAINS, OWN, anchor_of, features
 
 from bs_cluster.errors import DataError
 from bs_cluster.router.anchor import fit_anchor
+from bs_cluster.router.learned import gate_inputs
 from bs_cluster.router.multilinear import served_gates
-from bs_cluster.router.routers import AnchoredRouter
 from bs_cluster.sweep.combinations import all_masks
 
 
 def choices(anchor, states) -> np.ndarray:
     """The domains (B,) to which the anchor gives more than half their weight, as a combination."""
-    logits_BD = AnchoredRouter(anchor, None).logits(list(states))
+    logits_BD = anchor.logits(anchor.similarity(anchor.directions(states)))
     return (served_gates(logits_BD, list(all_masks(3))) > 0.5) @ (1 << np.arange(3))
 
 
@@ -33,9 +33,8 @@ def test_at_most_a_few_of_a_domain_s_own_prompts_are_taken_for_foreign():
 def test_the_order_of_domains_changes_nothing_but_the_order():
     order = (2, 0, 1)
     states = np.concatenate([features(owner, 20, seed=5) for owner in (*DOMAINS, "mixed:chat_math", "foreign:1")])
-    one = AnchoredRouter(anchor_of(), None).logits(list(states))
-    other = AnchoredRouter(anchor_of([DOMAINS[d] for d in order]), None).logits(list(states))
-    np.testing.assert_allclose(other, one[:, order], atol=1e-3)
+    one, other = (gate_inputs(anchor, states) for anchor in (anchor_of(), anchor_of([DOMAINS[d] for d in order])))
+    np.testing.assert_allclose(other.anchor_BD, one.anchor_BD[:, order], atol=1e-3)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 3e6])

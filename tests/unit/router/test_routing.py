@@ -10,11 +10,12 @@ from worlds import BASE_LOSS, DOMAINS, GAIN, OWN, anchor_of, features, judge, le
 
 from bs_cluster.errors import DataError
 from bs_cluster.records import RowLoss
+from bs_cluster.router.familiar import Kinds
 from bs_cluster.router.fit import CrossFit
 from bs_cluster.router.folds import deal_folds
 from bs_cluster.router.learned import Gates, gate_inputs
 from bs_cluster.router.learned_choice import HARM
-from bs_cluster.router.multilinear import LEVELS, served_gates
+from bs_cluster.router.multilinear import LEVELS
 from bs_cluster.router.regret import RoutingReport, measured_nll, policy_nll, routing_report
 from bs_cluster.router.routers import AnchoredRouter
 from bs_cluster.sweep.combinations import all_masks
@@ -141,6 +142,7 @@ def test_the_order_of_domains_changes_no_decision():
         owner_N=np.array([order.index(d) for d in taught.anchor.owner_N.tolist()]),
         limit_D=taught.anchor.limit_D[list(order)],
         spread_D=taught.anchor.spread_D[list(order)],
+        home_D=taught.anchor.home_D[list(order)],
     )
     other = dataclasses.replace(taught, table=permuted, anchor=anchor)
     one, permuted_BD = judge(taught).fitted.routed_BD[:, order], judge(other).fitted.routed_BD
@@ -152,9 +154,10 @@ def test_the_same_seed_gives_the_same_router_and_the_same_judgement():
     one, other = taught_by(taught).served.router, taught_by(taught).served.router
     assert isinstance(one, AnchoredRouter)
     assert isinstance(other, AnchoredRouter)
-    assert one.gates is not None
-    assert other.gates is not None
-    np.testing.assert_array_equal(one.gates.weight_PD, other.gates.weight_PD)
+    assert one.learned is not None
+    assert other.learned is not None
+    np.testing.assert_array_equal(one.learned.weight_PD, other.learned.weight_PD)
+    np.testing.assert_array_equal(one.kinds.mixed_MK, other.kinds.mixed_MK)
     first, second = report_of(taught), report_of(taught)
     assert first == second
     assert RoutingReport.from_dict(first.to_dict()) == first
@@ -230,5 +233,5 @@ def test_every_row_is_judged_by_a_router_that_never_saw_it():
         for mask, mean in taught.table.losses(row).items():
             table.record(row, mask ^ 7 if row in odd else mask, RowLoss(10 * mean, 10))
     routed_BD = judge(dataclasses.replace(taught, table=table)).fitted.routed_BD
-    anchor_BD = served_gates(AnchoredRouter(taught.anchor, None).logits(taught.states), list(all_masks(3)))
+    anchor_BD = AnchoredRouter(taught.anchor, Kinds.none(taught.anchor), None).gates(taught.states, list(all_masks(3)))
     np.testing.assert_array_equal(mostly(routed_BD[odd]), mostly(anchor_BD[odd]))
