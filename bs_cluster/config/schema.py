@@ -356,7 +356,8 @@ class SweepSection(Section):
     answer_batch: Positive = Field(default=32, le=65536, description="Answers that an evaluator generates together.")
     mixed: tuple[SweepRows, ...] = Field(
         default=(),
-        description="Kinds of rows that ask for several domains at once: no domain owns them or trains on them.",
+        description="Kinds of rows that will be asked for and that no domain owns or trains on, such as what asks for "
+        "several domains at once: the meta-router learns from them, and five rows make their like no strangers.",
     )
     foreign: tuple[SweepRows, ...] = Field(
         default=(),
