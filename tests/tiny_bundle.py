@@ -55,7 +55,7 @@ def commit_bundle(inputs: Path, folder: Path, domains: Sequence[str], rounds: in
     owners = list(itertools.chain.from_iterable([place] * 12 for place in range(len(domains))))
     masks = tuple(range(1 << len(domains)))
     anchor = fit_anchor(states, owners, len(domains))
-    router = Served(AnchoredRouter(anchor, Kinds.none(anchor), None), masks, None)
+    router = Served(AnchoredRouter(anchor, Kinds.of(anchor, anchor.bank_NK[:0], ()), None), masks, None)
     reading = Reading(tuple(domains), 64, config.router.mid_weight, LIMIT, stacked.base.ref.digest)
     save_router(staging, router, reading)
     (staging / "campaign.yaml").write_text(to_yaml(config))

@@ -29,11 +29,6 @@ class Kinds:
     kind_home_J: np.ndarray
 
     @classmethod
-    def none(cls, anchor: Anchor) -> Kinds:
-        """Where nothing but domains taught."""
-        return cls.of(anchor, anchor.bank_NK[:0], ())
-
-    @classmethod
     def of(cls, anchor: Anchor, directions_BK: np.ndarray, owners: Sequence[str]) -> Kinds:
         """Those of rows that taught; a kind needs ``FOLDS`` of them to be known, as a domain does."""
         owner_B = np.array(owners, dtype=object)

@@ -1,17 +1,17 @@
 """Familiar prompts are served their gates, strangers a quarter of them."""
 
 import numpy as np
-from worlds import DOMAINS, anchor_of, features
+from worlds import DOMAINS, anchor_of, anchored, features
 
 from bs_cluster.router.familiar import Kinds, familiarity
 from bs_cluster.router.learned import Gates, gate_inputs
-from bs_cluster.router.routers import STRANGERS_PART, AnchoredRouter
+from bs_cluster.router.routers import STRANGERS_PART
 from bs_cluster.sweep.combinations import all_masks
 
 
 def familiar(anchor, states, kinds: Kinds | None = None) -> np.ndarray:
     prompts = gate_inputs(anchor, states)
-    return familiarity(anchor, kinds or Kinds.none(anchor), prompts.directions_BK, prompts.similarity_BD)
+    return familiarity(anchor, kinds or anchored(anchor).kinds, prompts.directions_BK, prompts.similarity_BD)
 
 
 def kinds_of(anchor, rows: int, *owners: str) -> Kinds:
@@ -70,7 +70,7 @@ def test_strangers_are_served_a_quarter_of_their_gates():
     sure = Gates(np.zeros((gate_inputs(anchor, states).inputs_BP.shape[1], 3)), everywhere=True)
     sure.weight_PD[-1] = (9.0, -9.0, -9.0)  # the constant input: all prompts are chat's
     familiar_B = familiar(anchor, states)
-    gates_BD = AnchoredRouter(anchor, Kinds.none(anchor), sure).gates(list(states), list(all_masks(3)))
+    gates_BD = anchored(anchor, sure).gates(list(states), list(all_masks(3)))
     assert (gates_BD[familiar_B == 1, 0] == 1).all()
     assert (gates_BD[familiar_B == 0, 0] == STRANGERS_PART).all()
     assert (gates_BD[:, 1:] == 0).all()

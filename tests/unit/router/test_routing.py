@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from worlds import BASE_LOSS, DOMAINS, GAIN, OWN, anchor_of, features, judge, lessons, taught_by
+from worlds import BASE_LOSS, DOMAINS, GAIN, OWN, anchor_of, anchored, features, judge, lessons, taught_by
 
 from bs_cluster.errors import DataError
 from bs_cluster.records import RowLoss
-from bs_cluster.router.familiar import Kinds
 from bs_cluster.router.fit import CrossFit
 from bs_cluster.router.folds import deal_folds
 from bs_cluster.router.learned import Gates, gate_inputs
@@ -233,5 +232,5 @@ def test_every_row_is_judged_by_a_router_that_never_saw_it():
         for mask, mean in taught.table.losses(row).items():
             table.record(row, mask ^ 7 if row in odd else mask, RowLoss(10 * mean, 10))
     routed_BD = judge(dataclasses.replace(taught, table=table)).fitted.routed_BD
-    anchor_BD = AnchoredRouter(taught.anchor, Kinds.none(taught.anchor), None).gates(taught.states, list(all_masks(3)))
+    anchor_BD = anchored(taught.anchor).gates(taught.states, list(all_masks(3)))
     np.testing.assert_array_equal(mostly(routed_BD[odd]), mostly(anchor_BD[odd]))

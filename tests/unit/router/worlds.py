@@ -13,10 +13,13 @@ import numpy as np
 from bs_cluster.config.schema import RouterSection
 from bs_cluster.records import RowLoss
 from bs_cluster.router.anchor import Anchor, fit_anchor
+from bs_cluster.router.familiar import Kinds
 from bs_cluster.router.fit import Lessons, Taught, teach
 from bs_cluster.router.folds import deal_folds
 from bs_cluster.router.gated import Score
+from bs_cluster.router.learned import Gates
 from bs_cluster.router.regret import Judged
+from bs_cluster.router.routers import AnchoredRouter
 from bs_cluster.sweep.combinations import all_masks, mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable
 
@@ -43,6 +46,11 @@ def features(owner: str, count: int, seed: int) -> np.ndarray:
 def anchor_of(domains: Sequence[str] = DOMAINS, prompts: int = 60) -> Anchor:
     states = np.concatenate([features(name, prompts, seed=1) for name in domains])
     return fit_anchor(states, np.repeat(np.arange(len(domains)), prompts), len(domains))
+
+
+def anchored(anchor: Anchor, learned: Gates | None = None) -> AnchoredRouter:
+    """A router that knows no kinds of rows."""
+    return AnchoredRouter(anchor, Kinds.of(anchor, anchor.bank_NK[:0], ()), learned)
 
 
 def losses(need: int, rows: int, seed: int) -> np.ndarray:
