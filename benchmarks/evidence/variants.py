@@ -1,7 +1,8 @@
 """Stage ``variants``: what a setting is worth, from a campaign that was run with another value of it.
 
 A variant is compared with the campaign as shipped of the same seed, row by row: the rows that both of them were judged
-on, which none of them was trained on. Nothing is measured here; both campaigns recorded it.
+on, which none of them was trained on. Nothing is measured here; both campaigns recorded it. Give both of them at once:
+what is shipped may change later, and a setting is compared with what was shipped beside it.
 """
 
 from __future__ import annotations
@@ -122,18 +123,26 @@ def less_shipped(pairs: Sequence[tuple[Variant, Instead]], kind: str, mode: str)
     )
 
 
+def _as_of(then: Variant, shipped: Instead) -> Instead:
+    """The campaign as shipped, with the losses that it recorded when the variants did."""
+    assert then.row_ids == shipped.row_ids, f"{then.campaign} was judged on other rows"
+    return replace(shipped, ours=then.ours)
+
+
 def section(variants: Sequence[Variant], shipped: Sequence[Instead]) -> list[str]:
     """The page's part; nothing where no variant has its counterpart."""
+    then = {(one.data, one.seed): one for one in variants if not one.settings}
     counterparts = {(found.data, found.seed): found for found in shipped}
+    counterparts = {key: _as_of(one, counterparts[key]) for key, one in then.items() if key in counterparts}
     pairs: dict[tuple[str, ...], list[tuple[Variant, Instead]]] = {}
     for variant in sorted(variants, key=lambda one: (one.settings, one.seed)):
-        if (counterpart := counterparts.get((variant.data, variant.seed))) is not None:
+        if variant.settings and (counterpart := counterparts.get((variant.data, variant.seed))) is not None:
             pairs.setdefault(variant.settings, []).append((variant, counterpart))
     if not pairs:
         return []
     lines = [
         [
-            ", ".join(f"`{setting}`" for setting in settings) or "as shipped, run again",
+            ", ".join(f"`{setting}`" for setting in settings),
             ", ".join(str(variant.seed) for variant, _ in own),
             ", ".join(f"{variant.kept} of {variant.rounds}" for variant, _ in own),
             *(paired(less_shipped(own, kind, mode)) for kind, mode, _ in COMPARED),
@@ -148,6 +157,7 @@ def section(variants: Sequence[Variant], shipped: Sequence[Instead]) -> list[str
         f"Whole campaigns of `{first.base}` with other settings, less the one as shipped of the same seed, in nats per "
         "completion token on the rows that both were judged on: **below 0, the other setting is better**. 95 % "
         "intervals over rows. That one round of 32 steps is shipped was decided after a look at these rows of seed 42; "
-        "other seeds had no part in it.",
+        "other seeds had no part in it. Of the null space and the context no choice was made here. Both sides have the "
+        "meta-router of their day, before strangers were served a quarter of their gates.",
         table(header, lines),
     ]

@@ -177,9 +177,20 @@ def test_a_variant_is_less_what_is_shipped_on_the_rows_that_both_were_judged_on(
 
 
 def test_the_page_has_a_line_a_setting_and_leaves_out_a_seed_that_was_not_run_as_shipped():
-    lines = "\n".join(section([variant(), variant(seed=2)], [instead()]))
+    shipped = instead()
+    then = dataclasses.replace(
+        variant(), settings=(), row_ids=shipped.row_ids, owners=shipped.owners, tokens=shipped.tokens
+    )
+    lines = "\n".join(section([then, variant(), variant(seed=2)], [shipped]))
     assert "| `training.steps=32` | 1 | 2 of 3 | +0.000 [+0.000, +0.000] |" in lines
-    assert section([variant(seed=2)], [instead()]) == []
+    assert section([then, variant(seed=2)], [shipped]) == []
+    assert section([variant()], [shipped]) == []
+
+
+def test_a_setting_is_compared_with_what_was_shipped_beside_it():
+    shipped = instead(routed=(1.0,) * 6)
+    then = dataclasses.replace(variant(routed=(25.0,) * 6), settings=(), row_ids=shipped.row_ids, owners=shipped.owners)
+    assert "−1.000 [−1.000, −1.000]" in "\n".join(section([then, variant()], [shipped]))
 
 
 def test_settings_that_differ_are_told_as_one_would_write_them():
