@@ -98,8 +98,8 @@ class Finished:
         are passed over."""
         name = Path(path).stem
         source = JsonlSource(kind="jsonl", path=path)
-        rows = sorted(read_rows(source, f"unmet:{name}", self.config, Counter()), key=prompt_rank)
-        rows = rows[passed_over : passed_over + UNMET_ROWS]
+        read = {row.id: row for row in read_rows(source, f"unmet:{name}", self.config, Counter())}
+        rows = sorted(read.values(), key=prompt_rank)[passed_over : passed_over + UNMET_ROWS]
         tokenizer, data, longest = self.stacked.base.tokenizer, self.config.data, self.config.router.max_prompt_length
         prompts = [encode_router_prompt(row.asked, tokenizer, data, longest) for row in rows]
         encoded = encode_rows(rows, tokenizer, data)
