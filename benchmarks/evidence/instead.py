@@ -12,7 +12,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ RATES = (2e-4, 5e-4, 1e-3, 2e-3)
 RATE_DOMAINS = 2  # those with the shortest rows: each of the others costs as much as both
 WEIGHTS, DENSITIES = (0.2, 0.5, 1.0), (0.2,)
 CHOSEN_MERGES = {"ties": "ties", "dare": "dare_ties"}
+UNROUTED = ("base", "isolated", "ungated")  # what a campaign recorded of its stacks, however they are routed
 Say = Callable[[str], None]
 
 
@@ -104,9 +105,13 @@ def measure(
     """Everything that the campaign's file does not hold yet, or what of it is named in ``only``; nothing is begun once
     the clock (``time.monotonic``) is at ``until``."""
     rivals = _rivals(campaign, work, choices.rate)
-    if not file.exists() or not _is_of(Instead.load(file), campaign):
+    ours = {mode: tuple(nll) for mode, nll in campaign.losses.nll.items()}
+    if not file.exists() or not _is_of(Instead.load(file), campaign, ours):
         say("labels are told by the classifier")
         _begin(campaign, rivals, choices).save(file)
+    elif (found := Instead.load(file)).ours != ours:
+        say("its stacks are routed anew")
+        replace(found, ours=ours).save(file)
     for name, attempt in _attempts(campaign, rivals, choices).items():
         found = Instead.load(file)
         wanted = name in only if only else True
@@ -148,10 +153,10 @@ def _begin(campaign: Campaign, rivals: Rivals, choices: Choices) -> Instead:
     )
 
 
-def _is_of(found: Instead, campaign: Campaign) -> bool:
-    """Whether it is of this very campaign, and not of one of the same name that was run anew."""
-    losses = campaign.losses
-    return found.row_ids == losses.row_ids and found.ours == {mode: tuple(nll) for mode, nll in losses.nll.items()}
+def _is_of(found: Instead, campaign: Campaign, ours: Mapping[str, tuple[float | None, ...]]) -> bool:
+    """Whether it is of this very campaign's stacks, and not of one of the same name that was run anew: no rival hangs
+    on how stacks are routed."""
+    return found.row_ids == campaign.losses.row_ids and all(found.ours[mode] == ours[mode] for mode in UNROUTED)
 
 
 def _attempts(campaign: Campaign, rivals: Rivals, choices: Choices) -> dict[str, Callable[[], Tried]]:
