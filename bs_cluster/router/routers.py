@@ -20,9 +20,9 @@ from bs_cluster.router.multilinear import served_gates
 from bs_cluster.router.net import MetaRouter
 from bs_cluster.router.network_fit import route
 
-# What strangers are served of their gates. Losses bend: where whole gates harm, a quarter of them gains or costs
-# little, and where whole gates gain, a quarter has most of it (docs/ROUTING.md).
-STRANGERS_PART = 0.25
+# What strangers are served of their gates, and what at least who is not quite at home. Losses bend: where whole gates
+# harm, a quarter of them gains or costs little, and where whole gates gain, a half has nearly all (docs/ROUTING.md).
+STRANGERS_PART, PASSERS_PART = 0.25, 0.5
 
 
 class Router(Protocol):
@@ -48,7 +48,8 @@ class AnchoredRouter:
         """The same, from what the anchor makes of them."""
         logits_BD = prompts.anchor_BD if self.learned is None else self.learned.logits(prompts)
         familiar_B = familiarity(self.anchor, self.kinds, prompts.directions_BK, prompts.similarity_BD)
-        return served_gates(logits_BD, masks, STRANGERS_PART + (1 - STRANGERS_PART) * familiar_B)
+        part_B = np.where(familiar_B > 0, PASSERS_PART + (1 - PASSERS_PART) * familiar_B, STRANGERS_PART)
+        return served_gates(logits_BD, masks, part_B)
 
 
 @dataclass(frozen=True)

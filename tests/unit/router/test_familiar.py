@@ -5,7 +5,7 @@ from worlds import DOMAINS, anchor_of, anchored, features
 
 from bs_cluster.router.familiar import Kinds, familiarity
 from bs_cluster.router.learned import Gates, gate_inputs
-from bs_cluster.router.routers import STRANGERS_PART
+from bs_cluster.router.routers import PASSERS_PART, STRANGERS_PART
 from bs_cluster.sweep.combinations import all_masks
 
 
@@ -64,14 +64,17 @@ def test_it_is_the_same_a_part_at_a_time(monkeypatch):
     np.testing.assert_allclose(familiar(anchor, states, kinds), whole, atol=1e-5)
 
 
-def test_strangers_are_served_a_quarter_of_their_gates():
+def test_strangers_are_served_a_quarter_of_their_gates_and_who_is_between_a_half_or_more():
     anchor = anchor_of()
-    states = np.concatenate([features(owner, 40, seed=5) for owner in (*DOMAINS, "foreign:1", "foreign:2")])
+    states = np.concatenate([features(owner, 60, seed=5) for owner in (*DOMAINS, "foreign:1", "foreign:2")])
     sure = Gates(np.zeros((gate_inputs(anchor, states).inputs_BP.shape[1], 3)), everywhere=True)
     sure.weight_PD[-1] = (9.0, -9.0, -9.0)  # the constant input: all prompts are chat's
     familiar_B = familiar(anchor, states)
     gates_BD = anchored(anchor, sure).gates(list(states), list(all_masks(3)))
     assert (gates_BD[familiar_B == 1, 0] == 1).all()
     assert (gates_BD[familiar_B == 0, 0] == STRANGERS_PART).all()
+    between_B = (familiar_B > 0) & (familiar_B < 1)
+    assert (gates_BD[between_B, 0] >= PASSERS_PART).all()
+    assert between_B.sum() > 3
     assert (gates_BD[:, 1:] == 0).all()
-    assert 80 <= (familiar_B == 0).sum() < 100
+    assert 120 <= (familiar_B == 0).sum() < 140
