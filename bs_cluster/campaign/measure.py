@@ -124,10 +124,10 @@ def sweep_and_route(
         return encode_prompts(evaluators, some, config.sweep, pooled)
 
     say(f"{'meta-router':<14} {len(sweep_rows)} rows, each judged by a router that never saw it")
+    tried = progress("meta-router", "losses under gates that may be served")
     states = dict(zip(taught.tolist(), encode([prompts[row] for row in taught]), strict=True))
     anchor = teach_anchor(config, domains, rows, encode)
     lessons = Lessons(table, list(states.values()), anchor, config.router, config.seed)
-    tried = progress("meta-router", "losses under gates that may be served")
 
     def try_gates(row_N: np.ndarray, gates_ND: np.ndarray) -> np.ndarray:
         return score_gates(evaluators, sweep_rows, taught[row_N], gates_ND, config.sweep, tried)

@@ -169,6 +169,7 @@ def _on_event(console: Console, recorder: Recorder, telemetry: Telemetry) -> Cal
 def _progress(console: Console, telemetry: Telemetry, part: str, what: str) -> Callable[[int, int], None]:
     """Tells, now and then, how many of ``what`` are done of all."""
     last = -1.0
+    console.begin(f"{part:<14} {what}")
 
     def progress(done: int, total: int) -> None:
         nonlocal last

@@ -129,15 +129,15 @@ def similarity(
     """Mean cosine (B, groups) with the nearest prompts of each group of a bank. ``banked_B`` says of prompts that are
     themselves in the bank which they are, so that none counts as its own neighbour."""
     size = max(1, COSINES // max(len(bank_NK), 1))
-    found = [np.empty((0, groups), dtype=np.float32)]
+    found = np.empty((len(directions_BK), groups), dtype=np.result_type(directions_BK, bank_NK))
     for at in range(0, len(directions_BK), size):
         cosine_BN = directions_BK[at : at + size] @ bank_NK.T
         if banked_B is not None:
             own_B = banked_B[at : at + size]
             cosine_BN[np.arange(len(own_B)), own_B] = -1.0
-        nearest = [_nearest(cosine_BN[:, group_N == group]) for group in range(groups)]
-        found.append(np.stack(nearest, axis=1) if groups else np.empty((len(cosine_BN), 0), dtype=np.float32))
-    return np.concatenate(found)
+        for group in range(groups):
+            found[at : at + size, group] = _nearest(cosine_BN[:, group_N == group])
+    return found
 
 
 def _nearest(cosine_BN: np.ndarray) -> np.ndarray:

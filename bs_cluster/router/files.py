@@ -148,6 +148,10 @@ def _anchored(card: RouterCard, tensors: dict[str, Tensor]) -> AnchoredRouter:
             raise ValueError(f"{name} is {array.shape}, wanted finite numbers of shape {shapes[name]}")
     if set(arrays["owner_N"].tolist()) != set(range(count)):
         raise ValueError(f"owner_N names {sorted(set(arrays['owner_N'].tolist()))}, wanted each of {count} domains")
+    if set(arrays["kind_M"].tolist()) != set(range(len(arrays["kind_limit_J"]))):
+        raise ValueError(
+            f"kind_M names {sorted(set(arrays['kind_M'].tolist()))}, which are not the kinds that have limits"
+        )
     anchor = Anchor(**{name: arrays[name] for name in ANCHOR_ARRAYS})
     weight_PD = arrays.get("weight_PD")
     learned = None if weight_PD is None else Gates(weight_PD, card.everywhere)

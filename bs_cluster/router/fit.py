@@ -129,8 +129,8 @@ def teach(lessons: Lessons, fold_B: np.ndarray, folds: Sequence[int], score: Sco
     others = {fold: every[fold_B != fold] for fold in folds}
     singles = {fold: _best_singles(lessons.table, rows) for fold, rows in others.items()}
     prompts = gate_inputs(lessons.anchor, _pooled(lessons.states))
-    anchors = {fold: _anchor_alone(lessons, prompts, rows) for fold, rows in others.items()}
     if lessons.settings.kind == "network":
+        anchors = {fold: _anchor_alone(lessons, prompts, rows) for fold, rows in others.items()}
         judging = {fold: _network(lessons, rows) for fold, rows in others.items()}
         return Taught(Judges(anchors, judging, singles), _network(lessons, every))
     school = _School(lessons, prompts, replay_of(lessons.anchor))
@@ -139,6 +139,7 @@ def teach(lessons: Lessons, fold_B: np.ndarray, folds: Sequence[int], score: Sco
     judging = {}
     for fold, rows in others.items():
         judging[fold] = learned[fold].served(choose_gates(trial.select(rows)))
+    anchors = {fold: known.anchor for fold, known in learned.items()}
     choice = choose_gates(trial)
     shrinkages = (choice.learned.shrinkage,) if choice.learned else ()
     return Taught(Judges(anchors, judging, singles), school.learn(every, shrinkages).served(choice))

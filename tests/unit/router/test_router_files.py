@@ -69,6 +69,7 @@ def test_absent_files_are_told(tmp_path):
         lambda arrays: arrays.update(centre_F=arrays["centre_F"][:-1]),
         lambda arrays: arrays.update(whiten_FK=np.full_like(arrays["whiten_FK"], np.nan)),
         lambda arrays: arrays.update(owner_N=np.zeros_like(arrays["owner_N"])),
+        lambda arrays: arrays.update(kind_limit_J=np.zeros(1), kind_home_J=np.zeros(1)),
         lambda arrays: arrays.update(more=np.zeros(3)),
     ],
 )
