@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -36,6 +37,9 @@ STORE = Path(os.environ.get("BS_STORE", ROOT / "stacks_store"))
 STATE = STORE / ".local-cluster.json"
 TOKEN = STORE / ".local-cluster-token"
 LOG = STORE / ".local-cluster.log"
+# A folder of its own: a job asks Ray's for the cluster that it is of, and in one for all that is whichever started last.
+# Short, since a path to one of Ray's sockets has 107 characters at most; of this user, who may be one of several.
+TEMP = f"/tmp/ray-{os.getuid()}-{hashlib.sha256(str(STORE.absolute()).encode()).hexdigest()[:8]}"
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 90
 STOP_TIMEOUT_S = 60
@@ -118,7 +122,7 @@ def start_head(port: int, dashboard: int) -> dict[str, Any] | None:
         *("--node-ip-address=127.0.0.1", f"--port={port}", "--dashboard-host=127.0.0.1"),
         *(f"--dashboard-port={dashboard}", f"--num-cpus={max(2, os.cpu_count() or 2)}"),
         # An agent whose port is taken serves on without one, and its node can take no job: it chooses itself.
-        *("--dashboard-agent-listen-port=0", f"--object-store-memory={1 << 30}"),
+        *("--dashboard-agent-listen-port=0", f"--object-store-memory={1 << 30}", f"--temp-dir={TEMP}"),
     ]
     with LOG.open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd="/")

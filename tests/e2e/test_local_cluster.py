@@ -116,7 +116,19 @@ def test_nobody_without_the_token_is_answered(cluster, store, local):
     assert shell(local, "ray job list").returncode == 0
 
 
-def test_the_documented_command_works_as_it_is_typed(cluster, local):
+STARTS = "import runpy, sys; runpy.run_path(sys.argv[1])['start_cluster']()"
+
+
+@pytest.fixture
+def newer(cluster, tmp_path):
+    """The cluster of another checkout, started after this one."""
+    environment = {**os.environ, "BS_STORE": str(tmp_path / "store")}
+    subprocess.run([sys.executable, "-c", STARTS, LOCAL[1]], env=environment, timeout=200, check=True)
+    yield
+    subprocess.run([*LOCAL, "stop"], env=environment, timeout=200, check=True)
+
+
+def test_the_documented_command_works_as_it_is_typed_beside_another_cluster(newer, local):
     done = shell(local, f"ray job submit --working-dir jobs -- {CONNECTS}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\n42\n" in done.stdout
