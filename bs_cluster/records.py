@@ -462,9 +462,10 @@ class Promotion(Record):
     reason: str
 
 
-# What became of a domain whose stacks were retired: it is gone; it trains anew; what is left of it closes again.
-REMOVED, REPLACED, ROLLED_BACK = "removed", "replaced", "rolled back"
-FATES = (REMOVED, REPLACED, ROLLED_BACK)
+# What became of a domain whose stacks were retired: it is gone; it trains anew; what is left of it closes again; one
+# stack in the place of its rounds does.
+REMOVED, REPLACED, ROLLED_BACK, MERGED = "removed", "replaced", "rolled back", "merged"
+FATES = (REMOVED, REPLACED, ROLLED_BACK, MERGED)
 
 
 @dataclass(frozen=True)
@@ -474,7 +475,8 @@ class Retirement(Record):
     ``domain`` is the one that was asked for, ``fates`` what becomes of it and of each domain that is retrained with it.
     ``kept`` names the dependants that stay as they are, each with the retired stacks that fired while it trained; none
     where it only kept out of their directions. ``withdrawn``: no bundle that holds one of ``stacks`` is served from
-    then on; else one is until a bundle without them follows. ``when`` is a UTC time, ISO 8601.
+    then on; else one is until a bundle without them follows. ``into`` is the stack that takes the rounds' place in a
+    domain that is merged, None of every other. ``when`` is a UTC time, ISO 8601.
     """
 
     schema_version: int
@@ -484,6 +486,7 @@ class Retirement(Record):
     stacks: tuple[StackRef, ...]
     kept: dict[str, tuple[str, ...]]
     withdrawn: bool
+    into: StackRef | None
     reason: str
     when: str
 

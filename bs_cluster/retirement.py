@@ -1,8 +1,9 @@
 """What of a campaign's history is in force, and what a domain's retirement would change. Pure functions.
 
 Nothing is ever taken out of the history. A retirement is one more fact in it, and what is live is what was committed
-less what was retired since: a domain that was removed is gone, one that is replaced trains anew, and of one that was
-rolled back the rounds that are left close again.
+less what was retired since: a domain that was removed is gone, one that is replaced trains anew, of one that was
+rolled back the rounds that are left close again, and of one that was merged the stack that holds them all. That stack
+is committed first, beside the closed domain's rounds, and waits: the retirement of the rounds is what brings it in.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from bs_cluster.errors import IntegrityError, UsageError
 from bs_cluster.records import (
     FATES,
+    MERGED,
     REMOVED,
     REPLACED,
     ROLLED_BACK,
@@ -32,8 +34,9 @@ Committed = Sequence[tuple[StackRef, StackManifest]]
 class Live:
     """``stacks`` in the order of their commits, ``closings`` by domain in the order in which they closed.
 
-    ``reopened`` holds the last closing of each domain that was rolled back and has not closed again: what is left of it
-    closes on the very rows of that record, without another round. ``gone`` is by domain the retirement that removed it,
+    ``reopened`` holds the last closing of each domain that was rolled back or merged and has not closed again: what it
+    has closes on the very rows of that record, without another round. ``waiting`` are stacks that were to take the
+    place of a closed domain's rounds and have not. ``gone`` is by domain the retirement that removed it,
     ``retired`` by stack the one that took it; ``withdrawn`` are those that are not to be served meanwhile.
     """
 
@@ -43,6 +46,7 @@ class Live:
     gone: Mapping[str, Retirement] = field(default_factory=dict)
     retired: Mapping[StackRef, Retirement] = field(default_factory=dict)
     withdrawn: frozenset[StackRef] = frozenset()
+    waiting: tuple[StackRef, ...] = ()
     erased: Mapping[str, Erasure] = field(default_factory=dict)
 
     def retired_of(self, stacks: Iterable[StackRef]) -> list[StackRef]:
@@ -59,10 +63,11 @@ def live(facts: Iterable[Fact]) -> Live:
     gone: dict[str, Retirement] = {}
     retired: dict[StackRef, Retirement] = {}
     withdrawn: set[StackRef] = set()
+    waiting: dict[StackRef, None] = {}
     erased: dict[str, Erasure] = {}
     for fact in facts:
         if isinstance(fact, StackRef):
-            stacks[fact] = None
+            (waiting if fact.stack.domain in closings else stacks)[fact] = None
         elif isinstance(fact, DomainRecord):
             if fact.domain in closings:
                 raise IntegrityError(f"{fact.domain} closes twice, and nothing was retired between; repair the store")
@@ -74,9 +79,13 @@ def live(facts: Iterable[Fact]) -> Live:
             closings[fact.domain] = fact
             reopened.pop(fact.domain, None)
         elif isinstance(fact, Retirement):
-            _check(fact, stacks)
-            for ref in fact.stacks:
-                del stacks[ref]
+            _check(fact, stacks, waiting)
+            if fact.into is not None:
+                del waiting[fact.into]
+                stacks[fact.into] = None
+            over = [ref for ref in waiting if ref.stack.domain in fact.fates]  # of a merging that was not finished
+            for ref in (*fact.stacks, *over):
+                (waiting if ref in waiting else stacks).pop(ref)
                 retired[ref] = fact
             withdrawn.update(fact.stacks if fact.withdrawn else ())
             for domain, fate in fact.fates.items():
@@ -84,17 +93,17 @@ def live(facts: Iterable[Fact]) -> Live:
                 gone.pop(domain, None)
                 if fate == REMOVED:
                     gone[domain] = fact
-                elif fate == ROLLED_BACK and closed is not None:
+                elif fate in (ROLLED_BACK, MERGED) and closed is not None:
                     reopened[domain] = closed
         else:
             if lives := [ref.stack.name for ref in fact.stacks if ref not in retired]:
                 raise IntegrityError(f"erasure {fact.number} names {lives[0]}, which is not retired; repair the store")
             withdrawn.update(fact.stacks)
             erased |= dict.fromkeys(fact.digests, fact)
-    return Live(tuple(stacks), closings, reopened, gone, retired, frozenset(withdrawn), erased)
+    return Live(tuple(stacks), closings, reopened, gone, retired, frozenset(withdrawn), tuple(waiting), erased)
 
 
-def _check(fact: Retirement, stacks: Mapping[StackRef, None]) -> None:
+def _check(fact: Retirement, stacks: Mapping[StackRef, None], waiting: Mapping[StackRef, None]) -> None:
     if strange := [ref.stack.name for ref in fact.stacks if ref not in stacks]:
         raise IntegrityError(f"retirement {fact.number} takes {strange[0]}, which was not there; repair the store")
     if wrong := [fate for fate in fact.fates.values() if fate not in FATES]:
@@ -103,6 +112,10 @@ def _check(fact: Retirement, stacks: Mapping[StackRef, None]) -> None:
     for domain, fate in fact.fates.items():
         if (fate == ROLLED_BACK) != (domain in left):
             raise IntegrityError(f"retirement {fact.number} leaves {domain} other rounds than a domain {fate}")
+    merged = {domain for domain, fate in fact.fates.items() if fate == MERGED}
+    brought = set() if fact.into is None else {fact.into.stack.domain}
+    if merged != brought or (fact.into is not None and fact.into not in waiting):
+        raise IntegrityError(f"retirement {fact.number} brings in another stack than one of its domain that waits")
 
 
 def committed_rounds(record: DomainRecord) -> set[StackRef]:
@@ -133,11 +146,13 @@ def missing_parents(manifest: StackManifest, stacks: Iterable[StackRef]) -> tupl
 @dataclass(frozen=True)
 class Request:
     """What a person asks for. ``fate`` is what becomes of ``domain``; ``to`` is the round that stays the last of one
-    that is rolled back, None for the one before its last. ``retrain`` names the dependants that train anew."""
+    that is rolled back, None for the one before its last; ``into`` is the stack that takes the place of one that is
+    merged. ``retrain`` names the dependants that train anew."""
 
     domain: str
     fate: str
     to: int | None = None
+    into: StackRef | None = None
     retrain: tuple[str, ...] = ()
     withdrawn: bool = False
     reason: str = ""
@@ -147,11 +162,14 @@ class Request:
 def plan(request: Request, number: int, now: Live, committed: Committed) -> Retirement | None:
     """The retirement that answers the request, or None where it is answered already. ``committed`` are the live stacks.
 
-    Raises UsageError for a domain that is not there, a round that it does not have, and a dependant that is none.
+    Raises UsageError for a domain that is not there, a round that it does not have, a stack that does not wait to take
+    the rounds' place, and a dependant that is none.
     """
     own = [ref for ref, _ in committed if ref.stack.domain == request.domain]
     if not own and request.domain not in now.closings:
         return _answered(request, now)
+    if request.fate == MERGED and request.into not in now.waiting:
+        raise UsageError(f"no stack waits to take the place of {request.domain}'s rounds; domains compress makes one")
     if request.fate == ROLLED_BACK:
         taken = _after(request, now, own)
         if not taken:
@@ -177,6 +195,7 @@ def plan(request: Request, number: int, now: Live, committed: Committed) -> Reti
         stacks=tuple(taken),
         kept=kept,
         withdrawn=request.withdrawn,
+        into=request.into,
         reason=request.reason,
         when=request.when,
     )
@@ -218,9 +237,10 @@ def _after(request: Request, now: Live, own: Sequence[StackRef]) -> list[StackRe
 def retirement_words(fact: Retirement) -> str:
     """``bb removed (bb_r1, bb_r2): licence``, and who trains anew with it."""
     names = ", ".join(ref.stack.name for ref in fact.stacks) or "no round"
+    into = "" if fact.into is None else f" into {fact.into.stack.name}"
     with_it = [domain for domain in fact.fates if domain != fact.domain]
     anew = f"; {', '.join(with_it)} retrained" if with_it else ""
-    return f"{fact.domain} {fact.fates[fact.domain]} ({names}): {fact.reason}{anew}"
+    return f"{fact.domain} {fact.fates[fact.domain]} ({names}){into}: {fact.reason}{anew}"
 
 
 def told_today(records: Sequence[DomainRecord]) -> tuple[DomainRecord, ...]:

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         request = dataclasses.replace(request, retrain=tuple(dependants(committed, retirement.stacks)))
         retirement = plan(request, number, now, committed)
     purge = store.erasable(request.domain, retirement) if getattr(arguments, "purge", False) else {}
-    value, lines = _told(config, store, request, retirement, purge)
+    value, lines = told(config, store, request, retirement, purge)
     if not arguments.dry_run:
         if retirement is not None:
             store.take_epoch()  # a run that is under way commits nothing any more
@@ -105,13 +105,13 @@ def _edited(arguments: argparse.Namespace, config: CampaignConfig) -> str | None
     return edited
 
 
-def _told(
+def told(
     config: CampaignConfig, store: Store, request: Request, retirement: Retirement | None, purge: dict[str, int]
 ) -> tuple[dict[str, Any], list[str]]:
     """The plan, JSON-ready and in words."""
     from bs_cluster.config import curriculum  # noqa: PLC0415
     from bs_cluster.promotion import standing  # noqa: PLC0415
-    from bs_cluster.records import REMOVED, ROLLED_BACK  # noqa: PLC0415
+    from bs_cluster.records import MERGED, REMOVED, ROLLED_BACK  # noqa: PLC0415
 
     then = store.live(then=retirement)
     stay = list(then.closings)
@@ -140,7 +140,7 @@ def _told(
         ]
         if not retirement.kept and len(retirement.fates) == 1:
             lines.append("  no domain depends on it")
-        if retirement.fates[request.domain] == ROLLED_BACK:
+        if retirement.fates[request.domain] in (ROLLED_BACK, MERGED):
             left = [ref.stack.name for ref in then.stacks if ref.stack.domain == request.domain]
             lines.append(f"  {request.domain} closes again on {', '.join(left)} and the rows that it has")
         if retirement.fates[request.domain] == REMOVED:

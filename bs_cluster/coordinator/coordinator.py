@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from bs_cluster.config.identity import campaign_identity, curriculum, identity_differences, stacks_of_entries
@@ -77,13 +77,7 @@ class Coordinator:
         return Work(step, self._combined_basis() if confined else None)
 
     def _next(self) -> Step:
-        now, closings = self.store.live(), self.store.closings()
-        tried = [ref.stack for ref, _ in self.store.every_stack()]
-        tried += [outcome.stack for record in closings for outcome in record.rounds]
-        tried += self.outcomes  # one that was rejected just now
-        last_round: dict[str, int] = {}
-        for stack in tried:
-            last_round[stack.domain] = max(stack.round, last_round.get(stack.domain, 0))
+        now = self.store.live()
         return next_step(
             Progress(
                 curriculum=self.order,
@@ -95,7 +89,7 @@ class Coordinator:
                 entries={ref.stack: manifest.entry for ref, manifest in self.store.stacks()},
                 reopened=frozenset(now.reopened),
                 places=self._places(),
-                last_round=last_round,
+                last_round=last_rounds(self.store, self.outcomes),  # one may have been rejected just now
             )
         )
 
@@ -171,6 +165,16 @@ class Coordinator:
         """Events after ``seen``; all that are kept, where ``seen`` is of a coordinator before this one."""
         known = seen.number if seen.epoch == self.place.epoch else 0
         return [told for told in self.events if told.place.number > known]
+
+
+def last_rounds(store: Store, besides: Iterable[StackId] = ()) -> dict[str, int]:
+    """By domain the highest number that a round of it ever had, retired and rejected ones and ``besides`` included."""
+    tried = [ref.stack for ref, _ in store.every_stack()]
+    tried += [outcome.stack for record in store.closings() for outcome in record.rounds]
+    found: dict[str, int] = {}
+    for stack in (*tried, *besides):
+        found[stack.domain] = max(stack.round, found.get(stack.domain, 0))
+    return found
 
 
 def check_domains(now: Live, domains: Collection[str]) -> None:

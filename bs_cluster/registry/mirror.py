@@ -78,8 +78,8 @@ class SyncReport:
 
 @dataclass(frozen=True)
 class Held:
-    """What a sync reads of the store, once: ``stacks`` and ``bundles`` whether in force or not, less what was
-    erased."""
+    """What a sync reads of the store, once: ``stacks`` and ``bundles`` whether in force or not, less what was erased or
+    never came in."""
 
     store: Store
     stacks: Committed
@@ -94,12 +94,14 @@ class Held:
         store = store.as_it_stands()
         erased = store.erased()
         bundles = [bundle for bundle in store.bundles() if not _is_erased(erased, bundle[2])]
+        live = store.live()
+        ever = (pair for pair in store.every_stack() if pair[0] not in live.waiting)
         return cls(
             store=store,
-            stacks=[pair for pair in store.every_stack() if not _is_erased(erased, pair[1])],
+            stacks=[pair for pair in ever if not _is_erased(erased, pair[1])],
             bundles=bundles,
             domains=store.domains(),
-            live=store.live(),
+            live=live,
             newest={ref.stack.domain: ref.manifest for ref, _ in store.stacks()},
             certificates={digest: _certificate(store, manifest) for _, digest, manifest in bundles},
         )

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from bs_cluster.stacks.fused import largest, softmax_of
-from bs_cluster.stacks.moments import Observer
+from bs_cluster.stacks.moments import Observer, activations_of
 
 SWEEPS = 20  # times that every expert is fitted
 RIDGE = 1e-6  # of the mean second moment: directions that no token reached decide nothing
@@ -40,8 +40,8 @@ class Merged:
 
 
 class MergeMoments(Observer):
-    """``gram_PXX``: second moments of φ and behind it z (X = F + M) at every site, of the stacks ``names``, which alone
-    fire. ``reads(site)`` gives what a site's stacks read with."""
+    """``gram_PXX``: second moments of φ and behind it z (X = F + M) at every site, of the stacks ``names``; others may
+    fire beside them and only shape x. ``reads(site)`` gives what a site's stacks read with."""
 
     def __init__(
         self,
@@ -60,7 +60,6 @@ class MergeMoments(Observer):
 
     @torch.no_grad()
     def add(self, site: int, x_TI: torch.Tensor, z_TM: torch.Tensor, active: Sequence[str]) -> None:
-        assert tuple(active) == self.names, f"{active} fire, {self.names} are measured"
         a_MI, router_EI = self.reads(site)
         # As the layer computes: products of the compute dtype, gates in fp32.
         precision = torch.promote_types(x_TI.dtype, torch.float32)
@@ -68,7 +67,7 @@ class MergeMoments(Observer):
         gates_TE = self.scale * softmax_of(logits_1ET, largest(logits_1ET, self.top_k))[0].t()
         reached_TM = x_TI @ a_MI.to(x_TI.dtype).t()
         phi_TF = (gates_TE[:, :, None].double() * reached_TM[:, None].double()).flatten(1)
-        both_TX = torch.cat([phi_TF, z_TM.double()], dim=1)
+        both_TX = torch.cat([phi_TF, activations_of(self.names, z_TM, active)], dim=1)
         self.gram_PXX[site] += both_TX.t() @ both_TX
 
     def tensors(self) -> list[torch.Tensor]:

@@ -298,7 +298,7 @@ class StackModel(BaseTuner):
 
     @contextmanager
     def measuring_merge(self, names: Sequence[str]) -> Iterator[MergeMoments]:
-        """While it lasts, every forward adds to what merging the rounds ``names``, which alone must fire, takes."""
+        """While it lasts, every forward adds to what merging the rounds ``names``, which must fire, takes."""
         self._must_fire(names)
 
         def reads(site: int) -> tuple[torch.Tensor, torch.Tensor]:

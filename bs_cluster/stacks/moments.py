@@ -13,6 +13,11 @@ from dataclasses import dataclass
 import torch
 
 
+def activations_of(names: Sequence[str], z_TM: torch.Tensor, active: Sequence[str]) -> torch.Tensor:
+    """The rank activations (T, M) of the stacks ``names``, among those of all ``active`` in that order; float64."""
+    return z_TM.unflatten(1, (len(active), -1))[:, [list(active).index(name) for name in names]].flatten(1).double()
+
+
 @dataclass
 class Moments:
     """Accumulator of one site. ``names`` are the measured stacks; others may fire beside them and only shape ``x``."""
@@ -53,8 +58,7 @@ class Moments:
     ) -> None:
         """Adds a batch. ``z_TM`` holds the rank activations of all ``active`` stacks in that order; ``row_index_T``,
         the data row of each token (packed, no padding), is needed for sums row by row alone."""
-        per_stack_TSm = z_TM.unflatten(1, (len(active), -1))
-        own_TM = per_stack_TSm[:, [list(active).index(name) for name in self.names]].flatten(1).double()
+        own_TM = activations_of(self.names, z_TM, active)
         self.c_MM += own_TM.t() @ own_TM
         self.tokens += len(own_TM)
         if self.sketch_IQ is not None and self.omega_IQ is not None:
@@ -116,9 +120,8 @@ class WrittenEnergy(Observer):
 
     @torch.no_grad()
     def add(self, site: int, x_TI: torch.Tensor, z_TM: torch.Tensor, active: Sequence[str]) -> None:
-        per_stack_TSm, places = z_TM.unflatten(1, (len(active), -1)), list(active)
         for group, names in enumerate(self.groups.values()):
-            own_TM = per_stack_TSm[:, [places.index(name) for name in names]].flatten(1).double()
+            own_TM = activations_of(names, z_TM, active)
             b_MO = self.written(site, names).double()
             # By the small Gram matrix: a delta (T, O) of each group would be as much again as all stacks write.
             self.energy_PG[site, group] += ((own_TM @ (b_MO @ b_MO.t())) * own_TM).sum()

@@ -153,8 +153,9 @@ class Store:
             self._blobs.put_entry(directory / safe_name(entry.name), entry)
         return entries
 
-    def publish_stack(self, manifest: StackManifest) -> StackRef:
-        """Freeze a stack whose files are in the store: the appearance of its ref is the commit.
+    def publish_stack(self, manifest: StackManifest, waits: bool = False) -> StackRef:
+        """Freeze a stack whose files are in the store: the appearance of its ref is the commit. One that ``waits`` is
+        of a closed domain, and live once a retirement of its rounds brings it in.
 
         Publishing the same manifest again is a no-op. Raises ``RefExistsError`` when this round is committed with
         another manifest, ``OutOfOrderError`` when its domain is closed, ``NotInStoreError`` when a parent or a file
@@ -166,7 +167,7 @@ class Store:
         if self._is_committed(stack_ref(ref), ref.to_dict()):
             return ref
         self._check_campaign(manifest.campaign, label)
-        self._check_place(manifest)
+        self._check_place(manifest, waits)
         for entry in manifest.files:
             self._blobs.require(entry, label)
         self.put_bytes(f"{label}.json", data)
@@ -184,7 +185,7 @@ class Store:
         if self._is_committed(stack_ref(ref), ref.to_dict()):
             return ref
         self._check_campaign(manifest.campaign, manifest.stack.name)
-        self._check_place(manifest)
+        self._check_place(manifest, waits=False)
         self._check_staged(manifest, directory)
         self.upload_stack(directory)
         return self.publish_stack(manifest)
@@ -251,6 +252,7 @@ class Store:
         held = set(self.live().stacks)
         if gone := _stack_names(ref for ref in retirement.stacks if ref not in held):
             raise StoreError(f"{', '.join(gone)} cannot be retired: not among the campaign's live stacks")
+        self.live(then=retirement)  # what cannot be said is not committed
         self._commit(name, content)
 
     def retirements(self) -> list[Retirement]:
@@ -480,10 +482,12 @@ class Store:
         if campaign != self.campaign:
             raise StoreError(f"{what} belongs to campaign {campaign!r}, this is the store of {self.campaign!r}")
 
-    def _check_place(self, manifest: StackManifest) -> None:
+    def _check_place(self, manifest: StackManifest, waits: bool) -> None:
         domain = manifest.stack.domain
         now = self.live()
-        if domain in now.closings:
+        if waits and domain not in now.closings:
+            raise OutOfOrderError(f"{manifest.stack.name} cannot wait: domain {domain} is not closed")
+        if domain in now.closings and not waits:
             raise OutOfOrderError(
                 f"{manifest.stack.name} cannot be committed: domain {domain} is closed; "
                 "teach it more as a new domain of the curriculum, or domains replace"
@@ -522,8 +526,11 @@ class Store:
                 f"{wanted_by} builds on {ref.stack.name} with manifest {ref.manifest}, the store holds {held}; "
                 "parents are taken from Store.stacks()"
             )
-        if ref in (retired := self.live().retired):
-            raise StoreError(f"{wanted_by} builds on {ref.stack.name}, which was retired: {retired[ref].reason}")
+        now = self.live()
+        if ref in now.retired:
+            raise StoreError(f"{wanted_by} builds on {ref.stack.name}, which was retired: {now.retired[ref].reason}")
+        if ref in now.waiting:
+            raise StoreError(f"{wanted_by} builds on {ref.stack.name}, which never took its rounds' place")
 
 
 def _stack_names(refs: Iterable[StackRef]) -> list[str]:

@@ -1,7 +1,7 @@
 """Taking domains out of a finished campaign, as a user does: what is left is as it was, to the bit, and is served.
 
 One campaign, from a copy of its store and without MLflow's database: the middle domain is replaced and another rolled
-back, in one run; then the middle one is removed.
+back, in one run; then the middle one is removed; then the rounds of another become one stack.
 """
 
 from __future__ import annotations
@@ -174,3 +174,42 @@ class TestRemoved:
     def test_running_again_does_nothing(self, removed, run):
         done = run(removed.config)
         assert (done.code, "is complete: bundle 4" in done.out) == (0, True), done.err
+
+
+@pytest.fixture(scope="module")
+def merged(removed, changed, run, tmp_path_factory):
+    """The rounds of the domain that was left alone become one stack, whatever that loses on so few rows."""
+    config, folder = removed.config, tmp_path_factory.mktemp("merged") / "stack"
+    compress = ("domains", "compress", changed.alone, "--config", str(config))
+    assert main((*compress, "--tolerance=-9", "--commit")) == 1, "what loses more than it may is not committed"
+    assert removed.store.live().waiting == ()
+    assert main((*compress, "--tolerance=9", "--commit", "--out", str(folder))) == 0
+    return outcome(run(config), config, config.parent / "store")
+
+
+class TestMerged:
+    def test_one_stack_stands_in_the_place_of_all_rounds(self, merged, changed):
+        (stack,) = [manifest for _, manifest in merged.store.stacks() if manifest.stack.domain == changed.alone]
+        rounds = [outcome.stack.round for outcome in changed.before.store.live().closings[changed.alone].rounds]
+        assert stack.stack.round == max(rounds) + 1
+        assert stack.metrics["merged_rounds"] > 1
+        assert stack.metrics["gain"] > 0, "it beats what it stands beside"
+        closed = merged.store.live().closings[changed.alone]
+        assert closed.rows == changed.before.store.live().closings[changed.alone].rows
+        assert closed.isolated == pytest.approx(closed.base_loss - stack.metrics["gain"], abs=0.5)
+
+    def test_nothing_is_trained_and_the_other_domain_is_as_it_was_to_the_bit(self, merged, removed, changed):
+        added = {name for name in merged.refs.keys() - removed.refs.keys() if name.startswith("stacks/")}
+        assert added == {f"stacks/{changed.alone}/{merged.store.stacks()[-1][0].stack.round}.json"} or len(added) == 1
+        before, now = logits(merged.store, 4), logits(merged.store, 5)
+        assert now[changed.back] == before[changed.back]
+        assert now[changed.alone] != before[changed.alone]
+
+    def test_a_bundle_with_it_is_made_and_certified(self, merged, changed):
+        number, digest, bundle = merged.store.bundles()[-1]
+        assert (number, set(bundle.domains)) == (5, {"aa", "cc"})
+        assert [ref.stack.domain for ref in bundle.stacks].count(changed.alone) == 1
+        assert digest in {champion.manifest for champion in merged.store.promotions()}
+        assert differing(merged.store, 5) == []
+        assert merged.store.verify().sound
+        assert merged.store.gc(0).blobs == ()

@@ -9,6 +9,8 @@ from tiny_history import BASE, domain_record
 
 from bs_cluster.errors import IntegrityError, UsageError
 from bs_cluster.records import (
+    FATES,
+    MERGED,
     REMOVED,
     REPLACED,
     ROLLED_BACK,
@@ -37,27 +39,31 @@ class History:
     def committed(self):
         return [(ref, self.manifests[ref]) for ref in self.live.stacks]
 
+    def stack(self, name: str, number: int) -> StackRef:
+        ref = StackRef(StackId(name, number), f"{name}{number}".ljust(64, "0"))
+        before = self.live.stacks
+        fired = [other for other in before if self.cumulative or other.stack.domain == name]
+        self.manifests[ref] = StackManifest(
+            schema_version=SCHEMA_VERSION,
+            campaign="demo",
+            stack=ref.stack,
+            position=0,
+            parents=before,
+            context=tuple(other.stack for other in fired),
+            base=BASE,
+            config_digest="",
+            data_fingerprint="",
+            basis="b" * 64 if self.confined and before else None,
+            files=(),
+            metrics={},
+            code_version="",
+        )
+        self.facts.append(ref)
+        return ref
+
     def domain(self, name: str, *rounds: int):
         for number in rounds:
-            ref = StackRef(StackId(name, number), f"{name}{number}".ljust(64, "0"))
-            before = self.live.stacks
-            fired = [other for other in before if self.cumulative or other.stack.domain == name]
-            self.manifests[ref] = StackManifest(
-                schema_version=SCHEMA_VERSION,
-                campaign="demo",
-                stack=ref.stack,
-                position=0,
-                parents=before,
-                context=tuple(other.stack for other in fired),
-                base=BASE,
-                config_digest="",
-                data_fingerprint="",
-                basis="b" * 64 if self.confined and before else None,
-                files=(),
-                metrics={},
-                code_version="",
-            )
-            self.facts.append(ref)
+            self.stack(name, number)
         self.facts.append(closing(name, [ref for ref in self.live.stacks if ref.stack.domain == name]))
 
     def ask(self, domain: str, fate: str, **more):
@@ -146,6 +152,45 @@ def test_a_round_that_is_taken_back_leaves_the_rest_to_close_again(history):
     assert history.ask("aa", ROLLED_BACK, to=1) is None
 
 
+class TestMerged:
+    def test_one_stack_takes_the_place_of_all_rounds_at_once_and_closes_again(self, history):
+        before = history.live
+        into = history.stack("aa", 3)
+        assert history.live.waiting == (into,)
+        assert (history.live.stacks, history.live.closings) == (before.stacks, before.closings), "it waits"
+        found = history.retire("aa", MERGED, into=into)
+        assert names(found.stacks) == ["aa_r1", "aa_r2"]
+        assert found.kept == {"bb": ("aa_r1", "aa_r2"), "cc": ("aa_r1", "aa_r2")}
+        assert names(history.live.stacks) == ["bb_r1", "cc_r1", "aa_r3"]
+        assert history.live.waiting == ()
+        assert history.live.reopened == {"aa": before.closings["aa"]}
+        history.domain("aa")
+        assert list(history.live.closings) == ["bb", "cc", "aa"]
+        assert history.retire("aa", REMOVED).stacks == (into,)
+
+    def test_one_that_never_came_in_is_retired_with_its_domain(self, history):
+        first, second = history.stack("aa", 3), history.stack("aa", 4)
+        history.retire("aa", MERGED, into=second)
+        assert first in history.live.retired
+        assert names(history.live.stacks) == ["bb_r1", "cc_r1", "aa_r4"]
+        third = history.stack("bb", 2)
+        history.retire("bb", REMOVED)
+        assert third in history.live.retired, "what is erased with the domain includes it"
+
+    @pytest.mark.parametrize("domain", ["aa", "bb"])
+    def test_what_does_not_wait_there_cannot_come_in(self, history, domain):
+        there, into = history.live.stacks[0], history.stack("aa", 3)
+        found = history.ask("aa", MERGED, into=into)
+        with pytest.raises(IntegrityError, match="brings in another stack"):
+            live([*history.facts, dataclasses.replace(found, into=there)])
+        with pytest.raises(IntegrityError, match="brings in another stack"):
+            live([*history.facts, dataclasses.replace(found, into=None)])
+        with pytest.raises(IntegrityError, match="brings in another stack"):
+            live([*history.facts, dataclasses.replace(history.ask(domain, REPLACED), into=into)])
+        with pytest.raises(UsageError, match="no stack waits"):
+            history.ask("aa", MERGED, into=there)
+
+
 @pytest.mark.parametrize("fate", [REMOVED, REPLACED])
 def test_the_same_words_again_change_nothing(history, fate):
     history.retire("bb", fate)
@@ -184,14 +229,15 @@ def test_a_history_that_contradicts_itself_is_refused(history):
         live([*history.facts, dataclasses.replace(found, fates={"bb": ROLLED_BACK})])
 
 
-@given(st.lists(st.tuples(st.sampled_from(["aa", "bb", "cc"]), st.sampled_from([REMOVED, REPLACED, ROLLED_BACK]))))
+@given(st.lists(st.tuples(st.sampled_from(["aa", "bb", "cc"]), st.sampled_from(FATES))))
 def test_whatever_is_asked_committed_is_live_or_retired_and_never_both(asked):
     history = History()
     for name in ("aa", "bb", "cc"):
         history.domain(name, 1, 2)
-    for domain, fate in asked:
+    for number, (domain, fate) in enumerate(asked, start=3):
+        more = {"into": history.stack(domain, number)} if fate == MERGED and domain in history.live.closings else {}
         try:
-            found = history.ask(domain, fate)
+            found = history.ask(domain, fate, **more)
         except UsageError:
             continue
         if found is not None:
@@ -199,6 +245,6 @@ def test_whatever_is_asked_committed_is_live_or_retired_and_never_both(asked):
             assert set(found.kept) <= set(taken)
             history.facts.append(found)
         now = history.live
-        assert set(now.stacks) | set(now.retired) == set(history.manifests)
-        assert not set(now.stacks) & set(now.retired)
+        assert set(now.stacks) | set(now.retired) | set(now.waiting) == set(history.manifests)
+        assert len(now.stacks) + len(now.retired) + len(now.waiting) == len(history.manifests)
         assert not set(now.closings) & (set(now.reopened) | set(now.gone))

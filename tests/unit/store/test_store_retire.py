@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from tiny_history import bundle_manifest, close_after, commit_round, domain_record
+from tiny_history import bundle_manifest, close_after, commit_round, domain_record, stack_manifest, write_files
 
-from bs_cluster.errors import NotInStoreError, OutOfOrderError, StoreError
-from bs_cluster.records import REMOVED, REPLACED, ROLLED_BACK
+from bs_cluster.errors import IntegrityError, NotInStoreError, OutOfOrderError, StoreError
+from bs_cluster.records import MERGED, REMOVED, REPLACED, ROLLED_BACK, StackId
 from bs_cluster.retirement import Request, plan
 from bs_cluster.store import Store
 from bs_cluster.store.blobs import blob_name
@@ -102,6 +102,53 @@ def test_a_replaced_domain_goes_on_counting_and_closes_a_second_time(held, tmp_p
     number, _, bundle = held.bundles()[1]
     assert held.closings_of(bundle) == [held.domains()[0], first], f"bundle {number} stands on the first closing"
     assert ref in held.live().stacks
+
+
+class TestMerged:
+    @pytest.fixture
+    def manifest(self, held, tmp_path):
+        """One stack for chat's two rounds, its files in the store."""
+        folder = write_files(tmp_path / "merged", 3, stack=StackId("chat", 3))
+        held.upload_stack(folder)
+        return dataclasses.replace(stack_manifest(held, folder, "chat", 3), parents=())
+
+    def test_it_waits_beside_a_closed_domain_and_takes_its_rounds_place_in_one_commit(self, held, manifest):
+        closed = held.live().closings["chat"]
+        with pytest.raises(OutOfOrderError, match="is closed"):
+            held.publish_stack(manifest)
+        into = held.publish_stack(manifest, waits=True)
+        assert names(held) == ["chat_r1", "chat_r2", "math_r1", "code_r1"]
+        assert held.verify().sound
+        assert held.gc(0).blobs == (), "what waits is not garbage"
+        held.commit_bundle(bundle_manifest(held, 4))
+        retire(held, "chat", MERGED, into=into)
+        assert names(held) == ["chat_r3", "math_r1", "code_r1"]
+        assert held.live().reopened == {"chat": closed}
+        held.close_domain(domain_record(held, "chat"))
+        assert held.verify().sound
+        assert held.gc(0).blobs == ()
+
+    def test_what_waits_is_nothing_to_build_on(self, held, manifest, tmp_path):
+        into = held.publish_stack(manifest, waits=True)
+        retire(held, "math", REPLACED)
+        folder = write_files(tmp_path / "again", 4, stack=StackId("math", 2))
+        held.upload_stack(folder)
+        again = dataclasses.replace(stack_manifest(held, folder, "math", 2, 3), parents=(into,))
+        with pytest.raises(StoreError, match="chat_r3, which never took its rounds' place"):
+            held.publish_stack(again)
+
+    def test_only_beside_a_closed_domain(self, held, manifest):
+        retire(held, "chat", ROLLED_BACK)
+        with pytest.raises(OutOfOrderError, match="cannot wait: domain chat is not closed"):
+            held.publish_stack(manifest, waits=True)
+
+    def test_one_that_does_not_wait_is_not_brought_in(self, held, manifest):
+        request = Request("chat", MERGED, into=held.publish_stack(manifest, waits=True))
+        found = plan(request, 1, held.live(), held.stacks())
+        assert found is not None
+        with pytest.raises(IntegrityError, match="brings in another stack"):
+            held.retire(dataclasses.replace(found, into=held.live().stacks[0]))
+        assert held.retirements() == []
 
 
 def test_no_round_of_a_removed_domain_is_taken(held, tmp_path):
