@@ -50,8 +50,10 @@ class Live:
     erased: Mapping[str, Erasure] = field(default_factory=dict)
 
     def retired_of(self, stacks: Iterable[StackRef]) -> list[StackRef]:
-        """Those of ``stacks`` that are retired, in their order."""
-        return [ref for ref in stacks if ref in self.retired]
+        """Those of ``stacks`` that are retired, in their order, less rounds whose place a live stack has taken: what
+        they learned is still served, and may be by them."""
+        taken = (ref for ref in stacks if ref in self.retired)
+        return [ref for ref in taken if self.retired[ref].into not in self.stacks]
 
 
 def live(facts: Iterable[Fact]) -> Live:
@@ -237,10 +239,9 @@ def _after(request: Request, now: Live, own: Sequence[StackRef]) -> list[StackRe
 def retirement_words(fact: Retirement) -> str:
     """``bb removed (bb_r1, bb_r2): licence``, and who trains anew with it."""
     names = ", ".join(ref.stack.name for ref in fact.stacks) or "no round"
-    into = "" if fact.into is None else f" into {fact.into.stack.name}"
     with_it = [domain for domain in fact.fates if domain != fact.domain]
     anew = f"; {', '.join(with_it)} retrained" if with_it else ""
-    return f"{fact.domain} {fact.fates[fact.domain]} ({names}){into}: {fact.reason}{anew}"
+    return f"{fact.domain} {fact.fates[fact.domain]} ({names}): {fact.reason}{anew}"
 
 
 def told_today(records: Sequence[DomainRecord]) -> tuple[DomainRecord, ...]:

@@ -149,7 +149,7 @@ def commit_merged(store: Store, found: Compression, folder: Path) -> tuple[Reque
         domain=found.domain,
         fate=MERGED,
         into=store.publish_stack(manifest, waits=True),
-        reason=f"{found.change} nats per token",
+        reason=f"{found.merged} holds them: {found.change}, nats per token",
         when=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     retirement = plan(request, len(store.retirements()) + 1, store.live(), store.stacks())

@@ -215,7 +215,7 @@ class Registry:
         self._versions.point(newest, {CHAMPION: served.champion, CHALLENGER: served.challenger})
         for _, digest, manifest in held.bundles:
             self._mirror_evaluation(held, digest, manifest)
-        holding = pages.Holding(held.bundles, served, held.store.promotions(), held.live.retired)
+        holding = pages.Holding(held.bundles, served, held.store.promotions(), held.live)
         self._mirror_report(held, holding)
         self._mirror_pages(held, holding)
         return SyncReport(

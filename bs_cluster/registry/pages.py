@@ -24,6 +24,7 @@ from bs_cluster.records import (
 )
 from bs_cluster.registry.descriptions import loss
 from bs_cluster.registry.evaluations import TABLE
+from bs_cluster.retirement import Live
 
 MAX_TEXT = 5000
 CURVE = "figures/curve.svg"  # of a round's run
@@ -84,7 +85,7 @@ class Holding:
     bundles: Sequence[Bundle]
     standing: Standing
     promotions: Sequence[Promotion]
-    retired: Mapping[StackRef, Retirement]
+    live: Live
 
     def bundles_with(self, ref: StackRef) -> list[Bundle]:
         return [bundle for bundle in self.bundles if ref in bundle[2].stacks]
@@ -98,8 +99,8 @@ class Holding:
 
     def why(self, bundle: BundleManifest) -> str:
         """What a bundle is, or was, and why: the last that was decided about it."""
-        if taken := [ref for ref in bundle.stacks if ref in self.retired]:
-            return f"holds {taken[0].stack.name}, retired: {self.retired[taken[0]].reason}"
+        if taken := self.live.retired_of(bundle.stacks):
+            return f"holds {taken[0].stack.name}, retired: {self.live.retired[taken[0]].reason}"
         decided = [promotion for promotion in self.promotions if promotion.bundle == bundle.number]
         if not decided:
             return "not decided"
@@ -176,7 +177,7 @@ def _round_row(
     ref: StackRef, manifest: StackManifest, champion: str | None, holding: Holding, at: Addresses
 ) -> list[str]:
     metrics = manifest.metrics
-    retired = holding.retired.get(ref)
+    retired = holding.live.retired.get(ref)
     return [
         at.number(ref.manifest),
         at.run(ref.stack, ref.stack.name),
@@ -214,7 +215,9 @@ def stack_page(
     together = "this round alone" if len(own) == 1 else f"rounds {own[0].stack.round} to {ref.stack.round} together"
     confined = f"directions outside basis {manifest.basis[:SHORT]}" if manifest.basis else "nothing: it is not confined"
     size = sum(entry.size for entry in manifest.files) / 1e6
+    merged = [("holds", _holds(metrics))] if "merged_rounds" in metrics else []
     facts = [
+        *merged,
         ("the rows that decide", _went(metrics, manifest.objective)),
         ("gain ± error", f"{_gain(metrics.get('gain'), metrics.get('gain_error'))} on {_count(metrics, 'rows')} rows"),
         ("steps", _count(metrics, "steps")),
@@ -235,6 +238,15 @@ def stack_page(
         f"round's weights ({size:.1f} MB, a PEFT adapter) stay in the store `{store_uri}`, manifest "
         f"`{ref.manifest[:SHORT]}`; the domain as one adapter: `bs_cluster export --domain {domain}`.",
         table(("", ""), facts),
+    )
+
+
+def _holds(metrics: Mapping[str, float]) -> str:
+    """Of a stack that took the place of rounds: what that changed."""
+    return (
+        f"{metrics['merged_rounds']:.0f} rounds, which lose "
+        f"{metrics['merged_change']:+.3f} ± {metrics['merged_change_error']:.3f} nats per token by it; "
+        f"{metrics['merged_missed']:.1%} of what they write at a site is missed"
     )
 
 

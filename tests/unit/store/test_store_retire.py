@@ -128,6 +128,16 @@ class TestMerged:
         assert held.verify().sound
         assert held.gc(0).blobs == ()
 
+    def test_bundles_with_its_rounds_may_be_served_until_the_domain_is_taken_out(self, held, manifest):
+        retire(held, "chat", MERGED, into=held.publish_stack(manifest, waits=True))
+        assert held.out_of_date() == (frozenset(), frozenset())
+        held.promote(2, "champion", "hand", "its rounds after all")
+        held.close_domain(domain_record(held, "chat"))
+        retire(held, "chat", REMOVED)
+        assert held.out_of_date()[0] == {1, 2, 3}
+        weights = [stack.file("adapter_model.safetensors").sha256 for _, stack in held.every_stack()]
+        assert [digest in held.erasable("chat") for digest in weights] == [True, True, True, False, False]
+
     def test_what_waits_is_nothing_to_build_on(self, held, manifest, tmp_path):
         into = held.publish_stack(manifest, waits=True)
         retire(held, "math", REPLACED)
