@@ -30,6 +30,9 @@ _TRAINING_PLACEMENT = {
     "hang_timeout_s",
     "answer_timeout_s",
 }
+# How a meta-router is made and judged. Counted up with every change of that: a campaign that is complete makes itself a
+# new bundle by the next run, and no stack is trained for it.
+ROUTING = 2
 _PER_DOMAIN = {"steps", "max_rounds", "learning_rate"}
 
 
@@ -121,7 +124,8 @@ def domain_digest(config: CampaignConfig, name: str) -> str:
 def bundle_digest(config: CampaignConfig) -> str:
     """SHA-256 (hex) of everything that a bundle depends on: where it is stored and shown, and who is served, is left
     out."""
-    return sha256_hex(canonical_json(config.model_dump(mode="json", exclude={"store", "registry", "promotion"})))
+    decides = config.model_dump(mode="json", exclude={"store", "registry", "promotion"})
+    return sha256_hex(canonical_json({**decides, "routing": ROUTING}))
 
 
 def config_digest(config: CampaignConfig) -> str:

@@ -8,6 +8,7 @@ from tiny_campaign import campaign
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.connect import connect, process_environment
 from bs_cluster.campaign.recorder import tracking_uri
+from bs_cluster.config import identity
 from bs_cluster.config.identity import bundle_digest
 from bs_cluster.errors import ConfigError
 from bs_cluster.quiet import KEEP_FREED_MEMORY
@@ -96,6 +97,11 @@ class TestConfigDigest:
         assert bundle_digest(make()) == before
         for changes in ({"router": {"folds": 3}}, {"sweep": {"search": "adaptive"}}, {"training": {"steps": 7}}):
             assert bundle_digest(make(**changes)) != before
+
+    def test_changes_with_the_way_routers_are_made(self, make, monkeypatch):
+        before = bundle_digest(make())
+        monkeypatch.setattr(identity, "ROUTING", identity.ROUTING + 1)
+        assert bundle_digest(make()) != before, "the next run of a complete campaign makes itself a new bundle"
 
     def test_does_not_change_with_where_it_is_stored_and_shown(self, make, tmp_path):
         before = bundle_digest(make())
