@@ -53,7 +53,7 @@ VERBS: dict[str, ModuleType] = {
     "registry": registry,
     "config": config,
 }
-_OVERRIDE = re.compile(r"[\w.-]+=")
+_OVERRIDE = re.compile(r"(?!-)[\w.-]+=")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

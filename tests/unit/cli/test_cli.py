@@ -106,6 +106,11 @@ class TestNamingACampaign:
         assert code == 0
         assert json.loads(out)["open"] == ["math_r1"]
 
+    def test_an_option_after_it_may_be_written_with_its_value(self, ran, held):
+        words = ("--config", EMBEDDED, f"store.uri={held}", "campaign=demo", "--tolerance=0.02", "chess")
+        code, _, err = ran("domains", "compress", *words)
+        assert (code, "no closed domain 'chess'" in err) == (2, True), err
+
     def test_an_unknown_one_is_told_which_there_are(self, ran, held):
         code, out, err = ran("bundles", "list", "--campaign", "dem", "--store", held)
         assert (code, out) == (2, "")
