@@ -198,8 +198,8 @@ def run(path: str, overrides: list[str]) -> int:
         print("\nstopping the job; run the same command to go on", flush=True)
         end_job(client, job)
         return 130
-    except (OSError, RuntimeError) as error:  # requests has connection errors of its own
-        print(f"the local cluster does not answer any more ({error}); its log is {LOG}", file=sys.stderr)
+    except (OSError, RuntimeError):  # requests has connection errors of its own, of several lines
+        print(f"the local cluster does not answer any more; its log is {LOG}", file=sys.stderr)
         return 1
     if status != JobStatus.SUCCEEDED:
         code = client.get_job_info(job).driver_exit_code
