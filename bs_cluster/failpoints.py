@@ -35,8 +35,8 @@ FAILPOINTS: Mapping[str, str] = {
     "store.rename": "store/filesystem.py",  # a file takes the name of what it replaces
     "store.link": "store/filesystem.py",  # a file takes a name that was absent
     "store.folder": "store/filesystem.py",  # a folder's names go to the disk
-    "store.ref": "store/store.py",  # a ref appears: the commit
-    "store.history": "store/store.py",  # its entry in the history is written
+    "store.ref": "store/commits.py",  # a ref appears: the commit
+    "store.history": "store/commits.py",  # its entry in the history is written
     "coordinator.basis": "coordinator/coordinator.py",  # the directions to keep clear of are handed out
     "coordinator.commit": "coordinator/coordinator.py",  # a stack is published
     "coordinator.acknowledge": "coordinator/coordinator.py",  # its worker is told

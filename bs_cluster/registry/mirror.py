@@ -14,31 +14,23 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from mlflow.entities import Run
 
-from bs_cluster.answer_file import ANSWERS, read_answers
-from bs_cluster.certificate import CERTIFICATE, Certificate
-from bs_cluster.config import yaml12
-from bs_cluster.config.identity import domain_digest
-from bs_cluster.config.parse import parse_config, to_yaml
+from bs_cluster.config.parse import to_yaml
 from bs_cluster.config.schema import CampaignConfig
-from bs_cluster.errors import ConfigError, RegistryError
+from bs_cluster.errors import RegistryError
 from bs_cluster.failpoints import failpoint
-from bs_cluster.promotion import LOSSES, read_losses
 from bs_cluster.records import (
     CHALLENGER,
     CHAMPION,
     BundleManifest,
     DomainRecord,
-    JudgedAnswer,
-    Manifest,
     ModeLosses,
     StackId,
     StackManifest,
@@ -49,19 +41,16 @@ from bs_cluster.records import (
 from bs_cluster.registry import descriptions, drawings, evaluations, pages
 from bs_cluster.registry.artifacts import write_bundle, write_domain
 from bs_cluster.registry.connection import Connection
+from bs_cluster.registry.held import CONFIG, Committed, Held
 from bs_cluster.registry.parameters import bundle_parameters, campaign_parameters, round_parameters
 from bs_cluster.registry.runs import DATASET_DIGEST, Point, Runs
 from bs_cluster.registry.versions import Entry, Versions
-from bs_cluster.retirement import Live
 from bs_cluster.store import Store
 
-HISTORY, CONFIG = "history.jsonl", "campaign.yaml"
 REPORT_TEXT = "report.md"
 REPORTS = (REPORT_TEXT, "report.html", "report.json")
 MIRRORED = "mirrored"  # tag of the campaign's run: digests of the closings and of the report that it shows, as JSON
 MARK = 16  # characters of a digest there
-Committed = list[tuple[StackRef, StackManifest]]
-Bundle = tuple[int, str, BundleManifest]
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -74,49 +63,6 @@ class SyncReport:
     domains: tuple[str, ...]
     bundles: tuple[int, ...]
     seconds: float
-
-
-@dataclass(frozen=True)
-class Held:
-    """What a sync reads of the store, once: ``stacks`` and ``bundles`` whether in force or not, less what was erased or
-    never came in."""
-
-    store: Store
-    stacks: Committed
-    bundles: list[Bundle]
-    domains: list[DomainRecord]
-    live: Live
-    newest: Mapping[str, str]  # by domain the manifest of its last live round
-    certificates: Mapping[str, Certificate | None]  # by a bundle's manifest
-
-    @classmethod
-    def of(cls, store: Store) -> Held:
-        store = store.as_it_stands()
-        erased = store.erased()
-        bundles = [bundle for bundle in store.bundles() if not _is_erased(erased, bundle[2])]
-        live = store.live()
-        ever = (pair for pair in store.every_stack() if pair[0] not in live.waiting)
-        return cls(
-            store=store,
-            stacks=[pair for pair in ever if not _is_erased(erased, pair[1])],
-            bundles=bundles,
-            domains=store.domains(),
-            live=live,
-            newest={ref.stack.domain: ref.manifest for ref, _ in store.stacks()},
-            certificates={digest: _certificate(store, manifest) for _, digest, manifest in bundles},
-        )
-
-    @cached_property
-    def configs(self) -> list[CampaignConfig]:
-        """Of the bundles, newest first."""
-        found = [_config(self.store, manifest) for *_, manifest in reversed(self.bundles)]
-        return [config for config in found if config is not None]
-
-    def config_of(self, manifest: StackManifest) -> CampaignConfig | None:
-        """The settings that a stack was trained with, where a bundle tells them."""
-        domain = manifest.stack.domain
-        named = (config for config in self.configs if any(section.name == domain for section in config.domains))
-        return next((config for config in named if domain_digest(config, domain) == manifest.config_digest), None)
 
 
 class Registry:
@@ -236,7 +182,7 @@ class Registry:
             self._runs.log_params(run, round_parameters(config, ref.stack))
         tags = descriptions.stack_tags(manifest, ref.manifest)
         if run.data.tags.get("manifest") != ref.manifest:
-            points = read_history(held.store, manifest)
+            points = held.history(manifest)
             if curve := _curve(points):
                 self._runs.log_text(run, drawings.sparkline(curve), pages.CURVE)
             self._runs.log_points(run, points, tags)
@@ -288,9 +234,9 @@ class Registry:
     def _mirror_bundle(self, held: Held, digest: str, manifest: BundleManifest) -> bool:
         if self._versions.has(digest):
             return False
-        run, certificate, losses = self._runs.campaign(), held.certificates[digest], _losses(held.store, manifest)
+        run, certificate, losses = self._runs.campaign(), held.certificates[digest], held.losses(manifest)
         dataset = None if losses is None else self._log_sweep(run, losses)
-        config = _config(held.store, manifest)
+        config = held.config(manifest)
         if config is not None and not run.data.params:  # MLflow was wiped since
             self._show_config(run, config)
         self._runs.log_text(run, drawings.lineage(manifest, _own_gates(losses)), pages.lineage_path(manifest))
@@ -317,10 +263,10 @@ class Registry:
     def _mirror_evaluation(self, held: Held, digest: str, manifest: BundleManifest) -> None:
         """The rows that a bundle was judged on, as a run in MLflow's evaluation views. The version's tag comes last: it
         says that all of it is there."""
-        if self._versions.is_evaluated(digest) or (losses := _losses(held.store, manifest)) is None:
+        if self._versions.is_evaluated(digest) or (losses := held.losses(manifest)) is None:
             return
         run, model_id = self._runs.evaluation(digest, manifest.number), self._versions.model_id(digest)
-        rows = evaluations.rows_of(losses, _answers(held.store, manifest))
+        rows = evaluations.rows_of(losses, held.answers(manifest))
         self._log_sweep(run, losses)
         if model_id is not None:
             self._runs.log_model(run, model_id)
@@ -411,38 +357,6 @@ def _rounds_to(last: tuple[StackRef, StackManifest], held: Committed) -> Committ
     return [pair for pair in held if pair[0].stack.domain == ref.stack.domain and pair[0] in (*manifest.parents, ref)]
 
 
-def _is_erased(erased: Collection[str], manifest: Manifest) -> bool:
-    """Whether files of it were erased on request, so that MLflow, wiped, cannot have it again."""
-    return any(entry.sha256 in erased for entry in manifest.files)
-
-
-def _certificate(store: Store, manifest: BundleManifest) -> Certificate | None:
-    entry = next((entry for entry in manifest.files if entry.name == CERTIFICATE), None)
-    return None if entry is None else Certificate.from_json(store.get_bytes(entry.sha256))
-
-
-def _config(store: Store, manifest: BundleManifest) -> CampaignConfig | None:
-    """The settings that a bundle holds; None where it has none, or some of another version of this program."""
-    entry = next((entry for entry in manifest.files if entry.name == CONFIG), None)
-    if entry is None:
-        return None
-    origin = f"{CONFIG} of bundle {manifest.number}"
-    try:
-        return parse_config(yaml12.decode(store.get_bytes(entry.sha256), origin), origin=origin)
-    except ConfigError:
-        return None
-
-
-def _losses(store: Store, manifest: BundleManifest) -> ModeLosses | None:
-    entry = next((entry for entry in manifest.files if entry.name == LOSSES), None)
-    return None if entry is None else read_losses(store.get_bytes(entry.sha256))
-
-
-def _answers(store: Store, manifest: BundleManifest) -> list[JudgedAnswer]:
-    entry = next((entry for entry in manifest.files if entry.name == ANSWERS), None)
-    return [] if entry is None else read_answers(store.get_bytes(entry.sha256))
-
-
 def _fingerprint(losses: ModeLosses) -> str:
     """The same for two bundles that were judged on the same rows, cut to as many tokens."""
     return sha256_hex(canonical_json([losses.row_ids, losses.tokens]))
@@ -469,11 +383,6 @@ def _curve(points: Sequence[Point]) -> list[float]:
         if len(found := [value for _, key, value in points if key == name]) > 1:
             return found
     return []
-
-
-def read_history(store: Store, manifest: StackManifest) -> list[Point]:
-    """The learning curves that a stack carries in its ``history.jsonl``."""
-    return descriptions.parse_history(store.get_bytes(manifest.file(HISTORY).sha256).decode(), manifest.stack.name)
 
 
 def _at(step: int, metrics: Mapping[str, float]) -> list[Point]:

@@ -26,14 +26,12 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import socket
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bs_cluster.errors import FencedError, IntegrityError, NotInStoreError, OutOfOrderError, StoreError
+from bs_cluster.errors import IntegrityError, NotInStoreError, OutOfOrderError, StoreError
 from bs_cluster.failpoints import failpoint
 from bs_cluster.promotion import Standing, standing
 from bs_cluster.records import (
@@ -47,29 +45,25 @@ from bs_cluster.records import (
     Retirement,
     StackManifest,
     StackRef,
-    canonical_json,
     sha256_hex,
 )
 from bs_cluster.retirement import Live, committed_rounds
 from bs_cluster.store.adapter_check import check_adapter
 from bs_cluster.store.blobs import BLOBS, Blobs, safe_name
 from bs_cluster.store.collect import Collected, collect_garbage, collect_temporary
-from bs_cluster.store.committed import Committed, without_entry
+from bs_cluster.store.commits import Commits
+from bs_cluster.store.committed import Committed
 from bs_cluster.store.erase import erased, only_of
 from bs_cluster.store.filesystem import TEMPORARY
 from bs_cluster.store.hashing import stage_entries
 from bs_cluster.store.history import History, HistoryEntry
 from bs_cluster.store.refs import (
     CAMPAIGN,
-    EPOCHS,
     Refs,
     bundle_ref,
     domain_ref,
     encode,
-    epoch_ref,
     erasure_ref,
-    is_epoch,
-    number_of,
     promotion_ref,
     retirement_ref,
     stack_ref,
@@ -99,7 +93,7 @@ class Store:
         self._refs = Refs(self._files)
         self._history = History(self._files)
         self._committed = Committed(campaign, self._refs, self._history, self._blobs)
-        self._epoch: int | None = None
+        self._commits = Commits(campaign, self._files, self._refs, self._history, self._committed)
 
     def as_it_stands(self) -> Store:
         """This store for a reader who asks much at once: the history is read once, now, and what is committed later is
@@ -164,14 +158,14 @@ class Store:
         label = manifest.stack.name
         data = encode(manifest, f"the manifest of {label}")
         ref = StackRef(stack=manifest.stack, manifest=sha256_hex(data))
-        if self._is_committed(stack_ref(ref), ref.to_dict()):
+        if self._commits.has(stack_ref(ref), ref.to_dict()):
             return ref
         self._check_campaign(manifest.campaign, label)
         self._check_place(manifest, waits)
         for entry in manifest.files:
             self._blobs.require(entry, label)
         self.put_bytes(f"{label}.json", data)
-        self._commit(stack_ref(ref), ref.to_dict())
+        self._commits.make(stack_ref(ref), ref.to_dict())
         return ref
 
     def commit_stack(self, manifest: StackManifest, directory: Path) -> StackRef:
@@ -182,7 +176,7 @@ class Store:
         """
         data = encode(manifest, f"the manifest of {manifest.stack.name}")
         ref = StackRef(stack=manifest.stack, manifest=sha256_hex(data))
-        if self._is_committed(stack_ref(ref), ref.to_dict()):
+        if self._commits.has(stack_ref(ref), ref.to_dict()):
             return ref
         self._check_campaign(manifest.campaign, manifest.stack.name)
         self._check_place(manifest, waits=False)
@@ -211,7 +205,7 @@ class Store:
         closed = record.domain in self.live().closings
         name = domain_ref(record.domain, len(earlier) + (0 if closed else 1))
         content = json.loads(encode(record, f"the record of domain {record.domain}"))
-        if self._is_committed(name, content):
+        if self._commits.has(name, content):
             return
         said = committed_rounds(record)
         held = {ref for ref, _ in self.stacks() if ref.stack.domain == record.domain}
@@ -223,7 +217,7 @@ class Store:
         for what, digest in record.blobs().items():
             if not self._blobs.exists(digest):
                 raise NotInStoreError(f"the {what} {digest} of domain {record.domain}: not in the store; put it there")
-        self._commit(name, content)
+        self._commits.make(name, content)
 
     def domains(self) -> list[DomainRecord]:
         """Every closed domain, in the order in which they closed."""
@@ -247,13 +241,13 @@ class Store:
         """Take stacks out of what is live. Raises ``StoreError`` where one of them is not, ``RefExistsError`` when
         another retirement has that number."""
         name, content = retirement_ref(retirement.number), retirement.to_dict()
-        if self._is_committed(name, content):
+        if self._commits.has(name, content):
             return
         held = set(self.live().stacks)
         if gone := _stack_names(ref for ref in retirement.stacks if ref not in held):
             raise StoreError(f"{', '.join(gone)} cannot be retired: not among the campaign's live stacks")
         self.live(then=retirement)  # what cannot be said is not committed
-        self._commit(name, content)
+        self._commits.make(name, content)
 
     def retirements(self) -> list[Retirement]:
         """Every retirement, first to last."""
@@ -283,7 +277,7 @@ class Store:
                 retired = tuple(ref for ref in self.live().retired if ref.stack.domain == domain)
                 number = len(self.erasures()) + 1
                 erasure = Erasure(SCHEMA_VERSION, number, domain, retired, fresh, reason, when)
-                self._commit(erasure_ref(number), erasure.to_dict())
+                self._commits.make(erasure_ref(number), erasure.to_dict())
             for digest in found:
                 self._blobs.erase(digest)
         return next((fact for fact in reversed(self.erasures()) if fact.domain == domain), None)
@@ -295,7 +289,7 @@ class Store:
         label = f"bundle {manifest.number}"
         data = encode(manifest, f"the manifest of {label}")
         name, ref = bundle_ref(manifest.number), {"number": manifest.number, "manifest": sha256_hex(data)}
-        if self._is_committed(name, ref):
+        if self._commits.has(name, ref):
             return manifest.number
         self._check_campaign(manifest.campaign, label)
         for stack in manifest.stacks:
@@ -303,7 +297,7 @@ class Store:
         for entry in manifest.files:
             self._blobs.require(entry, label)
         self.put_bytes(f"bundle-{manifest.number}.json", data)
-        self._commit(name, ref)
+        self._commits.make(name, ref)
         return manifest.number
 
     def bundles(self) -> list[tuple[int, str, BundleManifest]]:
@@ -330,7 +324,7 @@ class Store:
             )
         number = len(self.promotions()) + 1
         promotion = Promotion(SCHEMA_VERSION, number, bundle, digest, alias, by, reason)
-        self._commit(promotion_ref(number), promotion.to_dict())
+        self._commits.make(promotion_ref(number), promotion.to_dict())
         return promotion
 
     def promotions(self) -> list[Promotion]:
@@ -364,7 +358,7 @@ class Store:
                 )
             self._refs.create_or_keep(CAMPAIGN, identity)
         held = self._refs.read(CAMPAIGN)
-        self._complete_history()
+        self._commits.complete_history()
         return held
 
     def take_epoch(self) -> int:
@@ -372,26 +366,13 @@ class Store:
 
         Commits of this object check it. Collects what writers before left half written, if older than a day.
         """
-        token = {"host": socket.gethostname(), "process": os.getpid(), "token": uuid.uuid4().hex}
-        while True:
-            number = self._newest_epoch() + 1
-            content = {"epoch": number, **token}
-            # The answer to a create may be lost and its repetition refused: then what is there is ours.
-            if self._files.create(epoch_ref(number), canonical_json(content)) or (
-                self._refs.read(epoch_ref(number)) == content
-            ):
-                break
-        self._epoch = number
+        number = self._commits.take_epoch()
         self.collect_temporary()
         return number
 
     def check_epoch(self, number: int) -> None:
         """Raises ``FencedError`` when another writer has taken over since epoch ``number`` was taken."""
-        if (newest := self._newest_epoch()) != number:
-            raise FencedError(
-                f"this writer of campaign {self.campaign} has epoch {number}, the store is in epoch {newest}: another "
-                "coordinator has taken over, and this one commits nothing any more; stop it"
-            )
+        self._commits.check_epoch(number)
 
     def history(self) -> list[HistoryEntry]:
         """Every commit, closing, bundle and promotion in the order in which they came. Raises ``IntegrityError`` when
@@ -444,37 +425,6 @@ class Store:
     def collect_temporary(self, older_than_s: float = DAY) -> list[str]:
         """Delete what interrupted writes left behind, if older than this; returns the names."""
         return collect_temporary(self._files, older_than_s)
-
-    # Committing
-
-    def _commit(self, name: str, content: Mapping[str, Any]) -> None:
-        if self._epoch is not None:
-            self.check_epoch(self._epoch)
-        self._complete_history()
-        failpoint("store.ref")
-        self._refs.create(name, content)
-        failpoint("store.history")
-        self._history.append(name, content)
-
-    def _is_committed(self, name: str, content: Mapping[str, Any]) -> bool:
-        """Whether this commit was made before; where a crash left its entry out, it has it now."""
-        if not self._refs.has(name, content):
-            return False
-        self._complete_history()
-        return True
-
-    def _complete_history(self) -> None:
-        """Add the entry that a crash left out, once its ref is known to be a whole commit."""
-        refs = self._committed.refs()
-        if left_out := without_entry(refs, self._history.entries()):
-            held = self._committed
-            for read in (held.live, held.bundles, held.promotions):
-                read()
-            for name in left_out:
-                self._history.append(name, refs[name])
-
-    def _newest_epoch(self) -> int:
-        return max((number_of(name) for name in self._files.stamps(EPOCHS) if is_epoch(name)), default=0)
 
     # Checks
 
