@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bs_cluster.report.inputs import History, ReportInputs
-from bs_cluster.report.record import Report, RoundReport
+from bs_cluster.report.record import Report, RoundReport, later_rounds
 from bs_cluster.report.style import BLUE, FAINT, GREY, INK, RED, new_figure
 
 PANELS_PER_ROW = 3
@@ -23,7 +23,7 @@ def boosting(inputs: ReportInputs, report: Report) -> Figure | None:
     ]
     if not closed:
         return None
-    later = [row for row in report.stacks if row.round > 1 and not row.aligned]
+    later = later_rounds(report.stacks)
     if later:
         kept = sum(row.committed for row in later)
         title = f"{kept} of {len(later)} later rounds were kept, {len(later) - kept} rejected"

@@ -9,7 +9,7 @@ from bs_cluster.certificate import FOREIGN_REACH, FOREIGN_SLACK
 from bs_cluster.estimates import NORMAL_95, Estimate
 from bs_cluster.promotion import Decision, GroupChange, ServedChange
 from bs_cluster.report.compare import Compared, at_most, below_zero, measured, together
-from bs_cluster.report.record import ALL, FOREIGN, MIXED, Answer, Comparison, Finding, RoundReport
+from bs_cluster.report.record import ALL, FOREIGN, MIXED, Answer, Comparison, Finding, RoundReport, later_rounds
 
 # How much worse than its rival routing may be and still count as no worse, in nats per completion token: on rows that
 # have a label. For rows foreign to every domain the certificate says.
@@ -69,7 +69,7 @@ def own_stacks_help(compared: Compared, domains: Sequence[str], rounds: Sequence
 
 def later_rounds_help(rounds: Sequence[RoundReport]) -> Finding:
     """Judged by the mean over all later rounds, those turned away too: what was kept was kept for its gain."""
-    later = [row for row in rounds if row.round > 1 and not row.aligned]
+    later = later_rounds(rounds)
     changes = [(row, _change(row)) for row in later]
     known = [change for _, change in changes if change is not None]
     mean = _mean_of(known)

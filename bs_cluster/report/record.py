@@ -7,6 +7,7 @@ completion token, ``Σ nll / Σ tokens`` over the rows named beside them; differ
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
@@ -93,6 +94,15 @@ class RoundReport(Record):
     @property
     def aligned(self) -> bool:
         return self.objective != "sft"
+
+
+def later_rounds(rounds: Sequence[RoundReport]) -> list[RoundReport]:
+    """Those of residual boosting that came after another of their domain. A number does not tell: numbers go on where a
+    domain was replaced or its rounds merged, and the first of what it then has is no later one."""
+    first: dict[str, int] = {}
+    for row in rounds:
+        first[row.domain] = min(row.round, first.get(row.domain, row.round))
+    return [row for row in rounds if row.round > first[row.domain] and not row.aligned]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from unit.report.campaign import DOMAINS, make_answers, make_inputs, make_losses
 from bs_cluster.errors import DataError
 from bs_cluster.estimates import paired_difference, token_mean
 from bs_cluster.promotion import decide, served_change
-from bs_cluster.records import MODES, Spread
+from bs_cluster.records import MODES, Spread, StackId
 from bs_cluster.report.build import build_report
 from bs_cluster.report.gains import mask_gains
 from bs_cluster.report.record import ALL, EVERY, FOREIGN, MIXED, Finding, Report
@@ -147,6 +147,19 @@ class TestFindings:
         found = verdict(build_report(dataclasses.replace(inputs, records=records)), "Later rounds")
         assert found.answer == answer
         assert found.parts[0].difference.error == pytest.approx(error / math.sqrt(len(DOMAINS)))
+
+    def test_the_first_round_of_a_domain_that_trained_anew_is_no_later_one(self):
+        inputs = without_losses()
+
+        def anew(record):
+            (outcome, *_) = record.rounds
+            outcome = dataclasses.replace(outcome, stack=StackId(record.domain, 3))
+            return dataclasses.replace(record, rounds=(outcome,))
+
+        found = verdict(
+            build_report(dataclasses.replace(inputs, records=tuple(map(anew, inputs.records)))), "Later rounds"
+        )
+        assert (found.answer, found.parts) == ("not measured", ())
 
     @pytest.mark.parametrize(
         ("shift", "mixed", "foreign"), [(-0.5, "holds", "holds"), (0.005, "fails", "holds"), (0.2, "fails", "fails")]
