@@ -37,8 +37,8 @@ STORE = Path(os.environ.get("BS_STORE", ROOT / "stacks_store"))
 STATE = STORE / ".local-cluster.json"
 TOKEN = STORE / ".local-cluster-token"
 LOG = STORE / ".local-cluster.log"
-# A folder of its own: a job asks Ray's for the cluster that it is of, and in one for all that is whichever started last.
-# Short, since a path to one of Ray's sockets has 107 characters at most; of this user, who may be one of several.
+# A folder of its own: a job looks there for the cluster that it is of, and in one for all that is whichever started
+# last. Short, since a path to one of Ray's sockets has 107 characters at most; of this user, who may be one of several.
 TEMP = f"/tmp/ray-{os.getuid()}-{hashlib.sha256(str(STORE.absolute()).encode()).hexdigest()[:8]}"
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 90

@@ -54,6 +54,7 @@ SETTINGS: dict[str, Any] = {
         "warmup_steps": 1,
         "eval_every": 3,
         "eval_batch_tokens": 256,
+        "context": "cumulative",  # the harder of the two: a domain then depends on those before it
     },
     "null_space": {"space": "output", "max_rank": 4},
     "sweep": {

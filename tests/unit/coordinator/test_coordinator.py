@@ -25,7 +25,7 @@ def campaign(tmp_path, **sections) -> CampaignConfig:
         "campaign": "demo",
         "domains": domains,
         "store": {"uri": str(tmp_path / "store")},
-        "training": {"max_rounds": 2},
+        "training": {"max_rounds": 2, "context": "cumulative"},
     }
     return CampaignConfig.model_validate(settings | sections)
 
