@@ -71,7 +71,10 @@ class Compression(Record):
 def rounds_of(store: Store, domain: str) -> list[StackManifest]:
     """The rounds of a closed domain. Raises UsageError for a domain that is not closed or has fewer than two, and where
     one of them is of alignment: losses do not say what merging takes from that."""
-    if domain not in store.live().closings:
+    now = store.live()
+    if domain in now.reopened:
+        raise UsageError(f"{domain} was changed and has not closed again; bs_cluster run closes it")
+    if domain not in now.closings:
         raise UsageError(f"the campaign has no closed domain {domain!r}")
     manifests = [manifest for _, manifest in store.stacks() if manifest.stack.domain == domain]
     if len(manifests) < 2:
@@ -127,9 +130,9 @@ def compress(
     )
 
 
-def commit_merged(store: Store, found: Compression, folder: Path) -> tuple[Request, Retirement]:
-    """Commits the merged stack in ``folder``, to wait. Returns what is asked for, and the retirement of the rounds that
-    brings it in: until that is committed too, nothing that is live has changed."""
+def publish_merged(store: Store, found: Compression, folder: Path) -> tuple[Request, Retirement]:
+    """Publishes the merged stack in ``folder``, to wait. Returns what is asked for, and the retirement of the rounds
+    that brings it in: until that is committed too, nothing that is live has changed."""
     manifests = rounds_of(store, found.domain)
     first, last, live = manifests[0], manifests[-1], store.live()
     told = {"step": 0, "merged_loss": found.merged_loss, "missed": found.missed}

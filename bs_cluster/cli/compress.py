@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     store, out = places.store_of(config), arguments.out
     if out is not None and out.exists() and any(out.iterdir()):
         raise UsageError(f"--out {out} is not empty; name a new folder, so that it holds this stack alone")
-    from bs_cluster.campaign.compress import commit_merged, compress  # noqa: PLC0415  # torch; wrong usage goes first
+    from bs_cluster.campaign.compress import compress, publish_merged  # noqa: PLC0415  # torch; wrong usage goes first
 
     with tempfile.TemporaryDirectory() as spare:
         folder = out or Path(spare)
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         if not (arguments.commit and found.within):
             lines[-1] += "; nothing is committed"
         else:
-            request, retirement = commit_merged(store, found, folder)
+            request, retirement = publish_merged(store, found, folder)
             plan, more = retire.told(config, store, request, retirement, {})
             store.retire(retirement)
             value |= plan

@@ -236,8 +236,8 @@ class TrainingSection(Section):
         default=10.0, description="A gradient this many times the usual one makes a step suspect too."
     )
     max_spikes: Positive = Field(default=4, le=1000, description="Spikes in a row that end the round.")
-    # The paper's scripts train beside everything before (cumulative). What is served was worse by that at both seeds,
-    # most on rows that ask for two domains: docs/method.md.
+    # The paper's scripts train beside everything before (cumulative). Rows that ask for two domains were served worse
+    # by that at both seeds, a domain's own at one: docs/method.md.
     context: Literal["cumulative", "isolated"] = Field(
         default="isolated", description="Whether earlier domains' stacks fire while a new one trains."
     )

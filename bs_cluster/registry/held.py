@@ -8,9 +8,7 @@ from functools import cached_property
 
 from bs_cluster.answer_file import ANSWERS, read_answers
 from bs_cluster.certificate import CERTIFICATE, Certificate
-from bs_cluster.config import yaml12
 from bs_cluster.config.identity import domain_digest
-from bs_cluster.config.parse import parse_config
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.errors import ConfigError
 from bs_cluster.promotion import LOSSES, read_losses
@@ -27,6 +25,7 @@ from bs_cluster.registry import descriptions
 from bs_cluster.registry.runs import Point
 from bs_cluster.retirement import Live
 from bs_cluster.store import Store
+from bs_cluster.store.bundle_config import bundle_config
 
 HISTORY, CONFIG = "history.jsonl", "campaign.yaml"
 Committed = list[tuple[StackRef, StackManifest]]
@@ -77,11 +76,10 @@ class Held:
 
     def config(self, manifest: BundleManifest) -> CampaignConfig | None:
         """The settings that a bundle holds; None where it has none, or some of another version of this program."""
-        if (data := self._file(manifest, CONFIG)) is None:
+        if all(entry.name != CONFIG for entry in manifest.files):
             return None
-        origin = f"{CONFIG} of bundle {manifest.number}"
         try:
-            return parse_config(yaml12.decode(data, origin), origin=origin)
+            return bundle_config(self.store, manifest)
         except ConfigError:
             return None
 
