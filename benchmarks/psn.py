@@ -6,8 +6,10 @@
 own sweep rows, in nats per completion token: the base, the base with 1, 2, … of the domain's stacks, and what one could
 train instead of them. ``dense`` has as many parameters as the domain's stacks, none of them given, and learned from the
 very batches of the domain's rounds; ``pooled`` is of the mean size of those and learned from the rows of all domains,
-shuffled, as many steps as theirs together. The rate of both is the best of ``RATES`` on validation rows of the first
-domain. Losses are kept row by row in ``--output`` after each training: the same command goes on where it was killed.
+shuffled, as many steps as theirs together. ``blocks`` are a domain's own on a part of the residual stream
+(``partitions.py``), as many parameters again and from the same batches. Each one's rate is the best of ``RATES`` on
+validation rows of the first domain. Losses are kept row by row in ``--output`` after each training: the same command
+goes on where it was killed.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ import copy
 import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +34,7 @@ from benchmarks.__main__ import machine_name
 from benchmarks.evidence.campaign import Batch, Campaign
 from benchmarks.evidence.instead import pooled_batches
 from benchmarks.evidence.record import write_json
+from benchmarks.partitions import Blocks, Partitioned, parameters_of, partitions, without_words
 from benchmarks.table import Table
 from bs_cluster.base.load import LoadedBase
 from bs_cluster.config.schema import TrainingSection
@@ -62,11 +66,25 @@ class Dense(Record):
 
 
 @dataclass(frozen=True)
+class Blocked(Record):
+    """All domains' blocks: parameters of the first's, their width, the columns that each writes into, rate, seconds of
+    all of them; by domain each row's summed loss under its own blocks and under all."""
+
+    parameters: int
+    hidden: int
+    columns: int
+    rate: float
+    seconds: float
+    own: dict[str, tuple[float, ...]]
+    together: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
 class Found(Record):
     """A campaign's figures. By domain: each sweep row's completion ``tokens``, its summed loss with the first 0, 1, 2 …
     stacks (``by_stacks``), and what the campaign recorded (``recorded[domain][mode]``). ``other_bits`` counts rows
     whose loss under their domain's own stacks changed in any bit once later domains' lay beside them. ``router`` is the
-    report's. ``rates`` are losses on validation rows; ``dense`` is by domain, and ``pooled``."""
+    report's. ``rates`` and ``block_rates`` are losses on validation rows; ``dense`` is by domain, and ``pooled``."""
 
     campaign: str
     seed: int
@@ -82,6 +100,8 @@ class Found(Record):
     router: dict[str, float]
     rates: dict[str, float] = field(default_factory=dict)
     dense: dict[str, Dense] = field(default_factory=dict)
+    block_rates: dict[str, float] = field(default_factory=dict)
+    blocks: Blocked | None = None
 
 
 def figures(campaign: Campaign) -> Found:
@@ -152,10 +172,55 @@ def train_dense(campaign: Campaign, found: Found, file: Path) -> Found:
     return found
 
 
-def learn_all(model: PreTrainedModel, batches: Sequence[Batch], training: TrainingSection) -> None:
+def train_blocks(campaign: Campaign, found: Found, file: Path) -> Found:
+    """Each domain's, then all of them together."""
+    rows, batch_tokens = _rows(campaign), campaign.config.sweep.batch_tokens
+    bare = StackedBase.load(campaign.config.base, "cpu").base
+    like: Any = bare.model.config
+    dealt = partitions(like.hidden_size, len(found.domains), found.seed)
+
+    def trained(place: int, rate: float) -> Blocks:
+        domain, columns_HQ = found.domains[place], dealt[place]
+        config = sized(like, found.parameters[domain], lambda config: parameters_of(config, columns_HQ))
+        torch.manual_seed(found.seed)
+        blocks, batches = Blocks(without_words(config), columns_HQ), campaign.batches[domain]
+        training = campaign.config.training.model_copy(update={"steps": len(batches), "learning_rate": rate})
+        learn_all(Partitioned(bare.model, [blocks]), batches, training)
+        return blocks.eval()
+
+    def scored(blocks: Sequence[Blocks], of: Sequence[EncodedRow]) -> tuple[float, ...]:
+        model: Any = Partitioned(bare.model, blocks)
+        whole = StackedBase(LoadedBase(model, bare.tokenizer, bare.ref), cache_dequantized=False)
+        return score(whole, of, batch_tokens, ())
+
+    for rate in RATES:
+        if (key := f"{rate:g}") not in found.block_rates:
+            held = campaign.rows[found.domains[0]].validation
+            loss = sum(scored([trained(0, rate)], held)) / sum(row.completion_length for row in held)
+            found = _kept(replace(found, block_rates={**found.block_rates, key: loss}), file)
+            print(f"{found.campaign}: blocks, rate {key}: {loss:.4f} on validation rows", flush=True)
+    if found.blocks is not None:
+        return found
+    began, best = time.monotonic(), float(min(found.block_rates, key=found.block_rates.__getitem__))
+    every = {domain: trained(place, best) for place, domain in enumerate(found.domains)}
+    first = every[found.domains[0]]
+    blocked = Blocked(
+        parameters=sum(parameter.numel() for parameter in first.parameters()),
+        hidden=first.reads.out_features,
+        columns=first.writes.out_features,
+        rate=best,
+        seconds=round(time.monotonic() - began, 1),
+        own={domain: scored([blocks], rows[domain]) for domain, blocks in every.items()},
+        together={domain: scored(list(every.values()), rows[domain]) for domain in every},
+    )
+    print(f"{found.campaign}: blocks of {blocked.parameters:,} parameters, {blocked.seconds:.0f} s", flush=True)
+    return _kept(replace(found, blocks=blocked), file)
+
+
+def learn_all(model: nn.Module, batches: Sequence[Batch], training: TrainingSection) -> None:
     """A step for each batch, as a round takes it: its optimizer, its rate by step, its clipping, the mean over the
     batch's completion tokens. The loss that stacks learn by has no gradient for the head, which here learns too."""
-    learned = dict(model.named_parameters())
+    learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = build_optimizer(learned, training)
     rate = Rate(optimizer, training)
     for step, rows in enumerate(batches, start=1):
@@ -171,7 +236,7 @@ def learn_all(model: PreTrainedModel, batches: Sequence[Batch], training: Traini
         optimizer.zero_grad()
 
 
-def dense_config(like: PreTrainedConfig, parameters: int) -> PreTrainedConfig:
+def sized(like: PreTrainedConfig, parameters: int, count: Callable[[PreTrainedConfig], int]) -> PreTrainedConfig:
     """This architecture with other widths in the same proportions, so many parameters as near as heads allow."""
     step, found = 2 * like.num_attention_heads, []
     for hidden in itertools.count(step, step):
@@ -213,13 +278,14 @@ def table(found: Found) -> Table:
         tokens_B = np.array(found.tokens[domain], dtype=float)
         curve = [_mean(nll, tokens_B) for nll in found.by_stacks[domain]]
         dense = [_mean(found.dense[name].nll[domain], tokens_B) for name in (domain, POOLED)]
+        assert found.blocks is not None
+        dense += [_mean(nll[domain], tokens_B) for nll in (found.blocks.own, found.blocks.together)]
         last = [_mean(found.recorded[domain][mode], tokens_B) for mode in ("routed", "ungated")]
         told = [f"{x:.3f}" for x in curve] + [""] * (depth - len(curve)) + [f"{x:.3f}" for x in (*dense, *last)]
         rows.append((domain, len(tokens_B), *told))
     note = f"{found.base}, seed {found.seed}, nats per completion token, on {found.machine}."
-    return Table(
-        f"Stacks on a random base: {found.campaign}", (*columns, "dense", POOLED, "routed", "all on"), rows, note
-    )
+    instead = ("dense", POOLED, "blocks", "all blocks")
+    return Table(f"Stacks on a random base: {found.campaign}", (*columns, *instead, "routed", "all on"), rows, note)
 
 
 def lines(found: Found, without: Found | None) -> list[str]:
@@ -229,6 +295,12 @@ def lines(found: Found, without: Found | None) -> list[str]:
     dense = {domain: found.dense[domain].nll[domain] for domain in found.domains}
     told.append(f"stacks less a dense model a domain: {_difference(found, own, dense)}")
     told.append(f"stacks less one dense model on all of them: {_difference(found, own, found.dense[POOLED].nll)}")
+    assert found.blocks is not None
+    told.append(f"stacks less a domain's blocks: {_difference(found, own, found.blocks.own)}")
+    on = {domain: found.recorded[domain]["ungated"] for domain in found.domains}
+    told.append(f"all stacks less all blocks: {_difference(found, on, found.blocks.together)}")
+    base = {domain: curve[0] for domain, curve in found.by_stacks.items()}
+    told.append(f"all blocks less the base: {_difference(found, found.blocks.together, base)}")
     for n in range(1, max(len(curve) for curve in found.by_stacks.values())):
         both = [{d: c[min(k, len(c) - 1)] for d, c in found.by_stacks.items()} for k in (n, n - 1)]
         told.append(f"{n} stacks less {n - 1}: {_difference(found, *both)}")
@@ -266,7 +338,7 @@ def _dense(
     campaign: Campaign, like: PreTrainedConfig, parameters: int, batches: Sequence[Batch], rate: float
 ) -> tuple[Dense, StackedBase]:
     """A model of so many parameters, trained from scratch in fp32, ready to be scored."""
-    began, config = time.monotonic(), dense_config(like, parameters)
+    began, config = time.monotonic(), sized(like, parameters, count)
     torch.manual_seed(campaign.config.seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     training = campaign.config.training.model_copy(update={"steps": len(batches), "learning_rate": rate})
@@ -304,6 +376,7 @@ def main() -> None:
         known = {one.campaign: one for one in read(arguments.output)}
         found = known.get(campaign.config.campaign) or _kept(figures(campaign), arguments.output)
         found = train_dense(campaign, found, arguments.output)
+        found = train_blocks(campaign, found, arguments.output)
         free = figures(without) if without else None
         print(table(found).markdown(), *lines(found, free), sep="\n", flush=True)
 

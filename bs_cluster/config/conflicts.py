@@ -182,8 +182,11 @@ def _training(config: CampaignConfig) -> Iterator[Conflict]:
         )
         yield _conflict("data.validation_rows", config.data.validation_rows, words)
     if training.offload_optimizer and training.zero_stage == 0:
-        words = "ZeRO stage 0 shards no optimizer state to offload; take training.zero_stage 1 or 2"
+        words = "ZeRO stage 0 shards no optimizer state to offload; take training.zero_stage 1, 2 or 3"
         yield _conflict("training.offload_optimizer", True, words, "training.zero_stage")
+    if training.zero_stage == 3 and config.base.cache_dequantized:
+        words = "ZeRO stage 3 shards the base, which base.cache_dequantized keeps whole; set that to false, or take 2"
+        yield _conflict("training.zero_stage", 3, words, "base.cache_dequantized")
 
 
 def _order(config: CampaignConfig) -> Iterator[Conflict]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bs_cluster.config.conflicts import problems, shown
-from bs_cluster.config.schema import CampaignConfig, DomainSection
+from bs_cluster.config.rounds import RoundSection
+from bs_cluster.config.schema import CampaignConfig, DomainSection, TrainingSection
 from bs_cluster.errors import ConfigError
 from bs_cluster.records import canonical_json, sha256_hex
 
@@ -92,6 +93,18 @@ def identity_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]
+
+
+def settings_of(config: CampaignConfig, domain: str, entry: RoundSection) -> TrainingSection:
+    """``training`` as one round of a domain has it: its own steps, rate and batch."""
+    own = effective_domain(config, domain)
+    settings: dict[str, Any] = {"steps": own.steps, "learning_rate": own.learning_rate, "max_rounds": own.max_rounds}
+    if entry.aligned:
+        names = ("steps", "learning_rate", "per_device_batch", "eval_every")
+        settings = {name: getattr(entry, name) for name in names}
+        settings["global_batch"] = entry.units_of_a_step
+        settings["warmup_steps"] = min(config.training.warmup_steps, entry.steps // 10)
+    return config.training.model_copy(update=settings)
 
 
 def domain_digest(config: CampaignConfig, name: str) -> str:

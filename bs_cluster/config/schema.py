@@ -173,9 +173,10 @@ class TrainingSection(Section):
     threads_per_worker: Annotated[int, Field(gt=0, le=MAX_THREADS)] | None = Field(
         default=None, description="Threads of a worker's products; null takes cpus_per_worker."
     )
-    # 3 would shard the base too, which scoring and freezing read whole.
-    zero_stage: Literal[0, 1, 2] = Field(
-        default=2, description="ZeRO stage: what of optimizer and gradients is sharded."
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=2,
+        description="ZeRO stage: what workers share out among them. 1: the optimizer's state, 2: gradients too, 3: the "
+        "frozen base too.",
     )
     offload_optimizer: bool = Field(default=False, description="Keep optimizer state in host memory.")
     steps: Positive = Field(default=400, le=MAX_STEPS, description="Optimizer steps of a round.")

@@ -42,11 +42,13 @@ class Volume(Record):
 
 @dataclass(frozen=True)
 class Made:
-    """What a campaign's bytes are of: parameters of a ``stack`` and of the ``base``, projections with stacks, and bytes
-    of the directions ``claimed`` before each domain and after the last."""
+    """What a campaign's bytes are of: parameters of a ``stack`` and of the ``base``, bytes of the base that ZeRO 3
+    shares out, projections with stacks, and bytes of the directions ``claimed`` before each domain and after the last.
+    """
 
     stack: int
     base: int
+    shared_out: int
     sites: int
     claimed: Sequence[int]
 
@@ -92,8 +94,9 @@ def volume_of(config: CampaignConfig, made: Made, row_tokens: int) -> Volume:
         train_rows(config, domain) + config.data.validation_rows + config.data.sweep_rows for domain in config.domains
     )
     training = config.training
-    reduced = passes(training, workers) if training.zero_stage == 2 else 1
+    reduced = passes(training, workers) if training.zero_stage >= 2 else 1
     gathered = 1 if training.zero_stage else 0
+    base = 2 * passes(training, workers) * made.shared_out if training.zero_stage == 3 else 0  # forward and backward
     return Volume(
         stacks=count * stack,
         # A claim each, and before every domain but the first the directions of all so far.
@@ -103,7 +106,7 @@ def volume_of(config: CampaignConfig, made: Made, row_tokens: int) -> Volume:
         outcomes=2 * sweep.outcomes * OUTCOME_BYTES,
         checkpoints=(KEPT + 1) * 4 * stack if training.checkpoint_every_s else 0,
         node_disk=2 * made.base + count * stack,
-        step_network=int((2 * reduced + gathered) * (workers - 1) / workers * stack),
+        step_network=int(((2 * reduced + gathered) * stack + base) * (workers - 1) / workers),
         start_network=2 * made.base + count * stack,
     )
 

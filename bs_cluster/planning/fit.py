@@ -82,6 +82,7 @@ def _tried(config: CampaignConfig, usable: int, worker_of: Callable[[CampaignCon
         ("training.gradient_checkpointing", True, not training.gradient_checkpointing),
         ("training.per_device_batch", 1, training.per_device_batch > 1),
         ("training.zero_stage", 2, training.zero_stage < 2),
+        ("training.zero_stage", 3, training.zero_stage < 3 and training.num_workers > 1),
         ("training.offload_optimizer", True, not training.offload_optimizer),
     ]
     for key, value, differs in ways:

@@ -3,7 +3,8 @@
 A stack learns in fp32. DeepSpeed's own part, read from its stage_1_and_2.py and engine.py (0.19), is the one thing that
 is written down here: under ZeRO 1 and 2 the weights lie in one flat buffer on every rank, their master copies, the
 optimizer's state and the averaged gradients in slices, one a rank; gradients pass through a bucket that is made before
-backward. All else is asked of the code that does it (``worker.py``).
+backward. ZeRO 3 adds the base in parts (``stacks/sharded_base.py``). All else is asked of the code that does it
+(``worker.py``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from bs_cluster.basis import Basis
+from bs_cluster.config.rounds import SFT
 from bs_cluster.config.schema import TrainingSection
 from bs_cluster.planning.worker import Batch, ShapedWorker
 from bs_cluster.records import Record
@@ -101,15 +103,27 @@ def sharded(training: TrainingSection, ranks: int, parameters: int, gpu: bool) -
 
 
 @dataclass(frozen=True)
+class Answers:
+    """So many prompts of ``prompt_tokens`` are answered together, by ``answer_tokens`` at most."""
+
+    rows: int
+    prompt_tokens: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True)
 class Situation:
     """What a worker has to hold beside the stack that learns: ``resident`` frozen ones, the last ``firing`` of which
-    are on, and the directions claimed so far. ``batch`` is a micro-batch, ``scored`` a batch of validation."""
+    are on, and the directions claimed so far. ``batch`` is a micro-batch, ``scored`` a batch of validation, ``answers``
+    what is generated at once, if anything. ``objective`` is the round's."""
 
     resident: int
     firing: int
     basis: Basis
     batch: Batch
     scored: Batch
+    answers: Answers | None = None
+    objective: str = SFT
 
 
 def training_footprint(worker: ShapedWorker, training: TrainingSection, ranks: int, now: Situation) -> Footprint:
@@ -119,26 +133,34 @@ def training_footprint(worker: ShapedWorker, training: TrainingSection, ranks: i
     confined = worker.confine(now.basis)
     shard = sharded(training, ranks, count, worker.gpu)
     alone = training.zero_stage == 0 and passes(training, ranks) == 1
-    trained = worker.training_pass(now.batch, training.gradient_checkpointing, keep_gradients=alone)
+    packed = now.objective == SFT
+    trained = worker.training_pass(now.batch, training.gradient_checkpointing, keep_gradients=alone, packed=packed)
+    answered = answering(worker, now.answers)
     validated = worker.scoring_pass(now.scored)
     worker.confine(Basis())
-    packed, weights = worker.packed_bytes, WORD * count
-    room = packed // (now.resident + 1)
+    blocks, weights = worker.packed_bytes, WORD * count
+    room = blocks // (now.resident + 1)
     # A checkpoint clones weights, snapshot and optimizer state whole, and safetensors serialises them twice.
     checkpoint = (3 + 2 * 4) * weights if training.checkpoint_every_s else 0
+    in_parts = training.zero_stage == 3 and ranks > 1
+    base, buffers = worker.base_share(ranks) if in_parts else (worker.base_bytes, 0)
     parts = {
-        "base": worker.base_bytes,
+        "base": base,
+        "layers gathered": buffers,
         "base, dequantised": worker.cache_bytes,
-        "frozen stacks": packed - room + now.resident * worker.noise_bytes,
+        "frozen stacks": blocks - room + now.resident * worker.noise_bytes,
         "learning stack": weights + room,
         **shard.device,
         "claimed directions": confined,
     }
     moments = {
-        "forward and backward": trained.peak + shard.while_training,
+        f"forward and backward{'' if packed else ', ' + now.objective}": trained.peak + shard.while_training,
         "optimizer step": shard.while_stepping,
         "validation": validated.peak,
+        "answering": answered,
     }
+    if in_parts:  # each rank loads it whole, before anything else is there
+        moments["loading the base"] = max(0, worker.base_bytes - sum(parts.values()))
     host = {"tokenizer": TOKENIZER_WORD * worker.words, "best snapshot": weights, **shard.host}
     saving = "checkpoint, on rank 0"
     if worker.gpu:
@@ -147,8 +169,21 @@ def training_footprint(worker: ShapedWorker, training: TrainingSection, ranks: i
     return Footprint(_parts({**parts, **host}), _parts(moments), (), trained.flops)
 
 
-def evaluator_footprint(worker: ShapedWorker, *, stacks: int, scored: Batch, encoded: Batch) -> Footprint:
-    """An evaluator with all ``stacks`` firing: a batch of the sweep, or of prompts for the meta-router."""
+def answering(worker: ShapedWorker, answers: Answers | None) -> int:
+    """Bytes that generating takes: the prompts' forward with their keys and values, or those of whole answers, of which
+    each token makes a layer's anew."""
+    if answers is None:
+        return 0
+    prompts = worker.reading_pass(Batch(answers.rows, answers.prompt_tokens, 0)).peak
+    begun, _ = worker.cache_of_answers(answers.rows, answers.prompt_tokens)
+    ended, layer = worker.cache_of_answers(answers.rows, answers.prompt_tokens + answers.answer_tokens)
+    return max(prompts + begun, ended + layer)
+
+
+def evaluator_footprint(
+    worker: ShapedWorker, *, stacks: int, scored: Batch, encoded: Batch, answers: Answers | None
+) -> Footprint:
+    """An evaluator with all ``stacks`` firing: a batch of the sweep, of prompts for the meta-router, or of answers."""
     worker.set_stacks(stacks, stacks, learns=False)
     parts = {
         "base": worker.base_bytes,
@@ -156,7 +191,7 @@ def evaluator_footprint(worker: ShapedWorker, *, stacks: int, scored: Batch, enc
         "frozen stacks": worker.packed_bytes + stacks * worker.noise_bytes,
     }
     scores, states = worker.scoring_pass(scored), worker.encoding_pass(encoded)
-    moments = {"scoring": scores.peak, "router states": states.peak}
+    moments = {"scoring": scores.peak, "router states": states.peak, "answering": answering(worker, answers)}
     return Footprint(_parts(parts), _parts(moments), (), scores.flops)
 
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from bs_cluster.basis import Basis
-from bs_cluster.config.identity import curriculum, most_stacks
+from bs_cluster.config.identity import curriculum, most_stacks, settings_of
+from bs_cluster.config.rounds import DPO, GRPO, RoundSection
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.planning.cost import Cost, Made, Speed, Volume, cost_of, volume_of
 from bs_cluster.planning.fit import Misfit, misfits, with_settings
 from bs_cluster.planning.hardware import Assumed, Hardware, Node
-from bs_cluster.planning.memory import WORD, Footprint, Situation, evaluator_footprint, training_footprint
+from bs_cluster.planning.memory import (
+    WORD,
+    Answers,
+    Footprint,
+    Situation,
+    evaluator_footprint,
+    training_footprint,
+)
 from bs_cluster.planning.room import Room, basis_bytes, claims, room
 from bs_cluster.planning.work import Sweep, Training, rounds, stack_rows, sweep_work, training_work
 from bs_cluster.planning.worker import Batch, ShapedWorker
 from bs_cluster.records import Record
 
-STAGES = (0, 1, 2)
+STAGES = (0, 1, 2, 3)
 GROWTH = (10, 20, 50)  # domains, beside as many as the config has
 LOOKED_AHEAD = 200  # domains among which the first is sought that finds no room
 
@@ -152,9 +160,17 @@ class Planner:
         )
 
     def worker_of(self, config: CampaignConfig) -> Footprint:
-        """The worker that trains the campaign's last stack, which has the most beside it."""
+        """The worker that trains the campaign's last stack, which has the most beside it; where domains align, in the
+        round that takes the most."""
         self.shaped.use(config)
-        return training_footprint(self.shaped, config.training, config.training.num_workers, self._last(config))
+        ranks, last = config.training.num_workers, self._last(config)
+        found = [training_footprint(self.shaped, config.training, ranks, last)]
+        for domain in config.domains:
+            for entry in domain.rounds:
+                if entry.aligned:
+                    training, now = settings_of(config, domain.name, entry), _aligning(config, entry, last)
+                    found.append(training_footprint(self.shaped, training, ranks, now))
+        return max(found, key=lambda footprint: footprint.peak)
 
     def _last(self, config: CampaignConfig) -> Situation:
         resident = rounds(config) - 1
@@ -172,7 +188,8 @@ class Planner:
         self.shaped.use(config)
         scored = _filled(config.sweep.batch_tokens, config.data.max_length)
         encoded = _filled(config.sweep.batch_tokens, config.router.max_prompt_length)
-        return evaluator_footprint(self.shaped, stacks=rounds(config), scored=scored, encoded=encoded)
+        answers = _answers(config)
+        return evaluator_footprint(self.shaped, stacks=rounds(config), scored=scored, encoded=encoded, answers=answers)
 
     def whole(self, config: CampaignConfig) -> Whole:
         made = self.made(config)
@@ -186,7 +203,10 @@ class Planner:
     def made(self, config: CampaignConfig) -> Made:
         """What its bytes are of; it hangs on how many domains there are, and not on how many GPUs."""
         claimed = [basis_bytes(basis) for basis in self._claims(config, len(config.domains))]
-        return Made(self.stack_parameters, self.shaped.base_parameters, len(self.widths), claimed)
+        shaped, workers = self.shaped, config.training.num_workers
+        return Made(
+            self.stack_parameters, shaped.base_parameters, shaped.shared_out(workers), len(self.widths), claimed
+        )
 
     def cost(self, config: CampaignConfig, made: Made) -> Cost:
         volume = volume_of(config, made, self.row_tokens)
@@ -239,6 +259,25 @@ def _grown(domains: int, then: Whole) -> Grown:
         hours=then.cost.hours,
         usd=then.cost.usd,
     )
+
+
+def _aligning(config: CampaignConfig, entry: RoundSection, last: Situation) -> Situation:
+    """The last stack as that of an alignment round, whose micro-batch is padded rows: two of a pair, one an answer."""
+    data = config.data
+    if entry.objective == DPO:
+        return replace(last, batch=_units(2 * entry.per_device_batch, data.max_length), objective=DPO)
+    long = data.max_prompt_length + entry.answer_tokens
+    batch = Batch(entry.per_device_batch, long, entry.per_device_batch * entry.answer_tokens)
+    theirs = Answers(config.sweep.answer_batch, data.max_prompt_length, entry.answer_tokens)
+    return replace(last, batch=batch, objective=GRPO, answers=theirs if entry.rollouts == "workers" else None)
+
+
+def _answers(config: CampaignConfig) -> Answers | None:
+    """What an evaluator generates at once: the sweep's answers, or those of rounds that learn from rewards."""
+    lengths = [config.sweep.answer_tokens] if config.sweep.answer_rows else []
+    for domain in config.domains:
+        lengths += [one.answer_tokens for one in domain.rounds if one.objective == GRPO and one.rollouts != "workers"]
+    return Answers(config.sweep.answer_batch, config.data.max_prompt_length, max(lengths)) if lengths else None
 
 
 def _units(count: int, tokens: int) -> Batch:

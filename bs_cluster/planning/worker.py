@@ -26,6 +26,7 @@ from bs_cluster.stacks import StackModel
 from bs_cluster.stacks.balance import LoadBalance
 from bs_cluster.stacks.composition import Training
 from bs_cluster.stacks.lm_loss import CHUNK_ELEMENTS, HeadLoss
+from bs_cluster.stacks.sharded_base import BUFFERS, projections, row_bytes
 from bs_cluster.training.sharding import learning_parameters
 
 META = torch.device("meta")
@@ -68,6 +69,7 @@ class ShapedWorker:
         cut = layers is None and self.layers > CUTS[-1]
         self.cuts = [ShapedWorker(config, gpu, few) for few in CUTS if cut]
         self.base_bytes = held_bytes(weights_of(self.stacked.base.model))
+        self._projections = projections(self.stacked.base.model)
         self.base_parameters = _parameters(self.stacked.base.model)
         self.learns = self.stacked.begin(stack_config(config.stack, StackId("learning", 1), 0), seed=0)
         self.tuner: StackModel = self.stacked.tuner
@@ -93,6 +95,17 @@ class ShapedWorker:
         """Of the learning stack, as of any other."""
         self.tuner.fire([], train=self.learns)
         return sum(parameter.numel() for parameter in learning_parameters(self.tuner).values())
+
+    def base_share(self, ranks: int) -> tuple[int, int]:
+        """Bytes that each of so many ranks keeps of a base in parts, what is not shared out included, and those of the
+        buffers that layers are gathered into."""
+        rows = row_bytes(self._projections, ranks)
+        apart = held_bytes([one.weight for layer in self._projections for one in layer])
+        return self.base_bytes - apart + sum(rows) // ranks, BUFFERS * max(rows)
+
+    def shared_out(self, ranks: int) -> int:
+        """Bytes of a base in parts that a rank gathers for a forward, its own among them."""
+        return sum(row_bytes(self._projections, ranks))
 
     @property
     def cache_bytes(self) -> int:
@@ -143,11 +156,11 @@ class ShapedWorker:
 
     # --- what passes add --------------------------------------------------------------------------------------
 
-    def training_pass(self, batch: Batch, checkpointing: bool, keep_gradients: bool) -> Pass:
-        """Forward and backward of one micro-batch. Unless ``keep_gradients``, each gradient goes as it is made, as into
-        ZeRO's own buffer."""
+    def training_pass(self, batch: Batch, checkpointing: bool, keep_gradients: bool, packed: bool = True) -> Pass:
+        """Forward and backward of one micro-batch, its rows end to end or padded, as those of alignment are, which has
+        no noise. Unless ``keep_gradients``, each gradient goes as it is made, as into ZeRO's own buffer."""
         if self.cuts:
-            ways = {"batch": batch, "checkpointing": checkpointing, "keep_gradients": keep_gradients}
+            ways = {"batch": batch, "checkpointing": checkpointing, "keep_gradients": keep_gradients, "packed": packed}
             return self._whole(ShapedWorker.training_pass, **ways)
         model: Any = self.tuner.model
         model.train()
@@ -161,10 +174,10 @@ class ShapedWorker:
             balance = LoadBalance(first.experts, first.top_k, 0.0, sites, META)
             with LiveBytes() as live:
                 noise_PET = None
-                if self.config.training.noise:
+                if self.config.training.noise and packed:
                     noise_PET = torch.empty(sites, first.experts, batch.tokens, device=META)
                 with self.tuner.training_step(Training(noise_PET, None, batch.tokens, balance)):
-                    self._loss(batch, packed=True).sum().backward()
+                    self._loss(batch, packed).sum().backward()
         if checkpointing:
             model.gradient_checkpointing_disable()
         model.eval()
@@ -192,6 +205,24 @@ class ShapedWorker:
             self._decode(batch, packed=False, output_hidden_states=True)
         self.tuner.composition.active = firing
         return Pass(live.peak, live.flops)
+
+    @torch.no_grad()
+    def reading_pass(self, batch: Batch) -> Pass:
+        """Forward of one padded batch of prompts that are answered."""
+        if self.cuts:
+            return self._whole(ShapedWorker.reading_pass, batch=batch)
+        with LiveBytes() as live:
+            self._decode(batch, packed=False)
+        return Pass(live.peak, live.flops)
+
+    def cache_of_answers(self, rows: int, tokens: int) -> tuple[int, int]:
+        """Bytes of the keys and values of so many rows of so many tokens, and of the layer's that has the most; a layer
+        with a sliding window keeps no more than that."""
+        text: Any = self.tuner.model.config.get_text_config()  # type: ignore[union-attr]
+        kinds = getattr(text, "layer_types", None) or [""] * self.layers
+        width = 2 * text.num_key_value_heads * text.head_dim * COMPUTE_DTYPES[self.config.base.compute_dtype].itemsize
+        kept = [min(tokens, text.sliding_window) if kind == "sliding_attention" else tokens for kind in kinds]
+        return rows * width * sum(kept), rows * width * max(kept)
 
     def _whole(self, run: Callable[..., Pass], **ways: Any) -> Pass:
         """What all layers take, by what ``CUTS`` take; a pass that was run before, of the same, is remembered."""

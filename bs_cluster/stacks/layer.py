@@ -32,6 +32,7 @@ from bs_cluster.adapter_format import PARTS
 from bs_cluster.stacks.composition import Composition
 from bs_cluster.stacks.config import StackConfig
 from bs_cluster.stacks.fused import Base, Block, Learning, add_stacks
+from bs_cluster.stacks.sharded_base import gathered
 
 
 @dataclass
@@ -215,6 +216,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
         """The frozen base's weight (O, I) in compute dtype, dequantised anew where it is not cached."""
         if self.weight_cache is not None:
             return self.weight_cache
+        gathered(self.base_layer)
         if type(self.base_layer.weight).__name__ == "Params4bit":
             return dequantize_bnb_weight(self.base_layer.weight)  # type: ignore[arg-type]  PEFT's general way is slow
         return dequantize_module_weight(self.base_layer).detach()  # type: ignore[arg-type]

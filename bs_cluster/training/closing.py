@@ -85,9 +85,10 @@ def _isolated(session: Session, step: CloseDomain) -> list[RowLoss]:
 def _probed(session: Session, step: CloseDomain) -> Probe:
     """By rank 0 for all: other ranks may be other machines, and the record names one."""
     found = None
-    if session.rank == 0:
-        names = [stack.name for stack in step.stacks]
-        found = probe(session.stacked, names, probe_rows(session.rows(step.domain).validation))
+    with session.uneven():
+        if session.rank == 0:
+            names = [stack.name for stack in step.stacks]
+            found = probe(session.stacked, names, probe_rows(session.rows(step.domain).validation))
     first = from_all_ranks(found)[0]
     assert first is not None
     return first

@@ -61,16 +61,17 @@ class ByWorkers:
         stacked.base.model.eval()
         prompts = [prompt_of(task) for task in tasks]
         mine: dict[int, Answer] = {}
-        for number, batch in enumerate(batches_of(prompts, self.together)):
-            pulse()
-            if number % world_size() != world_rank():
-                continue
-            asked = [prompts[i] for i in batch]
-            if seeds is None:
-                tokens = greedy_tokens(stacked, asked, how.tokens)
-            else:
-                tokens = drawn_tokens(stacked, asked, [seeds[i] for i in batch], how.tokens, how.temperature)
-            mine |= dict(zip(batch, judged([tasks[i] for i in batch], tokens, said(stacked, tokens)), strict=True))
+        with self.session.uneven():
+            for number, batch in enumerate(batches_of(prompts, self.together)):
+                pulse()
+                if number % world_size() != world_rank():
+                    continue
+                asked = [prompts[i] for i in batch]
+                if seeds is None:
+                    tokens = greedy_tokens(stacked, asked, how.tokens)
+                else:
+                    tokens = drawn_tokens(stacked, asked, [seeds[i] for i in batch], how.tokens, how.temperature)
+                mine |= dict(zip(batch, judged([tasks[i] for i in batch], tokens, said(stacked, tokens)), strict=True))
         of_all = {place: answer for part in from_all_ranks(mine) for place, answer in part.items()}
         return [of_all[place] for place in range(len(tasks))]
 

@@ -10,15 +10,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bs_cluster import __version__
 from bs_cluster.basis import Basis
-from bs_cluster.config.identity import domain_digest, effective_domain
-from bs_cluster.config.rounds import RoundSection
-from bs_cluster.config.schema import CampaignConfig, TrainingSection
+from bs_cluster.config.identity import domain_digest, settings_of
+from bs_cluster.config.schema import TrainingSection
 from bs_cluster.failpoints import failpoint
 from bs_cluster.inference.stacked import stack_config
 from bs_cluster.records import (
@@ -145,18 +143,6 @@ def _examined(
 def round_seed(seed: int, name: str) -> int:
     """A seed of 31 bits for a stack's start, its rows' order and its noise."""
     return int(sha256_hex(canonical_json([seed, name]))[:8], 16) >> 1
-
-
-def settings_of(config: CampaignConfig, domain: str, entry: RoundSection) -> TrainingSection:
-    """``training`` as one round of a domain has it: its own steps, rate and batch."""
-    own = effective_domain(config, domain)
-    settings: dict[str, Any] = {"steps": own.steps, "learning_rate": own.learning_rate, "max_rounds": own.max_rounds}
-    if entry.aligned:
-        names = ("steps", "learning_rate", "per_device_batch", "eval_every")
-        settings = {name: getattr(entry, name) for name in names}
-        settings["global_batch"] = entry.units_of_a_step
-        settings["warmup_steps"] = min(config.training.warmup_steps, entry.steps // 10)
-    return config.training.model_copy(update=settings)
 
 
 def _room(sites: Sequence[str], basis: Basis | None) -> dict[str, float]:

@@ -7,6 +7,7 @@ and its workers pull step after step (``worker.py``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +20,7 @@ from bs_cluster.events import Event
 from bs_cluster.inference.scoring import score_batch
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import RowLoss
+from bs_cluster.stacks.sharded_base import ShardedBase
 from bs_cluster.store.store import Store
 from bs_cluster.training.preemption import Leaving
 from bs_cluster.training.ranks import sum_over_ranks, world_rank, world_size
@@ -38,9 +40,18 @@ class Session:
     leaving: Callable[[], Leaving | None] = field(default=lambda: None)
     base_losses: dict[str, list[RowLoss]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.sharded: ShardedBase | None = None
+        if self.config.training.zero_stage == 3 and world_size() > 1:
+            self.sharded = ShardedBase(self.stacked.base.model)
+
     @property
     def rank(self) -> int:
         return world_rank()
+
+    def uneven(self) -> AbstractContextManager[None]:
+        """Within it ranks may run different numbers of forwards; every rank enters it."""
+        return nullcontext() if self.sharded is None else self.sharded.uneven()
 
     def score(self, rows: Sequence[EncodedRow]) -> list[RowLoss]:
         """Losses of these rows under what fires now, in row order; batches are dealt out over the ranks.
@@ -49,11 +60,12 @@ class Session:
         """
         plan = plan_batches([len(row.input_ids) for row in rows], self.config.training.eval_batch_tokens)
         sums = torch.zeros(len(rows), 2, dtype=torch.float64)
-        for number, batch in enumerate(plan):
-            pulse()
-            if number % world_size() == world_rank():
-                for index, loss in zip(batch, score_batch(self.stacked, [rows[i] for i in batch]), strict=True):
-                    sums[index] = torch.tensor([loss.nll, loss.tokens], dtype=torch.float64)
+        with self.uneven():
+            for number, batch in enumerate(plan):
+                pulse()
+                if number % world_size() == world_rank():
+                    for index, loss in zip(batch, score_batch(self.stacked, [rows[i] for i in batch]), strict=True):
+                        sums[index] = torch.tensor([loss.nll, loss.tokens], dtype=torch.float64)
         return [RowLoss(nll, int(tokens)) for nll, tokens in sum_over_ranks(sums).tolist()]
 
 

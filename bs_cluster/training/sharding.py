@@ -18,7 +18,7 @@ def zero_config(training: TrainingSection, ranks: int, parameters: int) -> dict[
     """ZeRO over a learning stack of so many ``parameters``. ``bf16`` stays off: DeepSpeed would cast every floating
     parameter, and a stack learns in fp32 (its products run in the base's compute dtype inside the layer)."""
     zero: dict[str, Any] = {
-        "stage": training.zero_stage,
+        "stage": min(training.zero_stage, 2),  # of 3, the frozen base: stacks/sharded_base.py
         "contiguous_gradients": True,
         "overlap_comm": False,
         "reduce_bucket_size": min(parameters, 500_000_000),  # DeepSpeed makes a buffer of it, whatever the model needs

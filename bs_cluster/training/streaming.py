@@ -23,16 +23,17 @@ def stream_tokens(session: Session, domain: str, what: str, rows: Sequence[Encod
     model = session.stacked.base.model
     decoder, _, _ = decoder_and_head(model)
     plan = plan_batches([len(row.input_ids) for row in rows], session.config.training.eval_batch_tokens)
-    for number, batch in enumerate(plan):
-        pulse()
-        if number % world_size() != world_rank():
-            continue
-        tensors = collate_packed([rows[i] for i in batch])
-        observer.row_index_T = torch.tensor(batch)[tensors["row_index_T"]].to(model.device)
-        inputs = {key: tensors[key].to(model.device) for key in ("input_ids", "position_ids")}
-        decoder(**inputs, use_cache=False)
-        if session.rank == 0:
-            session.report(Measuring(domain, what, number + 1, len(plan)))
+    with session.uneven():
+        for number, batch in enumerate(plan):
+            pulse()
+            if number % world_size() != world_rank():
+                continue
+            tensors = collate_packed([rows[i] for i in batch])
+            observer.row_index_T = torch.tensor(batch)[tensors["row_index_T"]].to(model.device)
+            inputs = {key: tensors[key].to(model.device) for key in ("input_ids", "position_ids")}
+            decoder(**inputs, use_cache=False)
+            if session.rank == 0:
+                session.report(Measuring(domain, what, number + 1, len(plan)))
     for tensor in observer.tensors():
         sum_over_ranks(tensor)
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from bs_cluster.basis import Basis
+from bs_cluster.config.identity import settings_of
 from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.client import REMEDY, Coordination, CoordinatorClient
 from bs_cluster.coordinator.work import SharedBasis
@@ -26,7 +27,7 @@ from bs_cluster.store.store import Store
 from bs_cluster.training.closing import close_domain
 from bs_cluster.training.preemption import leaving_nodes
 from bs_cluster.training.ranks import from_all_ranks
-from bs_cluster.training.round import clear_staged, settings_of, staged_for, train_round
+from bs_cluster.training.round import clear_staged, staged_for, train_round
 from bs_cluster.training.session import Session, device_of
 from bs_cluster.waiting import ROWS_PATIENCE_S, ROWS_REMEDY, wait_for
 from bs_cluster.watchdog import watched

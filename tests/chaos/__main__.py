@@ -30,6 +30,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1])]
 
 import job  # noqa: E402
+from tiny_alignment import write_pairs  # noqa: E402
 from tiny_campaign import write_inputs  # noqa: E402
 
 from bs_cluster.registry.database import ensure_database  # noqa: E402
@@ -45,6 +46,7 @@ SEEDS_OF_PROCESSES = 2
 DISTURBED = {
     "commit": "chaos.commit:Commits",
     "round": "chaos.rounds:Rounds",
+    "aligned": "chaos.rounds:AlignedRounds",
     "measure": "chaos.campaign:Measures",
     "campaign": "chaos.campaign:Campaigns",
 }
@@ -61,7 +63,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a cluster of ours ends with us
     results, until = Results(arguments.results), time.monotonic() + 60 * arguments.minutes
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    template = write_inputs(folder / "template")
+    template = write_pairs(write_inputs(folder / "template"))
     ensure_database(template / "mlflow.db", print)
     wrong = 0
     with contextlib.ExitStack() as stack:

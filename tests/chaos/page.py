@@ -21,6 +21,7 @@ WRONG = {
 TOLD = {
     "commit": "four stacks, two closings and a bundle by coordinator, store, recorder and MLflow on sqlite; no model",
     "round": "training of a tiny Gemma 3 in NF4 on two gloo ranks, two domains, checkpoints after each step",
+    "aligned": "the same with a dpo round after the first domain's and a grpo round after the second's",
     "measure": "the whole command on a Ray cluster, from where training has ended: sweep, router, report, bundle",
     "campaign": "the whole command on a Ray cluster, from the first step",
     "processes": "the whole command with Ray and MLflow of its own; one process killed, or stopped for eight seconds",

@@ -1,5 +1,6 @@
 """Trials of kind ``round``: a campaign's training with a real tiny model on two gloo ranks, every step of it as a
-worker of Ray Train does them; rank 0 holds the coordinator. Checkpoints come after each step.
+worker of Ray Train does them; rank 0 holds the coordinator. Checkpoints come after each step. Of kind ``aligned`` the
+first domain goes on with a dpo round and the second with a grpo round.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tiny_alignment import aligned, tiny_round
 from tiny_campaign import campaign
 
 from bs_cluster.basis import Basis
 from bs_cluster.campaign.campaign import Campaign
 from bs_cluster.campaign.encoding import encode_domains
+from bs_cluster.config.schema import CampaignConfig
 from bs_cluster.coordinator.coordinator import Coordinator
 from bs_cluster.errors import BrainstacksError, DiskError
 from bs_cluster.events import Event, StepDone
@@ -61,9 +64,12 @@ class Rounds:
             return told(DiskError.of(error) or error)
         return 0
 
-    def _train(self) -> None:
+    def config(self) -> CampaignConfig:
         exact = {"compute_dtype": "float32"}
-        config = campaign(self.template, self.folder / "store", ("aa", "bb"), training=TRAINING, base=exact)
+        return campaign(self.template, self.folder / "store", ("aa", "bb"), training=TRAINING, base=exact)
+
+    def _train(self) -> None:
+        config = self.config()
         rows = encode_domains(Campaign.of(config))
         stacked = StackedBase.load(config.base, "cpu")
         session = Session(config, stacked, self.store, rows.__getitem__, self._report)
@@ -99,3 +105,11 @@ class Rounds:
         if isinstance(event, StepDone):
             with self.steps.open("a") as file:
                 file.write(json.dumps([event.stack.name, event.step, time.time()]) + "\n")
+
+
+class AlignedRounds(Rounds):
+    kind = "aligned"
+
+    def config(self) -> CampaignConfig:
+        dpo, grpo = (tiny_round(self.template, kind) for kind in ("dpo", "grpo"))
+        return aligned(super().config(), {"aa": dpo, "bb": grpo})

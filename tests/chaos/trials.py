@@ -13,6 +13,7 @@ from bs_cluster.failpoints import FAULTS
 TIMES = {
     "commit": {"kill": 4, "enospc": 2, "eio": 2, "hang": 1, "late": 1},
     "round": {"kill": 3, "enospc": 1, "eio": 1, "hang": 1, "late": 1},
+    "aligned": {"kill": 3, "enospc": 1, "eio": 1, "hang": 1, "late": 0},
     "measure": dict.fromkeys(FAULTS, 1),
     "campaign": {"kill": 1, "enospc": 1, "eio": 0, "hang": 1, "late": 0},
 }
@@ -31,7 +32,11 @@ IN_RAY = {
         "coordinator.close",
     ),
 }
-ONLY = {"measure": ("sweep.", "router.", "report.", "bundle."), "campaign": ("training.", "coordinator.")}
+ONLY = {
+    "aligned": ("training.",),
+    "measure": ("sweep.", "router.", "report.", "bundle."),
+    "campaign": ("training.", "coordinator."),
+}
 PROCESSES = ("worker", "coordinator", "evaluator", "driver", "raylet", "gcs", "controller", "mlflow")
 SIGNALS = ("kill", "stop")
 

@@ -32,6 +32,7 @@ from bs_cluster.inference.scoring import score_batch
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.records import CloseDomain, DomainRecord, RoundOutcome, TrainRound
+from bs_cluster.stacks.sharded_base import projections
 from bs_cluster.store import Store
 from bs_cluster.training import loop, objective
 from bs_cluster.training.closing import close_domain
@@ -134,6 +135,26 @@ def whole_campaign(config: CampaignConfig) -> dict[str, Any]:
         },
         "weights": {ref.stack.name: manifest.file(WEIGHTS_NAME).sha256 for ref, manifest in campaign.store.stacks()},
         "verify": [problem.what for problem in campaign.store.verify().problems],
+    }
+
+
+def held_of_the_base(config: CampaignConfig) -> dict[str, int]:
+    """Bytes of weights that a rank holds after its first round: of the projections as they are between two passes, of
+    the parts that it keeps of them, and of all other weights."""
+    campaign = DrivenByHand(config)
+    campaign.step()
+    model, sharded = campaign.session.stacked.base.model, campaign.session.sharded
+
+    def bytes_of(tensors) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    within = [one.weight for layer in projections(model) for one in layer]
+    known = {id(weight) for weight in within}
+    others = [p for name, p in model.named_parameters() if id(p) not in known and "stack_" not in name]
+    return {
+        "projections": bytes_of(within),
+        "parts": bytes_of(sharded.parts if sharded else []),
+        "rest": bytes_of(others),
     }
 
 

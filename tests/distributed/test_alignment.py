@@ -4,12 +4,11 @@ killed, at any number of workers, and where it is turned away nothing is left of
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import rank_work
 import torch
 from ranks import on_ranks
+from tiny_alignment import aligned, tiny_round, write_pairs
 from tiny_campaign import campaign, write_inputs
 
 from bs_cluster.config.schema import CampaignConfig
@@ -17,40 +16,19 @@ from bs_cluster.config.schema import CampaignConfig
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 EXACT = {"compute_dtype": "float32"}
+WHOLE_NOWHERE = {"cache_dequantized": False}
 KINDS = ("dpo", "grpo")
-
-
-def an_even_start(prompt: str, completion: str, answer: str) -> bool:
-    """A reward that a random model gets now and then."""
-    return bool(answer) and ord(answer[0]) % 2 == 0
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
-    words = [json.loads(line)["completion"] for line in (folder / "aa.jsonl").read_text().splitlines()]
-    pairs = [{"prompt": f"say {word}", "chosen": f"please {word}", "rejected": f"never {word}"} for word in words]
-    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
-    return folder
+    return write_pairs(write_inputs(tmp_path_factory.mktemp("inputs")))
 
 
-def config(inputs, store, kind: str, domains=("aa",), training=(), **entry) -> CampaignConfig:
-    of_kind = {
-        "dpo": {"source": {"kind": "jsonl", "path": str(inputs / "pairs.jsonl")}, "global_batch": 8},
-        "grpo": {
-            "source": {"kind": "jsonl", "path": str(inputs / "bb.jsonl"), "verify": f"{__name__}:an_even_start"},
-            "global_batch": 2,
-            "group": 4,
-            "answer_tokens": 4,
-            "max_kl": 9,
-        },
-    }
-    round_ = {"objective": kind, "held_out": 12, "steps": 4, "eval_every": 2, "learning_rate": 5e-3, **of_kind[kind]}
-    round_ |= {"per_device_batch": 2, "max_loss_rise": 9, **entry}
-    made = campaign(inputs, store, domains, training={"max_rounds": 1, "steps": 3, **dict(training)}, base=EXACT)
-    whole = made.model_dump(mode="json")
-    whole["domains"][0]["rounds"] = [{"objective": "sft"}, round_]
-    return CampaignConfig.model_validate(whole)
+def config(inputs, store, kind: str, domains=("aa",), training=(), base=(), **entry) -> CampaignConfig:
+    training = {"max_rounds": 1, "steps": 3, **dict(training)}
+    made = campaign(inputs, store, domains, training=training, base=EXACT | dict(base))
+    return aligned(made, {"aa": tiny_round(inputs, kind, **entry)})
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +42,8 @@ def done(inputs, tmp_path_factory):
     for kind in KINDS:
         jobs[kind] = (whole, (config(inputs, stores / kind, kind),))
         jobs[f"{kind} killed"] = (killed, (config(inputs, stores / f"{kind} killed", kind, training=often), 2))
+        in_parts = config(inputs, stores / f"{kind} in parts", kind, training={"zero_stage": 3}, base=WHOLE_NOWHERE)
+        jobs[f"{kind} in parts"] = (whole, (in_parts,))
     turned_away = config(inputs, stores / "rejected", "dpo", ("aa", "bb"), max_loss_rise=0, learning_rate=0.05)
     jobs["rejected"] = (whole, (turned_away, None, True))
     plain = campaign(inputs, stores / "plain", ("aa", "bb"), training={"max_rounds": 1, "steps": 3}, base=EXACT)
@@ -101,6 +81,16 @@ def test_a_killed_round_ends_with_the_same_bits(done, kind):
         for key, tensor in whole.ended.stack.items():
             assert torch.equal(tensor, resumed.ended.stack[key]), key
         assert resumed.stacks == whole.stacks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_base_in_parts_makes_the_same_bits(done, kind):
+    """Ranks draw answers of different lengths, and one waits for the other."""
+    for whole, parts in zip(done[kind], done[f"{kind} in parts"], strict=True):
+        assert parts.ended.history == whole.ended.history
+        assert parts.ended.outcome.val_after == whole.ended.outcome.val_after
+        for key, tensor in whole.ended.stack.items():
+            assert torch.equal(tensor, parts.ended.stack[key]), key
 
 
 @pytest.mark.parametrize("kind", KINDS)

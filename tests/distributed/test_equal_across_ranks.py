@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 SPACES = ("output", "input", "both")
 ONE_ROUND = {"max_rounds": 1}
+IN_PARTS = {"base": {"cache_dequantized": False}, "training": {"zero_stage": 3}}
 CLIPPED = {"max_grad_norm": 1e-3, "steps": 3, "per_device_batch": 2}
 ROUNDING = 1e-5  # sums are taken in another order; measured 2e-8 or less
 
@@ -49,6 +50,10 @@ def jobs(inputs, folder, world: int) -> dict:
             found[f"zero{stage}"] = (rank_work.first_round, (zero,))
             clipped = config(f"clipped{stage}", training={"zero_stage": stage, **CLIPPED})
             found[f"clipped{stage}"] = (rank_work.gradient_norms, (clipped,))
+        found["in parts"] = (rank_work.whole_campaign, (config("in parts", **IN_PARTS),))
+        for stage in (2, 3):
+            held = config(f"held{stage}", **IN_PARTS | {"training": {"zero_stage": stage}})
+            found[f"held{stage}"] = (rank_work.held_of_the_base, (held,))
         for size in (1, 2, 4):
             micro = config(f"micro{size}", base={"compute_dtype": "float32"}, training={"per_device_batch": size})
             found[f"micro{size}"] = (rank_work.first_round, (micro,))
@@ -81,6 +86,11 @@ def three(inputs, tmp_path_factory):
             inputs, folder / f"{size}", ("aa", "bb"), base={"compute_dtype": "float32"}, training=training
         )
         work[f"micro{size}"] = (rank_work.first_round, (config,))
+    base = IN_PARTS["base"]
+    for stage in (2, 3):
+        training = {"num_workers": 3, "global_batch": 12, "zero_stage": stage}
+        config = campaign(inputs, folder / f"zero{stage}", ("aa", "bb"), training=training, base=base)
+        work[f"zero{stage}"] = (rank_work.whole_campaign, (config,))
     return on_ranks(3, rank_work.several, work)
 
 
@@ -173,6 +183,24 @@ class TestZeroStages:
 
     def test_none_agrees_but_for_how_the_norm_is_rounded_in_clipping(self, two):
         assert_same_start(two[0]["zero0"], two[0]["zero2"])
+
+    def test_a_base_in_parts_makes_the_very_stacks_and_records_of_a_whole_one(self, two, three):
+        """Two domains with their closings, on three ranks of which one often has less to score than the others."""
+        for parts, whole in ((two[0]["in parts"], two[0]["output"]), (three[2]["zero3"], three[0]["zero2"])):
+            assert parts["weights"] == whole["weights"]
+            assert parts["base_losses"] == whole["base_losses"]
+            for name, round_ in whole["rounds"].items():
+                assert parts["rounds"][name].history == round_.history, name
+            for domain, record in whole["records"].items():
+                assert parts["records"][domain].row_losses == record.row_losses
+                assert parts["records"][domain].probe.rows == record.probe.rows
+                assert parts["records"][domain].matrix == record.matrix
+
+    def test_a_rank_holds_its_part_of_the_base(self, two):
+        whole, part = two[0]["held2"], two[1]["held3"]
+        assert part["parts"] == pytest.approx(whole["projections"] / 2, rel=0.02)
+        assert part["projections"] <= whole["projections"] / 2  # of two layers, at most one is there
+        assert part["rest"] == whole["rest"]
 
     @pytest.mark.parametrize("stage", [0, 1, 2])
     def test_the_gradient_norm_told_is_that_of_before_clipping(self, two, stage):

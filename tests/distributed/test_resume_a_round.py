@@ -13,7 +13,7 @@ from tiny_campaign import campaign, write_inputs
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 ROUNDING = 1e-5
-STAGES = (0, 1, 2)
+STAGES = (0, 1, 2, 3)
 EXACT = {"compute_dtype": "float32"}  # in bf16 the length of a micro-batch alone moves a loss by 1e-5 of it
 # A base that knows nothing, of settings alone (a language model from stacks).
 RANDOM = {"layers": 2, "hidden": 64, "heads": 2, "kv_heads": 2, "intermediate": 128, "context": 128, "std": 0.1}
@@ -38,9 +38,10 @@ def parts(tmp_path_factory):
     part, both = rank_work.part_of_a_round, rank_work.killed_and_resumed
     jobs = {"elastic": (part, (elastic(), 2)), "exact": (part, (config("exact", EXACT, checkpoint_every_s=0),))}
     for stage in STAGES:
-        undisturbed = config(f"undisturbed{stage}", zero_stage=stage, checkpoint_every_s=0)
+        base = {"cache_dequantized": stage < 3}
+        undisturbed = config(f"undisturbed{stage}", base, zero_stage=stage, checkpoint_every_s=0)
         jobs[f"undisturbed{stage}"] = (part, (undisturbed,))
-        jobs[f"killed{stage}"] = (both, (config(f"killed{stage}", zero_stage=stage), 3))
+        jobs[f"killed{stage}"] = (both, (config(f"killed{stage}", base, zero_stage=stage), 3))
     jobs["undisturbed_random"] = (part, (config("undisturbed_random", random, checkpoint_every_s=0),))
     jobs["killed_random"] = (both, (config("killed_random", random), 3))
     first = on_ranks(2, rank_work.several, jobs)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.evidence.campaign import Campaign
-from benchmarks.psn import POOLED, count, dense_config, main, read
+from benchmarks.psn import POOLED, count, main, read, sized
 from bs_cluster.base.load import load_base
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -41,6 +41,8 @@ def test_a_domain_has_a_loss_for_each_of_its_stacks_and_for_models_from_scratch(
         for mode, nll in (("base", found.by_stacks[domain][0]), ("isolated", found.by_stacks[domain][-1])):
             recorded = sum(found.recorded[domain][mode]) / tokens
             assert sum(nll) / tokens == pytest.approx(recorded, abs=0.01), mode  # both harnesses score alike
+        assert len(found.blocks.own[domain]) == len(found.blocks.together[domain]) == rows
+        assert sum(found.blocks.own[domain]) < sum(found.by_stacks[domain][0]), "its blocks taught it nothing"
     assert found.other_bits == 0
 
 
@@ -59,5 +61,5 @@ def test_what_was_trained_is_kept_and_not_trained_again(measured, finished):
 def test_a_dense_model_is_of_the_size_that_was_asked_for(finished):
     like = load_base(Campaign(finished.store).config.base, device="cpu").model.config
     for parameters in (20_000, 100_000, 400_000):
-        made = count(dense_config(like, parameters))
+        made = count(sized(like, parameters, count))
         assert abs(made / parameters - 1) < 0.2

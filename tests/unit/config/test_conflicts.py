@@ -46,6 +46,11 @@ def test_the_defaults_have_no_conflict():
         ({"training": {"num_workers": 3}}, "training.global_batch = 16", "a multiple of 12"),
         ({"training": {"zero_stage": 0, "offload_optimizer": True}}, "training.offload_optimizer", "zero_stage"),
         (
+            {"training": {"zero_stage": 3}, "base": {"cache_dequantized": True}},
+            "training.zero_stage",
+            "base.cache_dequantized",
+        ),
+        (
             {"training": {"use_gpu": False}, "base": {"attention": "flash_attention_2"}},
             "base.attention",
             "training.use_gpu is false",

@@ -85,7 +85,7 @@ domains:
     assert "did you mean training.num_workers?" in the_line(problems, "training.wokers = 2")
     assert "boolean" in the_line(problems, 'training.use_gpu = "no"')
     assert "without quotes" in the_line(problems, 'training.steps = "8"')
-    assert "0, 1 or 2" in the_line(problems, "training.zero_stage = 4")
+    assert "0, 1, 2 or 3" in the_line(problems, "training.zero_stage = 4")
     assert "did you mean domains.code.steps?" in the_line(problems, "domains.code.step = 3")
     assert "did you mean embedded?" in the_line(problems, 'domains.code.sources.0.kind = "embeded"')
     # Cross-field rules still look at what is valid.

@@ -146,12 +146,13 @@ def test_zero_shards_what_its_stage_says():
     parameters, ranks = 1_000_000, 4
     of = {
         stage: sharded(TrainingSection(zero_stage=stage, global_batch=64), ranks, parameters, gpu=True)
-        for stage in (0, 1, 2)
+        for stage in (0, 1, 2, 3)
     }
     assert of[0].device["optimizer state"] == 8 * parameters
     assert of[2].device["optimizer state"] == 8 * parameters // ranks
     assert of[1].device["gradients"] == 4 * parameters  # four passes: they accumulate whole
     assert of[2].device["gradients"] == 4 * parameters // ranks
+    assert of[3] == of[2]  # of what learns; the base is in parts beside it
     offloaded = sharded(TrainingSection(offload_optimizer=True), ranks, parameters, gpu=True)
     assert "optimizer state" in offloaded.host
     assert "optimizer state" not in offloaded.device

@@ -9,10 +9,10 @@ from bs_cluster.training.round import round_seed
 from bs_cluster.training.sharding import zero_config
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_stack_learns_in_fp32_under_every_stage(stage: int):
     settings = zero_config(TrainingSection(zero_stage=stage), 1, 100)  # type: ignore[arg-type]
-    assert settings["zero_optimization"]["stage"] == stage
+    assert settings["zero_optimization"]["stage"] == min(stage, 2)  # 3 is for the base, which DeepSpeed never sees
     assert not {"bf16", "fp16"} & settings.keys()
     assert settings["zero_allow_untested_optimizer"]
 
