@@ -7,7 +7,8 @@ row is judged by a router that never saw it, under the gates that it would serve
 ``--whole`` adds what it gains that gates lie between: against each domain on or off, whichever its gate is nearer to.
 ``--unmet FILE.jsonl ...`` adds rows of prompt and completion from elsewhere, each file a kind of its own, under the
 gates of the router that is served, which met none of them; ``--pass-over N`` leaves out the first N of each file, by a
-hash of their prompts: those that a choice was made on.
+hash of their prompts: those that a choice was made on. ``--parts 0.25 1`` adds what would be lost were all rows,
+however familiar, served such parts of their gates.
 Losses are nats per completion token over all rows of a kind, differences paired by row with 95 % bootstrap intervals.
 """
 
@@ -36,15 +37,18 @@ from bs_cluster.estimates import estimate
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.router.anchor import fit_anchor
-from bs_cluster.router.fit import CrossFit, Lessons, teach
+from bs_cluster.router.fit import CrossFit, Lessons, Served, Taught, teach
 from bs_cluster.router.folds import deal_folds
 from bs_cluster.router.gated import gated_nll
+from bs_cluster.router.learned import gate_inputs
+from bs_cluster.router.multilinear import served_gates
 from bs_cluster.router.regret import Judged, RowsRouting, routing_groups, rows_of
+from bs_cluster.router.routers import AnchoredRouter
 from bs_cluster.store import Store
 from bs_cluster.sweep.combinations import mask_weights
 from bs_cluster.sweep.outcomes import OutcomeTable
+from bs_cluster.sweep.owners import kind_of
 
-UNMET_ROWS = 40  # of each file
 SHOWN = ("label", "anchor", "best_single", "base", "oracle")
 
 
@@ -93,13 +97,13 @@ class Finished:
         for (row, mask), loss in zip(asked, losses, strict=True):
             self.table.record(row, mask, loss)
 
-    def unmet(self, path: str, passed_over: int) -> Unmet:
-        """Rows of a file of ``prompt`` and ``completion``, those that rank first by a hash of their prompts once some
-        are passed over."""
+    def unmet(self, path: str, passed_over: int, count: int) -> Unmet:
+        """So many rows of a file of ``prompt`` and ``completion``, those that rank first by a hash of their prompts
+        once some are passed over."""
         name = Path(path).stem
         source = JsonlSource(kind="jsonl", path=path)
         read = {row.id: row for row in read_rows(source, f"unmet:{name}", self.config, Counter())}
-        rows = sorted(read.values(), key=prompt_rank)[passed_over : passed_over + UNMET_ROWS]
+        rows = sorted(read.values(), key=prompt_rank)[passed_over : passed_over + count]
         tokenizer, data, longest = self.stacked.base.tokenizer, self.config.data, self.config.router.max_prompt_length
         prompts = [encode_router_prompt(row.asked, tokenizer, data, longest) for row in rows]
         encoded = encode_rows(rows, tokenizer, data)
@@ -138,7 +142,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["anchored", "network"], choices=("anchored", "network"))
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--unmet", nargs="+", default=[], metavar="FILE.jsonl")
+    parser.add_argument("--unmet-rows", type=int, default=40, metavar="N", help="of each file")
     parser.add_argument("--pass-over", type=int, default=0, metavar="N")
+    parser.add_argument("--parts", nargs="+", type=float, default=[], metavar="PART")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     finished = Finished(Store(arguments.store, arguments.campaign), arguments.device)
@@ -146,7 +152,7 @@ def main() -> None:
     encode = encoder(finished.stacked, finished.config)
     features = encode([row.input_ids[: row.prompt_length] for _, row in training], True)
     anchor = fit_anchor(np.stack(features), [d for d, _ in training], len(finished.domains))
-    unmet = [finished.unmet(path, arguments.pass_over) for path in arguments.unmet]
+    unmet = [finished.unmet(path, arguments.pass_over, arguments.unmet_rows) for path in arguments.unmet]
     table = finished.table
     for kind in arguments.kinds:
         settings = finished.config.router.model_copy(update={"kind": kind})
@@ -170,12 +176,50 @@ def main() -> None:
             if len(unmet) > 1:
                 tokens_B = np.concatenate([one.tokens_B for one in unmet])
                 print(unmet_line(f"{kind} seed {seed}", "all of them", np.concatenate(less), tokens_B), flush=True)
+            if arguments.parts and kind == "anchored" and seed == 0:
+                asked = list(zip(unmet, unmet_states, strict=True))
+                print_parts(finished, taught, states, fold_B, asked, arguments.parts)
             if arguments.whole:
                 whole_BD = (fitted.routed_BD > 0.5).astype(np.float64)
                 nll_B = gated_nll(table, np.arange(len(whole_BD)), whole_BD, finished.nll)
                 for name, rows in rows_of(judged.kinds).items():
                     change = estimate((judged.nll["routed"] - nll_B)[rows], judged.tokens_B[rows])
                     print(f"{kind} seed {seed} | {name} | routed less whole domains: {change}", flush=True)
+
+
+def print_parts(
+    finished: Finished,
+    taught: Taught,
+    states: Sequence[np.ndarray],
+    fold_B: np.ndarray,
+    unmet: Sequence[tuple[Unmet, Sequence[np.ndarray]]],
+    parts: Sequence[float],
+) -> None:
+    """What all rows lose less the base, each served such a part of the gates that it would get at home."""
+    table, judges = finished.table, taught.judges
+
+    def gates(served: Served, states: Sequence[np.ndarray], part: float) -> np.ndarray:
+        assert isinstance(served.router, AnchoredRouter)
+        prompts = gate_inputs(judges.anchor, np.stack(states))
+        return served_gates(served.router.logits(prompts), served.masks, part)
+
+    every, tokens_B = np.arange(len(states)), np.array([row.completion_length for row in finished.rows])
+    base_B = finished.nll(every, np.zeros((len(every), len(table.domains))))
+    kinds = rows_of([kind_of(owner, table.domains) for owner in table.owners])
+    for part in parts:
+        gates_BD = np.zeros((len(every), len(table.domains)))
+        for fold in np.unique(fold_B).tolist():
+            held = np.flatnonzero(fold_B == fold)
+            gates_BD[held] = gates(judges.served[fold], [states[row] for row in held.tolist()], part)
+        less_B = finished.nll(every, gates_BD) - base_B
+        for name, rows in kinds.items():
+            print(unmet_line(f"part {part:g}", name, less_B[rows], tokens_B[rows]), flush=True)
+        less = [one.less_base(gates(taught.served, its_states, part)) for one, its_states in unmet]
+        for (one, _), of in zip(unmet, less, strict=True):
+            print(unmet_line(f"part {part:g}", one.name, of, one.tokens_B), flush=True)
+        if len(less) > 1:
+            tokens = np.concatenate([one.tokens_B for one, _ in unmet])
+            print(unmet_line(f"part {part:g}", "all of them", np.concatenate(less), tokens), flush=True)
 
 
 def unmet_line(router: str, rows: str, less_B: np.ndarray, tokens_B: np.ndarray) -> str:

@@ -104,6 +104,12 @@ class StackedBase:
             return
         self.tuner.fire(names, train)
 
+    def keep(self, names: Sequence[str]) -> None:
+        """Of the stacks attached these stay on the device; the others wait in the host's memory until they fire."""
+        if self.peft is not None:
+            self.tuner.fire(names)
+            self.tuner.park(name for name in self.names if name not in names)
+
     def _wrapped(self) -> None:
         log.info("wrapped %d projections of %s", len(self.tuner.sites), self.base.ref.model)
         if self._cache_dequantized:

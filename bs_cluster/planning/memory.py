@@ -114,14 +114,16 @@ class Answers:
 @dataclass(frozen=True)
 class Situation:
     """What a worker has to hold beside the stack that learns: ``resident`` frozen ones, the last ``firing`` of which
-    are on, and the directions claimed so far. ``batch`` is a micro-batch, ``scored`` a batch of validation, ``answers``
-    what is generated at once, if anything. ``objective`` is the round's."""
+    are on, ``parked`` ones in the host's memory, which all fire when the domain closes, and the directions claimed so
+    far. ``batch`` is a micro-batch, ``scored`` a batch of validation, ``answers`` what is generated at once, if
+    anything. ``objective`` is the round's."""
 
     resident: int
     firing: int
     basis: Basis
     batch: Batch
     scored: Batch
+    parked: int = 0
     answers: Answers | None = None
     objective: str = SFT
 
@@ -140,6 +142,9 @@ def training_footprint(worker: ShapedWorker, training: TrainingSection, ranks: i
     worker.confine(Basis())
     blocks, weights = worker.packed_bytes, WORD * count
     room = blocks // (now.resident + 1)
+    every, parked = now.resident + now.parked + 1, now.parked * (room + worker.noise_bytes // 2)
+    worker.set_stacks(every, every, learns=False)
+    closed = worker.packed_bytes - blocks + worker.scoring_pass(now.scored).peak - (0 if worker.gpu else parked)
     # A checkpoint clones weights, snapshot and optimizer state whole, and safetensors serialises them twice.
     checkpoint = (3 + 2 * 4) * weights if training.checkpoint_every_s else 0
     in_parts = training.zero_stage == 3 and ranks > 1
@@ -158,10 +163,13 @@ def training_footprint(worker: ShapedWorker, training: TrainingSection, ranks: i
         "optimizer step": shard.while_stepping,
         "validation": validated.peak,
         "answering": answered,
+        # The learner is gone by then, its stack one of all.
+        "closing, all stacks on": max(0, closed - sum(shard.device.values()) - confined),
     }
     if in_parts:  # each rank loads it whole, before anything else is there
         moments["loading the base"] = max(0, worker.base_bytes - sum(parts.values()))
     host = {"tokenizer": TOKENIZER_WORD * worker.words, "best snapshot": weights, **shard.host}
+    host["parked stacks"] = parked
     saving = "checkpoint, on rank 0"
     if worker.gpu:
         return Footprint(_parts(parts), _parts(moments), _parts({**host, saving: checkpoint}), trained.flops)

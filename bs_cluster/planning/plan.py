@@ -173,15 +173,17 @@ class Planner:
         return max(found, key=lambda footprint: footprint.peak)
 
     def _last(self, config: CampaignConfig) -> Situation:
-        resident = rounds(config) - 1
+        stacks = rounds(config) - 1
         own = most_stacks(config, curriculum(config)[-1]) - 1
+        beside = stacks if config.training.context == "cumulative" else own
         *_, basis = self._claims(config, len(config.domains) - 1)
         return Situation(
-            resident=resident,
-            firing=resident if config.training.context == "cumulative" else own,
+            resident=beside,
+            firing=beside,
             basis=basis,
             batch=_units(config.training.per_device_batch, config.data.max_length),
             scored=_filled(config.training.eval_batch_tokens, config.data.max_length),
+            parked=stacks - beside,
         )
 
     def evaluator_of(self, config: CampaignConfig) -> Footprint:
@@ -262,8 +264,10 @@ def _grown(domains: int, then: Whole) -> Grown:
 
 
 def _aligning(config: CampaignConfig, entry: RoundSection, last: Situation) -> Situation:
-    """The last stack as that of an alignment round, whose micro-batch is padded rows: two of a pair, one an answer."""
+    """The last stack as that of an alignment round, whose micro-batch is padded rows: two of a pair, one an answer.
+    What guards it fires other domains' stacks: none is parked."""
     data = config.data
+    last = replace(last, resident=last.resident + last.parked, parked=0)
     if entry.objective == DPO:
         return replace(last, batch=_units(2 * entry.per_device_batch, data.max_length), objective=DPO)
     long = data.max_prompt_length + entry.answer_tokens

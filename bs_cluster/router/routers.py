@@ -46,10 +46,13 @@ class AnchoredRouter:
 
     def gated(self, prompts: Prompts, masks: Sequence[int]) -> np.ndarray:
         """The same, from what the anchor makes of them."""
-        logits_BD = prompts.anchor_BD if self.learned is None else self.learned.logits(prompts)
         familiar_B = familiarity(self.anchor, self.kinds, prompts.directions_BK, prompts.similarity_BD)
         part_B = np.where(familiar_B > 0, PASSERS_PART + (1 - PASSERS_PART) * familiar_B, STRANGERS_PART)
-        return served_gates(logits_BD, masks, part_B)
+        return served_gates(self.logits(prompts), masks, part_B)
+
+    def logits(self, prompts: Prompts) -> np.ndarray:
+        """(B, D), whoever asks."""
+        return prompts.anchor_BD if self.learned is None else self.learned.logits(prompts)
 
 
 @dataclass(frozen=True)

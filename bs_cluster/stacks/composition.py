@@ -33,7 +33,8 @@ class Training:
 
 @dataclass
 class Composition:
-    resident: tuple[str, ...] = ()  # every frozen stack that is loaded, in fused order
+    resident: tuple[str, ...] = ()  # every frozen stack that is loaded and not parked, in fused order
+    parked: frozenset[str] = frozenset()  # those that wait in the host's memory
     rounds: dict[str, int] = field(default_factory=dict)  # how many stacks a name is, where it is several
     firing: tuple[str, ...] = ()  # those of them that are on
     train: str | None = None  # the stack that learns, never among ``firing``

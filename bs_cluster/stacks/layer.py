@@ -106,9 +106,21 @@ class StackLinear(nn.Module, BaseTunerLayer):
     def device(self) -> torch.device:
         return self.base_layer.weight.device  # type: ignore[return-value]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That the site computes in."""
+        return getattr(self.base_layer, "compute_dtype", None) or self.base_layer.weight.dtype  # type: ignore[return-value]
+
     def enable_adapters(self, enabled: bool) -> None:
         """PEFT's switch for all stacks at once; unlike PEFT's own it leaves alone which of them learns."""
         self._disable_adapters = not enabled
+
+    @torch.no_grad()
+    def park(self, name: str) -> None:
+        """A stack's entries move to the host's memory, out of the block and in its dtype."""
+        for part in PARTS:
+            entry = getattr(self, part)[name]
+            entry.data = entry.detach().to("cpu", self.dtype, copy=True)
 
     def unpack(self) -> None:
         """Forgets the block; the next forward that needs it packs anew. For whoever changed a frozen entry."""
@@ -189,8 +201,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
         A rank that no batch has reached yet still holds its stacks in fp32, as loaded; what is made of B must be the
         same on all of them.
         """
-        dtype = getattr(self.base_layer, "compute_dtype", None) or self.base_layer.weight.dtype
-        return torch.cat([self.stack_B[name].detach().to(dtype).flatten(0, -2) for name in names])
+        return torch.cat([self.stack_B[name].detach().to(self.device, self.dtype).flatten(0, -2) for name in names])
 
     def effective(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A (M, I) and B (M, O) of a learning stack, confined to what the bases leave free.

@@ -9,7 +9,7 @@ Order of use while a round trains: load every parent with ``PeftModel.load_adapt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -127,18 +127,31 @@ class StackModel(BaseTuner):
                 f"{train!r} holds {self._config(train).rounds} rounds, which are frozen; train another one"
             )
         order = sorted((name for name in known if name != train), key=lambda name: self._config(name).order)
+        self.composition.parked = (self.composition.parked & set(known)) - {*frozen, train}
         for site in self.sites:
             for name in known:
                 for part in PARTS:
                     getattr(site, part)[name].requires_grad_(name == train)
         on = set(frozen)
-        self.composition.resident = tuple(order)
+        self.composition.resident = tuple(name for name in order if name not in self.composition.parked)
         self.composition.rounds = {name: rounds for name in known if (rounds := self._config(name).rounds) > 1}
         self.composition.firing = tuple(name for name in order if name in on)
         self.composition.train = train
         self.composition.undecided = ()
         self.composition.weigh(self.composition.firing, None)
         self.active_adapter = [*self.composition.firing, *([train] if train else [])]
+
+    def park(self, names: Iterable[str]) -> None:
+        """Stacks that do not fire wait in the host's memory until ``fire`` names them. Raises KeyError for one that
+        fires or learns, or is not loaded."""
+        state, away = self.composition, frozenset(names)
+        if wrong := sorted(away - self.peft_config.keys() | away & {*state.firing, state.train}):
+            raise KeyError(f"stacks {wrong} cannot be parked: they fire, learn or are not loaded")
+        for name in away - state.parked:
+            for site in self.sites:
+                site.park(name)
+        state.parked |= away
+        state.resident = tuple(name for name in state.resident if name not in away)
 
     @contextmanager
     def gates(self, weights_BD: torch.Tensor, domains: Sequence[str]) -> Iterator[None]:

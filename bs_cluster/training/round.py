@@ -69,6 +69,7 @@ def train_round(session: Session, step: TrainRound, basis: Basis | None) -> tupl
             exam: Exam = ALIGNED[entry.objective](session, step, entry, training, rollouts)
         else:
             exam = Supervised(session, step, training)
+            stacked.keep([parent.name for parent in step.context])
         learned, tensors, judged = _examined(session, step, basis, exam, training, identity)
     verdict = judged.verdict
     outcome = RoundOutcome(

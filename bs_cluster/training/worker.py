@@ -75,7 +75,9 @@ def _work(session: Session, coordinator: Coordination, group: str) -> None:
         if isinstance(work.step, Finished):
             return
         for _, manifest in store.stacks():
-            stacked.attach(manifest, store)
+            if manifest.stack.name not in stacked.names:
+                stacked.attach(manifest, store)
+                stacked.keep(())  # one by one: a hundred of them, in fp32 as stored, are more than a device may have
         if isinstance(work.step, TrainRound):
             _train(session, work.step, work.basis, coordinator, group)
         else:
