@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import save_tiny_base
-from tiny_campaign import campaign
+from tiny_alignment import aligned, tiny_round, write_pairs
+from tiny_campaign import campaign, write_inputs
 
 from bs_cluster.base.load import load_base
 from bs_cluster.base.prepare import built_folder
@@ -18,11 +19,12 @@ from bs_cluster.config import load_config, to_yaml
 from bs_cluster.config.schema import BaseSection, NullSpaceSection, TrainingSection
 from bs_cluster.errors import BaseModelError, UsageError
 from bs_cluster.inference.stacked import StackedBase, stack_config
+from bs_cluster.planning.fit import with_settings
 from bs_cluster.planning.hardware import SHIPPED, Hardware, hardware
 from bs_cluster.planning.known_models import KNOWN
 from bs_cluster.planning.live_bytes import LiveBytes, held_bytes
 from bs_cluster.planning.memory import sharded
-from bs_cluster.planning.plan import make_plan
+from bs_cluster.planning.plan import Planner, make_plan, with_domains
 from bs_cluster.planning.room import basis_bytes, claims, room
 from bs_cluster.planning.skeleton import skeleton, weights_of
 from bs_cluster.planning.work import sweep_work, training_work
@@ -156,6 +158,58 @@ def test_zero_shards_what_its_stage_says():
     offloaded = sharded(TrainingSection(offload_optimizer=True), ranks, parameters, gpu=True)
     assert "optimizer state" in offloaded.host
     assert "optimizer state" not in offloaded.device
+
+
+def parts_of(footprint) -> dict[str, int]:
+    return {part.name: part.bytes for part in (*footprint.parts, *footprint.moments, *footprint.host)}
+
+
+def test_in_an_isolated_context_other_domains_stacks_wait_in_the_host(tiny):
+    """The stacks on the device are the domain's own, however many domains there are."""
+    gpu = {"use_gpu": True, "context": "isolated"}
+    alone = tiny.model_copy(update={"training": tiny.training.model_copy(update=gpu)})
+    planner = Planner(alone, hardware("8xA100-80"))
+    few, many = (parts_of(planner.worker_of(with_domains(alone, count))) for count in (2, 9))
+    assert few["frozen stacks"] == many["frozen stacks"]
+    assert many["parked stacks"] == pytest.approx(8 * few["parked stacks"], rel=0.01)
+    assert many["closing, all stacks on"] > few["closing, all stacks on"]
+    beside = with_domains(tiny.model_copy(update={"training": tiny.training.model_copy(update={"use_gpu": True})}), 9)
+    assert parts_of(planner.worker_of(beside))["frozen stacks"] > 8 * many["frozen stacks"]
+
+
+def test_workers_share_the_base_out_under_zero_3(tiny):
+    planner = Planner(tiny, hardware("8xA100-80"))
+    base = {
+        stage: parts_of(planner.worker_of(with_settings(tiny, {"training.zero_stage": stage})))["base"]
+        for stage in (2, 3)
+    }
+    spared = base[2] - base[3]
+    assert spared == pytest.approx(planner.shaped.shared_out(2) / 2, rel=0.02)
+
+
+def test_rounds_of_alignment_and_answers_are_planned(tiny, tmp_path):
+    write_pairs(write_inputs(tmp_path))
+    long = tiny_round(tmp_path, "grpo", answer_tokens=512, per_device_batch=8)
+    tiny = tiny.model_copy(update={"sweep": tiny.sweep.model_copy(update={"answer_rows": 0})})
+    planner = Planner(tiny, hardware("8xA100-80"))
+    plain = planner.worker_of(tiny)
+    by_workers = planner.worker_of(aligned(tiny, {"bb": long}))
+    assert by_workers.peak > plain.peak
+    assert {"forward and backward, grpo", "answering"} <= parts_of(by_workers).keys()
+    by_others = aligned(tiny, {"bb": {**long, "rollouts": "evaluators"}})
+    assert "answering" not in parts_of(planner.worker_of(by_others))
+    assert "answering" not in parts_of(planner.evaluator_of(tiny))
+    held, _ = planner.shaped.cache_of_answers(32, tiny.data.max_prompt_length + 512)
+    assert parts_of(planner.evaluator_of(by_others))["answering"] >= held
+
+
+def test_keys_and_values_are_those_that_the_model_makes(tiny):
+    """Of two rows of twenty tokens; a layer with a window keeps no more."""
+    model = load_base(tiny.base, device="cpu").model
+    with torch.no_grad():
+        cache = model(input_ids=torch.full((2, 20), 5), use_cache=True).past_key_values
+    made = held_bytes([(layer.keys, layer.values) for layer in cache.layers])
+    assert ShapedWorker(tiny, gpu=False).cache_of_answers(2, 20)[0] == pytest.approx(made, rel=0.05)
 
 
 def test_work_is_counted_as_it_will_be_done():
