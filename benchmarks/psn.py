@@ -84,7 +84,8 @@ class Found(Record):
     """A campaign's figures. By domain: each sweep row's completion ``tokens``, its summed loss with the first 0, 1, 2 …
     stacks (``by_stacks``), and what the campaign recorded (``recorded[domain][mode]``). ``other_bits`` counts rows
     whose loss under their domain's own stacks changed in any bit once later domains' lay beside them. ``router`` is the
-    report's. ``rates`` and ``block_rates`` are losses on validation rows; ``dense`` is by domain, and ``pooled``."""
+    report's. ``rates`` and ``block_rates`` are losses on validation rows; ``dense`` is by domain, and ``pooled``.
+    ``confined`` is whether stacks kept out of earlier domains' directions."""
 
     campaign: str
     seed: int
@@ -100,6 +101,7 @@ class Found(Record):
     router: dict[str, float]
     rates: dict[str, float] = field(default_factory=dict)
     dense: dict[str, Dense] = field(default_factory=dict)
+    confined: bool = True
     block_rates: dict[str, float] = field(default_factory=dict)
     blocks: Blocked | None = None
 
@@ -134,6 +136,7 @@ def figures(campaign: Campaign) -> Found:
         other_bits=changed,
         drift=campaign.report["isolated_drift_max"],
         router={key: router[key] for key in kept if router[key] is not None},
+        confined=config.null_space.enabled,
     )
 
 
@@ -349,6 +352,12 @@ def _dense(
     return Dense(size, config.hidden_size, rate, round(time.monotonic() - began, 1), {}), stacked
 
 
+def _known(campaign: Campaign, file: Path) -> Found:
+    """What the file has of it already, or all that needs no training."""
+    known = {one.campaign: one for one in read(file)}
+    return known.get(campaign.config.campaign) or _kept(figures(campaign), file)
+
+
 def _kept(found: Found, file: Path) -> Found:
     kept = {one.campaign: one for one in read(file)} | {found.campaign: found}
     write_json(file, {name: one.to_dict() for name, one in kept.items()})
@@ -372,12 +381,11 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     for named, other in itertools.zip_longest(arguments.campaigns, arguments.without):
-        campaign, without = Campaign.named(named), Campaign.named(other) if other else None
-        known = {one.campaign: one for one in read(arguments.output)}
-        found = known.get(campaign.config.campaign) or _kept(figures(campaign), arguments.output)
+        campaign = Campaign.named(named)
+        found = _known(campaign, arguments.output)
         found = train_dense(campaign, found, arguments.output)
         found = train_blocks(campaign, found, arguments.output)
-        free = figures(without) if without else None
+        free = _known(Campaign.named(other), arguments.output) if other else None
         print(table(found).markdown(), *lines(found, free), sep="\n", flush=True)
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import psn
 from benchmarks.evidence.compare import (
     ALIKE,
     BASE,
@@ -45,7 +46,8 @@ def write(results: Path, docs: Path) -> None:
     with style():
         for data, campaigns in groups.items():
             save(draw(campaigns), docs / "images" / figure_name(data))
-    (docs / "EVIDENCE.md").write_text(render(groups, read_choices(results), varied), encoding="utf-8")
+    random = psn.read(results / "psn.json")
+    (docs / "EVIDENCE.md").write_text(render(groups, read_choices(results), varied, random), encoding="utf-8")
 
 
 def read(results: Path) -> dict[str, list[Instead]]:
@@ -68,7 +70,12 @@ def figure_name(data: str) -> str:
     return f"instead_{data}.png"
 
 
-def render(groups: dict[str, list[Instead]], choices: Choices, varied: Sequence[Variant] = ()) -> str:
+def render(
+    groups: dict[str, list[Instead]],
+    choices: Choices,
+    varied: Sequence[Variant] = (),
+    random: Sequence[psn.Found] = (),
+) -> str:
     parts = [
         "# Evidence",
         "Written by `python -m benchmarks.evidence` from `benchmarks/evidence/results`; `make evidence` measures it "
@@ -82,9 +89,31 @@ def render(groups: dict[str, list[Instead]], choices: Choices, varied: Sequence[
         parts += _of_data(data, campaigns)
     shipped = list(itertools.chain.from_iterable(groups.values()))
     parts += section(varied, shipped)
+    parts += _boundary(random)
     parts += ["## Not measured", _missing(groups)]
     parts += _how(shipped, choices)
     return "\n\n".join(parts) + "\n"
+
+
+def _boundary(random: Sequence[psn.Found]) -> list[str]:
+    """Stacks where there is no model to build on: what they reach, and what else would with as many parameters."""
+    whole = [found for found in random if found.confined and found.blocks is not None]
+    if not whole:
+        return []
+    free = {found.seed: found for found in random if not found.confined}
+    parts = [
+        "## Where it ends: a language model from stacks alone",
+        "On a base of random weights there is nothing to adapt ([how](psn.md)): all that is known of a domain is in "
+        "its stacks. Beside them, from the same batches and with as many parameters: a dense model a domain and one of "
+        "all of them, from scratch, and blocks of a domain's own on a part of the residual stream. Nats per completion "
+        "byte; differences below 0 are for the stacks, with 95 % intervals over rows.",
+    ]
+    for found in whole:
+        shown = psn.table(found)
+        told = psn.lines(found, free.get(found.seed))
+        parts += [f"`{found.campaign}`, seed {found.seed}:", table(list(shown.columns), shown.rows)]
+        parts.append("\n".join(f"- {line}" for line in told))
+    return parts
 
 
 def _missing(groups: dict[str, list[Instead]]) -> str:
