@@ -1,5 +1,6 @@
 # make run: train the embedded campaign on a local Ray cluster.  make test: lint, types, import contracts, tests.
 # make test-cluster: several nodes that come and go.  make test-long: minutes for what a shorter test holds in part.
+# make test-gpu: what differs there, on a machine that has GPUs.
 # make check: what of it takes less than a minute.  make quick: tests that start no cluster, ranks or long job.
 # make chaos: docs/CHAOS.md, what is left of campaigns that are struck at every failpoint.  make damages: of stores.
 # make bench: write benchmarks/RESULTS.md anew.  make evidence: docs/EVIDENCE.md, against what one would do instead.
@@ -16,7 +17,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: run test test-cluster test-long quick bench evidence chaos damages check install ui stop clean
+.PHONY: run test test-cluster test-long test-gpu quick bench evidence chaos damages check install ui stop clean
 
 run: install
 	$(PY) cluster/local.py run --config $(CONFIG) $(OVERRIDES)
@@ -38,6 +39,9 @@ test-cluster: install
 
 test-long: install
 	$(PY) -m pytest -m long
+
+test-gpu: install
+	$(PY) -m pytest -m gpu
 
 quick: install
 	$(PY) -m pytest $(SHARED) -m "not ray and not distributed and not slow and not long"

@@ -6,7 +6,7 @@ One domain on the embedded SmolLM2, a round that never ends, two workers of a CP
 Every so often one of three things happens, in turn and to whom chance says: a worker process is killed; a node is
 killed, with whatever is on it; a node comes back. Nothing is announced: a notice would lose no step.
 
-Effective training time is what went into steps that were kept, over the time from the first step to the last. A step
+Effective training time is what went into steps that were kept, over the time from the first step to the end. A step
 that was made after the checkpoint that a new group of workers went on from was made in vain. Of each loss, seconds from
 it to the next step.
 """
@@ -14,10 +14,10 @@ it to the next step.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -73,8 +73,8 @@ class Seen:
 
 @dataclass(frozen=True)
 class Told:
-    """``kept_s`` seconds went into steps that counted, of ``whole_s`` from the first step to the last; ``lost`` steps
-    were made in vain. ``first_steps`` are the seconds from each loss to the next step."""
+    """``kept_s`` seconds went into steps that counted, of ``whole_s`` from the first step to the end; ``lost`` steps
+    were made in vain. ``first_steps`` are the seconds from each loss to the first step of who went on."""
 
     kept_s: float
     whole_s: float
@@ -82,8 +82,9 @@ class Told:
     first_steps: tuple[float, ...]
 
 
-def told(seen: Sequence[Seen], losses: Sequence[float]) -> Told:
-    """What a log says. A stretch is what one group of workers made; of it counts what the next did not make again."""
+def told(seen: Sequence[Seen], losses: Sequence[float], ended: float) -> Told:
+    """What a log says of the time until ``ended``. A stretch is what one group of workers made; of it counts what the
+    next did not make again."""
     stretches: list[list[Seen]] = [[]]
     begins = [0]
     for one in seen:
@@ -101,9 +102,14 @@ def told(seen: Sequence[Seen], losses: Sequence[float]) -> Told:
         counted = max(0, min(end, last.step) - first.step)
         lost += last.step - first.step - counted
         kept += (last.at - first.at) * counted / max(1, last.step - first.step)
-    made = [one.at for one in seen if not one.resumed]
-    first_steps = [min((at for at in made if at > loss), default=float("nan")) - loss for loss in losses]
-    return Told(kept, made[-1] - made[0], lost, tuple(first_steps))
+
+    def recovered(loss: float) -> float:
+        """Seconds to the first step that the group after it made; for ever if there was none."""
+        resumed = next((one.at for one in seen if one.resumed and one.at > loss), math.inf)
+        return next((one.at for one in seen if not one.resumed and one.at > resumed), math.inf) - loss
+
+    first = next(one.at for one in seen if not one.resumed)
+    return Told(kept, ended - first, lost, tuple(recovered(loss) for loss in losses))
 
 
 class Job:
@@ -134,17 +140,23 @@ class Job:
             time.sleep(0.2)
 
     def workers(self) -> list[psutil.Process]:
-        return [
-            one
-            for one in psutil.process_iter(["cmdline"])
-            if "ray::RayTrainWorker" in " ".join(one.info["cmdline"] or [])
-        ]
+        """Of this process' own cluster."""
+        return [one for one in psutil.Process().children(recursive=True) if "ray::RayTrainWorker" in _title(one)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended
+        return ""
 
 
 def disturbed(job: Job, cluster: Cluster, nodes: list[Any], draw: random.Random) -> Iterator[str]:
     """What happens, one after another; it has happened when it is told."""
     while True:
-        draw.choice(job.workers()).send_signal(signal.SIGKILL)
+        while not (workers := job.workers()):
+            time.sleep(0.2)
+        draw.choice(workers).kill()
         yield "a worker was killed"
         node = nodes.pop(draw.randrange(len(nodes)))
         cluster.remove_node(node, allow_graceful=False)
@@ -177,14 +189,15 @@ def _disturbed(job: Job, happens: Iterator[str], minutes: float, every_s: float)
     losses, story = [], []
     while time.monotonic() < began + 60 * minutes - every_s:
         job.wait(lambda: False, time.monotonic() + every_s)
-        struck = time.monotonic()
         what = next(happens)
+        job.look()
+        struck = time.monotonic()
         story.append(f"{struck - began:.0f} s: {what}")
         print(story[-1], file=sys.stderr, flush=True)
         if "killed" in what:
             losses.append(struck)
     job.wait(lambda: False, began + 60 * minutes)
-    return told(job.seen, losses), story
+    return told(job.seen, losses, time.monotonic()), story
 
 
 def table(found: Told, story: Sequence[str]) -> Table:
@@ -192,7 +205,7 @@ def table(found: Told, story: Sequence[str]) -> Table:
     shown = Table(
         "Training while machines come and go",
         (
-            "seconds from first step to last",
+            "seconds from the first step",
             "in steps that counted",
             "share",
             "steps made twice",
@@ -203,7 +216,7 @@ def table(found: Told, story: Sequence[str]) -> Table:
     )
     shown.targets = [
         Target("share of its time in steps that counted", share, KEPT_SHARE, at_least=True),
-        Target("longest from a loss to a step, s", max(found.first_steps), FIRST_STEP_S),
+        Target("longest from a loss to a step, s", max(found.first_steps, default=0.0), FIRST_STEP_S),
     ]
     return shown
 

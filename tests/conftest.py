@@ -35,3 +35,13 @@ class ByCampaign(LoadScopeScheduling):
 @pytest.hookimpl(optionalhook=True)  # where xdist is off
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByCampaign:
     return ByCampaign(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for_gpus = [item for item in items if "gpu" in item.keywords]
+    if for_gpus:
+        import torch  # noqa: PLC0415  # after the settings above
+
+        if not torch.cuda.is_available():
+            for item in for_gpus:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -10,7 +10,8 @@ backward. ZeRO 3 adds the base in parts (``stacks/sharded_base.py``). All else i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -115,8 +116,8 @@ class Answers:
 class Situation:
     """What a worker has to hold beside the stack that learns: ``resident`` frozen ones, the last ``firing`` of which
     are on, ``parked`` ones in the host's memory, which all fire when the domain closes, and the directions claimed so
-    far. ``batch`` is a micro-batch, ``scored`` a batch of validation, ``answers`` what is generated at once, if
-    anything. ``objective`` is the round's."""
+    far. ``batch`` is a micro-batch, ``scored`` a batch of validation, ``accumulated`` what a closing adds up beside its
+    passes, ``answers`` what is generated at once, if anything. ``objective`` is the round's."""
 
     resident: int
     firing: int
@@ -124,6 +125,7 @@ class Situation:
     batch: Batch
     scored: Batch
     parked: int = 0
+    accumulated: int = 0
     answers: Answers | None = None
     objective: str = SFT
 
@@ -144,7 +146,7 @@ def training_footprint(worker: ShapedWorker, training: TrainingSection, ranks: i
     room = blocks // (now.resident + 1)
     every, parked = now.resident + now.parked + 1, now.parked * (room + worker.noise_bytes // 2)
     worker.set_stacks(every, every, learns=False)
-    closed = worker.packed_bytes - blocks + worker.scoring_pass(now.scored).peak - (0 if worker.gpu else parked)
+    closed = worker.packed_bytes - blocks + worker.scoring_pass(now.scored).peak + now.accumulated
     # A checkpoint clones weights, snapshot and optimizer state whole, and safetensors serialises them twice.
     checkpoint = (3 + 2 * 4) * weights if training.checkpoint_every_s else 0
     in_parts = training.zero_stage == 3 and ranks > 1
@@ -163,8 +165,8 @@ def training_footprint(worker: ShapedWorker, training: TrainingSection, ranks: i
         "optimizer step": shard.while_stepping,
         "validation": validated.peak,
         "answering": answered,
-        # The learner is gone by then, its stack one of all.
-        "closing, all stacks on": max(0, closed - sum(shard.device.values()) - confined),
+        # The learner is gone by then, its stack one of all, and none is parked.
+        "closing, all stacks on": closed - weights - sum(shard.device.values()) - (0 if worker.gpu else parked),
     }
     if in_parts:  # each rank loads it whole, before anything else is there
         moments["loading the base"] = max(0, worker.base_bytes - sum(parts.values()))
@@ -175,6 +177,14 @@ def training_footprint(worker: ShapedWorker, training: TrainingSection, ranks: i
         return Footprint(_parts(parts), _parts(moments), _parts({**host, saving: checkpoint}), trained.flops)
     moments |= {"a better snapshot": weights, saving: checkpoint}
     return Footprint(_parts({**parts, **host}), _parts(moments), (), trained.flops)
+
+
+def with_most_on_the_host(chosen: Footprint, of: Sequence[Footprint]) -> Footprint:
+    """``chosen``, and in the host's memory of each part the most that any has."""
+    most: dict[str, int] = {}
+    for part in (part for footprint in of for part in footprint.host):
+        most[part.name] = max(part.bytes, most.get(part.name, 0))
+    return replace(chosen, host=_parts(most))
 
 
 def answering(worker: ShapedWorker, answers: Answers | None) -> int:
@@ -204,4 +214,4 @@ def evaluator_footprint(
 
 
 def _parts(bytes_by_name: dict[str, int]) -> tuple[Part, ...]:
-    return tuple(Part(name, size) for name, size in bytes_by_name.items() if size)
+    return tuple(Part(name, size) for name, size in bytes_by_name.items() if size > 0)

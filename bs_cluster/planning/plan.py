@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,11 +20,13 @@ from bs_cluster.planning.memory import (
     Situation,
     evaluator_footprint,
     training_footprint,
+    with_most_on_the_host,
 )
 from bs_cluster.planning.room import Room, basis_bytes, claims, room
 from bs_cluster.planning.work import Sweep, Training, rounds, stack_rows, sweep_work, training_work
 from bs_cluster.planning.worker import Batch, ShapedWorker
 from bs_cluster.records import Record
+from bs_cluster.stacks.nullspace import OVERSAMPLE
 
 STAGES = (0, 1, 2, 3)
 GROWTH = (10, 20, 50)  # domains, beside as many as the config has
@@ -160,31 +163,53 @@ class Planner:
         )
 
     def worker_of(self, config: CampaignConfig) -> Footprint:
-        """The worker that trains the campaign's last stack, which has the most beside it; where domains align, in the
-        round that takes the most."""
+        """The training worker at the moment that takes the most of a device, whichever round that is of; beside it,
+        part by part, the most that the host has to hold in any."""
         self.shaped.use(config)
-        ranks, last = config.training.num_workers, self._last(config)
-        found = [training_footprint(self.shaped, config.training, ranks, last)]
+        ranks = config.training.num_workers
+        found = [training_footprint(self.shaped, config.training, ranks, now) for now in self._situations(config)]
+        last = self._last_of(config, curriculum(config)[-1])
         for domain in config.domains:
             for entry in domain.rounds:
                 if entry.aligned:
                     training, now = settings_of(config, domain.name, entry), _aligning(config, entry, last)
                     found.append(training_footprint(self.shaped, training, ranks, now))
-        return max(found, key=lambda footprint: footprint.peak)
+        return with_most_on_the_host(max(found, key=lambda footprint: footprint.peak), found)
 
-    def _last(self, config: CampaignConfig) -> Situation:
-        stacks = rounds(config) - 1
-        own = most_stacks(config, curriculum(config)[-1]) - 1
-        beside = stacks if config.training.context == "cumulative" else own
-        *_, basis = self._claims(config, len(config.domains) - 1)
+    def _situations(self, config: CampaignConfig) -> Iterator[Situation]:
+        """The campaign's last stack, which has the most in the host's memory and the most claims to keep out of; and
+        the last of a domain with more stacks than others, which has the most beside it in an isolated context."""
+        order = curriculum(config)
+        most = max(order, key=lambda name: (most_stacks(config, name), order.index(name)))
+        for name in dict.fromkeys((order[-1], most)):
+            yield self._last_of(config, name)
+
+    def _last_of(self, config: CampaignConfig, domain: str) -> Situation:
+        """The last stack of a domain."""
+        order = curriculum(config)
+        place, own = order.index(domain), most_stacks(config, domain)
+        before = sum(most_stacks(config, name) for name in order[:place]) + own - 1
+        beside = before if config.training.context == "cumulative" else own - 1
+        *_, basis = self._claims(config, place)
         return Situation(
             resident=beside,
             firing=beside,
             basis=basis,
             batch=_units(config.training.per_device_batch, config.data.max_length),
             scored=_filled(config.training.eval_batch_tokens, config.data.max_length),
-            parked=stacks - beside,
+            parked=before - beside,
+            accumulated=self._accumulated(config, own),
         )
+
+    def _accumulated(self, config: CampaignConfig, stacks: int) -> int:
+        """Bytes that a closing adds up at all sites: second moments of the domain's rank activations in float64, and
+        where directions of inputs are claimed a sketch of these and what it was drawn with."""
+        rank = stacks * config.stack.experts * config.stack.rank
+        found = 8 * rank**2 * len(self.widths)
+        space = config.null_space
+        if space.enabled and space.space in ("input", "both"):
+            found += sum(2 * WORD * wide * min(space.max_rank + OVERSAMPLE, wide) for wide, _ in self.widths.values())
+        return found
 
     def evaluator_of(self, config: CampaignConfig) -> Footprint:
         self.shaped.use(config)

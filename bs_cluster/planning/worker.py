@@ -25,6 +25,7 @@ from bs_cluster.records import StackId
 from bs_cluster.stacks import StackModel
 from bs_cluster.stacks.balance import LoadBalance
 from bs_cluster.stacks.composition import Training
+from bs_cluster.stacks.config import carries_stack
 from bs_cluster.stacks.lm_loss import CHUNK_ELEMENTS, HeadLoss
 from bs_cluster.stacks.sharded_base import BUFFERS, projections, row_bytes
 from bs_cluster.training.sharding import learning_parameters
@@ -69,7 +70,10 @@ class ShapedWorker:
         cut = layers is None and self.layers > CUTS[-1]
         self.cuts = [ShapedWorker(config, gpu, few) for few in CUTS if cut]
         self.base_bytes = held_bytes(weights_of(self.stacked.base.model))
-        self._projections = projections(self.stacked.base.model)
+        stack = config.stack
+        self._projections = projections(
+            self.stacked.base.model, lambda path: carries_stack(path, stack.target_modules, stack.exclude_modules)
+        )
         self.base_parameters = _parameters(self.stacked.base.model)
         self.learns = self.stacked.begin(stack_config(config.stack, StackId("learning", 1), 0), seed=0)
         self.tuner: StackModel = self.stacked.tuner
@@ -220,7 +224,8 @@ class ShapedWorker:
         with a sliding window keeps no more than that."""
         text: Any = self.tuner.model.config.get_text_config()  # type: ignore[union-attr]
         kinds = getattr(text, "layer_types", None) or [""] * self.layers
-        width = 2 * text.num_key_value_heads * text.head_dim * COMPUTE_DTYPES[self.config.base.compute_dtype].itemsize
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        width = 2 * text.num_key_value_heads * head * COMPUTE_DTYPES[self.config.base.compute_dtype].itemsize
         kept = [min(tokens, text.sliding_window) if kind == "sliding_attention" else tokens for kind in kinds]
         return rows * width * sum(kept), rows * width * max(kept)
 

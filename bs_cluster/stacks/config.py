@@ -8,6 +8,7 @@ up in plain dicts by a string, so a string of our own goes into those dicts (``s
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from peft.config import PeftConfig
@@ -69,3 +70,10 @@ class StackConfig(PeftConfig):
     @property
     def order(self) -> tuple[int, int, str]:
         return self.position, self.round, self.domain
+
+
+def carries_stack(path: str, target_modules: Collection[str], exclude_modules: Collection[str]) -> bool:
+    """Whether the module of this path is a site. Whole path parts decide, so that excluding ``vision_tower`` excludes
+    everything under it."""
+    parts = path.split(".")
+    return parts[-1] in target_modules and set(parts).isdisjoint(exclude_modules)

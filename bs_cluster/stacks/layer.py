@@ -18,7 +18,7 @@ Shapes: B rows, T tokens, I in_features, O out_features, S stacks, E experts, R 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -115,12 +115,21 @@ class StackLinear(nn.Module, BaseTunerLayer):
         """PEFT's switch for all stacks at once; unlike PEFT's own it leaves alone which of them learns."""
         self._disable_adapters = not enabled
 
+    def park(self, names: Iterable[str]) -> None:
+        """These stacks, resident no longer, move to the host's memory, and the block that they were in goes."""
+        for name in names:
+            self.move(name, torch.device("cpu"))
+        packed = self.packed
+        self.unpack()
+        if packed is not None and self.composition.resident:  # entries that stay would hold the old block as a whole
+            self.pack(packed.read_XI.dtype)
+
     @torch.no_grad()
-    def park(self, name: str) -> None:
-        """A stack's entries move to the host's memory, out of the block and in its dtype."""
+    def move(self, name: str, device: torch.device) -> None:
+        """A frozen stack's entries to that device, out of any block, in the dtype that they are computed with."""
         for part in PARTS:
             entry = getattr(self, part)[name]
-            entry.data = entry.detach().to("cpu", self.dtype, copy=True)
+            entry.data = entry.detach().to(device, self.dtype, copy=True)
 
     def unpack(self) -> None:
         """Forgets the block; the next forward that needs it packs anew. For whoever changed a frozen entry."""
@@ -201,7 +210,7 @@ class StackLinear(nn.Module, BaseTunerLayer):
         A rank that no batch has reached yet still holds its stacks in fp32, as loaded; what is made of B must be the
         same on all of them.
         """
-        return torch.cat([self.stack_B[name].detach().to(self.device, self.dtype).flatten(0, -2) for name in names])
+        return torch.cat([self.stack_B[name].detach().to(self.dtype).flatten(0, -2) for name in names])
 
     def effective(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A (M, I) and B (M, O) of a learning stack, confined to what the bases leave free.

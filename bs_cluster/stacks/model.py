@@ -21,7 +21,7 @@ from bs_cluster.adapter_format import PARTS, tensor_key
 from bs_cluster.basis import Basis
 from bs_cluster.stacks.composition import Composition, Training
 from bs_cluster.stacks.compression import MergeMoments
-from bs_cluster.stacks.config import PREFIX, StackConfig
+from bs_cluster.stacks.config import PREFIX, StackConfig, carries_stack
 from bs_cluster.stacks.fixed_gates import MeanGates
 from bs_cluster.stacks.layer import StackLinear
 from bs_cluster.stacks.lm_loss import completion_nll
@@ -56,11 +56,7 @@ class StackModel(BaseTuner):
 
     @staticmethod
     def _check_target_module_exists(peft_config: StackConfig, key: str) -> bool:  # type: ignore[override]
-        """Whole path parts decide, so that excluding ``vision_tower`` excludes everything under it."""
-        parts = key.split(".")
-        if not set(parts).isdisjoint(peft_config.exclude_modules or ()):
-            return False
-        return parts[-1] in (peft_config.target_modules or ())
+        return carries_stack(key, peft_config.target_modules or (), peft_config.exclude_modules or ())
 
     def _check_new_adapter_config(self, config: StackConfig) -> None:  # type: ignore[override]
         super()._check_new_adapter_config(config)
@@ -127,7 +123,11 @@ class StackModel(BaseTuner):
                 f"{train!r} holds {self._config(train).rounds} rounds, which are frozen; train another one"
             )
         order = sorted((name for name in known if name != train), key=lambda name: self._config(name).order)
-        self.composition.parked = (self.composition.parked & set(known)) - {*frozen, train}
+        wanted = self.composition.parked & {*frozen, train}
+        for site in self.sites:
+            for name in wanted:
+                site.move(name, site.device)
+        self.composition.parked = (self.composition.parked & set(known)) - wanted
         for site in self.sites:
             for name in known:
                 for part in PARTS:
@@ -147,11 +147,11 @@ class StackModel(BaseTuner):
         state, away = self.composition, frozenset(names)
         if wrong := sorted(away - self.peft_config.keys() | away & {*state.firing, state.train}):
             raise KeyError(f"stacks {wrong} cannot be parked: they fire, learn or are not loaded")
-        for name in away - state.parked:
-            for site in self.sites:
-                site.park(name)
+        new = away - state.parked
         state.parked |= away
         state.resident = tuple(name for name in state.resident if name not in away)
+        for site in self.sites if new else ():
+            site.park(new)
 
     @contextmanager
     def gates(self, weights_BD: torch.Tensor, domains: Sequence[str]) -> Iterator[None]:

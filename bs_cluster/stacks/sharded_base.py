@@ -7,7 +7,8 @@
 Nothing is reduced and nothing steps, so a part never changes; a layer is gathered for its forward and once more for its
 backward, recomputed or not, and what is computed with has the very bits of a whole base. DeepSpeed's stage 3 gathers
 by hooks on modules' forward and backward, and here the backward of a site, one function in closed form, asks for the
-weight itself. Embeddings, norms and the constants of quantisation, a few per cent of a large base, are on every rank.
+weight itself. What carries no stack stays whole on every rank: embeddings, norms, constants of quantisation, and a
+projection that stacks leave out, whose own backward would find another layer's weight in the buffer.
 
 Gathering is collective: all ranks must run as many forwards and backwards. Where they do not, in scoring and answering,
 ``uneven`` lets those that are through go on handing out their parts.
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,14 +33,15 @@ BUFFERS = 2
 
 
 class ShardedBase:
-    """The projections of every layer of ``model`` in parts over the default process group, from now on.
+    """Those projections of ``model`` that carry stacks (``carries``, by module path) in parts over the default process
+    group, from now on.
 
     Whoever computes with a projection's weight and not through its module asks ``gathered`` first.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, carries: Callable[[str], bool]):
         self.ranks, rank = dist.get_world_size(), dist.get_rank()
-        self._layers = projections(model)
+        self._layers = projections(model, carries)
         sizes = row_bytes(self._layers, self.ranks)
         device = self._layers[0][0].weight.device
         self._buffers = [torch.empty(max(sizes), dtype=torch.uint8, device=device) for _ in range(BUFFERS)]
@@ -131,10 +134,14 @@ def gathered(module: nn.Module) -> nn.Module:
     return module
 
 
-def projections(model: nn.Module) -> list[list[nn.Linear]]:
-    """The linear projections of each of the decoder's layers, in order."""
-    layers = decoder_and_head(model)[0].layers
-    return [[one for one in layer.modules() if isinstance(one, nn.Linear)] for layer in layers]  # type: ignore[union-attr]
+def projections(model: nn.Module, carries: Callable[[str], bool]) -> list[list[nn.Linear]]:
+    """Those of each of the decoder's layers that carry stacks, in order; a layer without any is left out."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    layers: Any = decoder_and_head(model)[0].layers
+    found = [
+        [one for one in layer.modules() if isinstance(one, nn.Linear) and carries(paths[id(one)])] for layer in layers
+    ]
+    return [layer for layer in found if layer]
 
 
 def row_bytes(layers: Sequence[Sequence[nn.Linear]], ranks: int) -> list[int]:

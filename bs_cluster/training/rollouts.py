@@ -13,6 +13,7 @@ from bs_cluster.config.rounds import RoundSection
 from bs_cluster.data.aligned import Task
 from bs_cluster.data.batch import plan_batches
 from bs_cluster.data.verify import is_right
+from bs_cluster.events import Phase
 from bs_cluster.inference.evaluator import Policy
 from bs_cluster.inference.generate import Drawing, drawn_tokens, greedy_tokens, said
 from bs_cluster.inference.stacked import StackedBase
@@ -125,7 +126,11 @@ def answering(session: Session, entry: RoundSection) -> Iterator[Rollouts]:
     if entry.rollouts == "workers":
         yield ByWorkers(session, how)
         return
-    evaluators = start_evaluators(session.config) if world_rank() == 0 else []
+    evaluators = []
+    if world_rank() == 0:
+        count = session.config.sweep.evaluators
+        session.report(Phase(f"{count} evaluator{'s answer' if count > 1 else ' answers'} in this round"))
+        evaluators = start_evaluators(session.config)
     try:
         yield ByEvaluators(session, how, evaluators)
     finally:

@@ -122,12 +122,16 @@ def first_round(config: CampaignConfig) -> Round:
 
 def whole_campaign(config: CampaignConfig) -> dict[str, Any]:
     """Every step of it: rounds by name, records and claims by domain."""
-    campaign = DrivenByHand(config)
-    results = campaign.all_steps()
+    campaign, parked, results = DrivenByHand(config), {}, []
+    while (result := campaign.step()) is not None:
+        results.append(result)
+        if isinstance(result, Round):
+            parked[result.outcome.stack.name] = campaign.session.stacked.tuner.composition.parked
     records = {result.domain: result for result in results if isinstance(result, DomainRecord)}
     return {
         "rounds": {result.outcome.stack.name: result for result in results if isinstance(result, Round)},
         "records": records,
+        "parked": parked,
         "claims": {domain: campaign.claim(record) for domain, record in records.items()},
         "metrics": {ref.stack.name: manifest.metrics for ref, manifest in campaign.store.stacks()},
         "base_losses": {
@@ -148,7 +152,7 @@ def held_of_the_base(config: CampaignConfig) -> dict[str, int]:
     def bytes_of(tensors) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    within = [one.weight for layer in projections(model) for one in layer]
+    within = [one.weight for layer in projections(model, lambda path: path.endswith("_proj")) for one in layer]
     known = {id(weight) for weight in within}
     others = [p for name, p in model.named_parameters() if id(p) not in known and "stack_" not in name]
     return {

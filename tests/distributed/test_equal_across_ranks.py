@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 SPACES = ("output", "input", "both")
 ONE_ROUND = {"max_rounds": 1}
 IN_PARTS = {"base": {"cache_dequantized": False}, "training": {"zero_stage": 3}}
+ISOLATED = {"context": "isolated", "max_rounds": 2}
 CLIPPED = {"max_grad_norm": 1e-3, "steps": 3, "per_device_batch": 2}
 ROUNDING = 1e-5  # sums are taken in another order; measured 2e-8 or less
 
@@ -50,6 +51,12 @@ def jobs(inputs, folder, world: int) -> dict:
             found[f"zero{stage}"] = (rank_work.first_round, (zero,))
             clipped = config(f"clipped{stage}", training={"zero_stage": stage, **CLIPPED})
             found[f"clipped{stage}"] = (rank_work.gradient_norms, (clipped,))
+        for stage in (2, 3):
+            few = {"training": {"zero_stage": stage}, "stack": {"target_modules": ["q_proj", "v_proj"]}}
+            found[f"few{stage}"] = (rank_work.first_round, (config(f"few{stage}", **IN_PARTS | few),))
+        for name, domains in (("apart", ("aa", "bb")), ("bb alone", ("bb",))):
+            isolated = {"training": ISOLATED | {"num_workers": world}, "null_space": {"enabled": False}}
+            found[name] = (rank_work.whole_campaign, (campaign(inputs, folder / name, domains, **isolated),))
         found["in parts"] = (rank_work.whole_campaign, (config("in parts", **IN_PARTS),))
         for stage in (2, 3):
             held = config(f"held{stage}", **IN_PARTS | {"training": {"zero_stage": stage}})
@@ -196,6 +203,12 @@ class TestZeroStages:
             assert parts["records"][domain].probe.rows == record.probe.rows
             assert parts["records"][domain].matrix == record.matrix
 
+    def test_projections_without_a_stack_learn_through_their_own_weights(self, two):
+        """Their backward is torch's, which knows nothing of parts."""
+        parts, whole = two[0]["few3"], two[0]["few2"]
+        assert parts.history == whole.history
+        assert all(torch.equal(tensor, parts.stack[key]) for key, tensor in whole.stack.items())
+
     def test_so_do_three_ranks_of_which_one_has_less_to_score(self, three):
         parts, whole = three[2]["zero3"], three[0]["zero2"]
         assert parts.history == whole.history
@@ -216,6 +229,17 @@ class TestZeroStages:
         for told, by_hand in norms:
             assert told == pytest.approx(by_hand, rel=1e-4)
             assert told > 100 * CLIPPED["max_grad_norm"]
+
+
+def test_without_a_null_space_an_isolated_domain_is_what_it_is_alone(two):
+    """To the bit, though another's stacks came before, waited in the host's memory and were back for the closing."""
+    apart, alone = two[0]["apart"], two[0]["bb alone"]
+    own = {name: digest for name, digest in apart["weights"].items() if name.startswith("bb")}
+    assert own == alone["weights"]
+    assert apart["records"]["bb"].row_losses == alone["records"]["bb"].row_losses
+    others = {name for name in apart["weights"] if name.startswith("aa")}
+    assert others
+    assert all(apart["parked"][name] == others for name in own)
 
 
 def smallest_cosine(a_OK: torch.Tensor, b_OK: torch.Tensor) -> float:

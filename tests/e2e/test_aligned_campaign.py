@@ -48,10 +48,10 @@ def test_each_round_is_a_stack_of_its_own_and_says_what_it_is_for(aligned):
     assert aligned.first.report["isolated_drift_max"] == 0
 
 
-def test_evaluators_answered_for_the_reward_round_alone(aligned):
+def test_evaluators_answered_in_the_round_that_asked_for_them(aligned):
     out = aligned.first.job.out
-    print(out)
-    assert out.index("aa_r2") < out.index("bb_r2")
+    assert out.count("evaluators answer in this round") == 1
+    assert out.index("bb_r1          committed") < out.index("evaluators answer") < out.index("bb_r2          step")
 
 
 def test_the_report_says_what_alignment_gained(aligned):

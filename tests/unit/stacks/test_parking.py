@@ -40,18 +40,52 @@ def test_what_fires_computes_the_same_bits_whoever_waits(peft, firing):
 
 
 def test_a_stack_that_learns_beside_parked_ones_learns_the_same(peft):
-    def gradients(parked: bool) -> list[torch.Tensor]:
+    def gradients(parked: list[str]) -> list[torch.Tensor]:
         model = tuner(peft)
+        model.fire(NAMES)
+        logits(peft)
         model.fire(["chat_r1"])
-        if parked:
-            model.park(["chat_r2", "code_r1"])
+        model.park(parked)
         model.fire(["chat_r1"], train="math_r1")
+        assert model.composition.parked == set(parked)
         peft.zero_grad()
         peft(input_ids=IDS).logits.square().sum().backward()
         return [getattr(site, part)["math_r1"].grad.clone() for site in model.sites for part in PARTS[:3]]
 
-    for mine, theirs in zip(gradients(True), gradients(False), strict=True):
+    for mine, theirs in zip(gradients(["chat_r2", "code_r1"]), gradients([]), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("kept", [[], ["chat_r2"]])
+def test_the_block_that_they_were_in_goes_at_once(peft, kept):
+    """Though no forward follows: a base alone scores next, and an optimizer makes its buffers."""
+    model = tuner(peft)
+    logits(peft)
+    whole = [site.packed.read_XI.untyped_storage() for site in model.sites]
+    model.fire(kept)
+    model.park(name for name in NAMES if name not in kept)
+    for site, before in zip(model.sites, whole, strict=True):
+        held = {getattr(site, part)[name].untyped_storage().data_ptr() for part in PARTS for name in NAMES}
+        assert before.data_ptr() not in held
+        assert site.packed is None if not kept else site.packed.names == tuple(kept)
+        assert site.chosen is None
+
+
+@pytest.mark.gpu
+def test_what_is_parked_leaves_the_gpu_and_comes_back():
+    peft = stacked_model("llama", NAMES).to("cuda")
+    model = tuner(peft)
+    ids = IDS.to("cuda")
+    with torch.no_grad():
+        model.fire(NAMES)
+        before = peft(input_ids=ids).logits
+        model.fire([])
+        model.park(NAMES)
+        assert {getattr(site, part)[name].device.type for site in model.sites for part in PARTS for name in NAMES} == {
+            "cpu"
+        }
+        model.fire(NAMES)
+        assert torch.equal(peft(input_ids=ids).logits, before)
 
 
 def test_only_what_is_off_can_be_parked(peft):
