@@ -152,7 +152,7 @@ def held_of_the_base(config: CampaignConfig) -> dict[str, int]:
     def bytes_of(tensors) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    within = [one.weight for layer in projections(model, lambda path: path.endswith("_proj")) for one in layer]
+    within = [one.weight for layer in projections(model, lambda path: "_proj" in path) for one in layer]
     known = {id(weight) for weight in within}
     others = [p for name, p in model.named_parameters() if id(p) not in known and "stack_" not in name]
     return {
