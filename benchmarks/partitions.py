@@ -25,7 +25,7 @@ from bs_cluster.decoder import decoder_and_head
 
 
 class Blocks(nn.Module):
-    """One domain's: what of them is learned, and the columns (H, Q) that they write into. At first they write none."""
+    """One domain's, in fp32: what of them is learned, and the columns (H, Q) that they write into. At first they write none."""
 
     def __init__(self, config: PreTrainedConfig, columns_HQ: torch.Tensor):
         super().__init__()
@@ -38,7 +38,8 @@ class Blocks(nn.Module):
         self.columns_HQ = columns_HQ
 
     def forward(self, embedded_BTH: torch.Tensor, **places: Any) -> torch.Tensor:
-        seen_BTW = self.layers(inputs_embeds=self.reads(embedded_BTH), use_cache=False, **places).last_hidden_state
+        read_BTW = self.reads(embedded_BTH.float())
+        seen_BTW = self.layers(inputs_embeds=read_BTW, use_cache=False, **places).last_hidden_state
         return self.writes(seen_BTW) @ self.columns_HQ.t()
 
 
@@ -79,7 +80,7 @@ class _Decoder(nn.Module):
         deltas = [blocks(embedded_BTH, **places) for blocks in self.blocks]
 
         def added(_: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-            return (sum(deltas, inputs[0]),)
+            return (sum(deltas, inputs[0].float()).to(inputs[0].dtype),)
 
         hook = decoder.norm.register_forward_pre_hook(added)
         try:

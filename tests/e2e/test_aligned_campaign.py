@@ -3,10 +3,13 @@ registry; then one such round is taken back, and what is left is as it was, to t
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 import job
 import pytest
+import tiny_alignment
 from campaigns import Outcome, outcome
 from mlflow import MlflowClient
 from tiny_alignment import tiny_round, with_rounds, write_pairs
@@ -25,7 +28,7 @@ class Aligned:
 
 
 @pytest.fixture(scope="module")
-def aligned(run, inputs, tiny_settings, tmp_path_factory) -> Aligned:
+def aligned(inputs, tiny_settings, tmp_path_factory) -> Aligned:
     folder = tmp_path_factory.mktemp("aligned")
     write_pairs(inputs)
     # Kept whatever it gained: of so few prompts a gain would be luck.
@@ -35,7 +38,10 @@ def aligned(run, inputs, tiny_settings, tmp_path_factory) -> Aligned:
     }
     settings = with_rounds(tiny_settings(folder / "store"), rounds)
     settings["training"] |= {"steps": 4, "max_rounds": 1, "eval_every": 2, "min_improvement_errors": 0}
+    settings["training"]["num_workers"] = settings["sweep"]["evaluators"] = 1
     config = job.write_config(folder / "tiny.yaml", settings)
+    # With a cluster of its own, whose workers find the reward as they would find one of a user's packages.
+    run = functools.partial(job.run, PYTHONPATH=str(Path(tiny_alignment.__file__).parent))
     first = outcome(run(config), config, folder / "store")
     asked = ("rollback", "--config", str(config), "--name", "bb", "--reason", "its answers got worse")
     assert main(("domains", *asked)) == 0
@@ -50,8 +56,8 @@ def test_each_round_is_a_stack_of_its_own_and_says_what_it_is_for(aligned):
 
 def test_evaluators_answered_in_the_round_that_asked_for_them(aligned):
     out = aligned.first.job.out
-    assert out.count("evaluators answer in this round") == 1
-    assert out.index("bb_r1          committed") < out.index("evaluators answer") < out.index("bb_r2          step")
+    assert out.count("1 evaluator answers in this round") == 1
+    assert out.index("bb_r1          committed") < out.index("evaluator answers") < out.index("bb_r2          step")
 
 
 def test_the_report_says_what_alignment_gained(aligned):

@@ -1,5 +1,7 @@
 """Blocks on parts of the residual stream: nothing at first, never in each other's way, and of the size asked for."""
 
+import copy
+
 import pytest
 import torch
 from tiny import tiny_gemma3, tiny_llama
@@ -26,7 +28,9 @@ def test_partitions_are_orthonormal_over_all_domains():
     torch.testing.assert_close(dealt.t() @ dealt, torch.eye(30), atol=1e-6, rtol=0)
 
 
-def test_untrained_blocks_leave_the_base_as_it_is(base):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_untrained_blocks_leave_the_base_as_it_is(base, dtype):
+    base = copy.deepcopy(base).to(dtype)
     model = Partitioned(base, blocks_on(base))
     assert torch.equal(model(input_ids=IDS).logits, base(input_ids=IDS).logits)
 
