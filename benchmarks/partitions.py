@@ -25,7 +25,7 @@ from bs_cluster.decoder import decoder_and_head
 
 
 class Blocks(nn.Module):
-    """One domain's, in fp32: what of them is learned, and the columns (H, Q) that they write into. At first they write none."""
+    """One domain's, in fp32: what is learned, and the columns (H, Q) that they write into. At first they write none."""
 
     def __init__(self, config: PreTrainedConfig, columns_HQ: torch.Tensor):
         super().__init__()

@@ -55,13 +55,15 @@ def as_user(*arguments: str) -> str:
 
 
 @contextmanager
-def cluster(log: Path) -> Iterator[str]:
-    """A head node of two CPUs for one job after another; its address."""
+def cluster(log: Path, **more: str) -> Iterator[str]:
+    """A head node of two CPUs for one job after another, ``more`` in its processes' environment; its address."""
     ports = [free_port() for _ in range(2)]
     start = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
     start += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--dashboard-agent-listen-port=0"]
     with log.open("wb") as out:
-        head = subprocess.Popen([*start, "--num-cpus=2"], stdout=out, stderr=out, start_new_session=True)
+        head = subprocess.Popen(
+            [*start, "--num-cpus=2"], stdout=out, stderr=out, start_new_session=True, env=os.environ | more
+        )
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
         while "Ray runtime started" not in log.read_text():

@@ -8,6 +8,8 @@ import pytest
 from campaigns import DOMAINS, Stopped, outcome, refs
 from tiny_campaign import TASKS, settings, write_inputs
 
+TESTS = str(Path(job.__file__).parent)
+
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory):
@@ -26,15 +28,16 @@ def tiny_settings(inputs):
 
 @pytest.fixture(scope="session")
 def ray_address(tmp_path_factory):
-    """Of the cluster that all jobs here share but those that are killed."""
-    with job.cluster(tmp_path_factory.mktemp("cluster") / "ray.log") as address:
+    """Of the cluster that all jobs here share but those that are killed. Its workers find rewards of these tests as
+    they would find those of a user's package."""
+    with job.cluster(tmp_path_factory.mktemp("cluster") / "ray.log", PYTHONPATH=TESTS) as address:
         yield address
 
 
 @pytest.fixture(scope="session")
 def run(ray_address):
     """Runs a job on the shared cluster."""
-    return functools.partial(job.run, RAY_ADDRESS=ray_address)
+    return functools.partial(job.run, RAY_ADDRESS=ray_address, PYTHONPATH=TESTS)
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,10 @@ registry; then one such round is taken back, and what is left is as it was, to t
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
-from pathlib import Path
 
 import job
 import pytest
-import tiny_alignment
 from campaigns import Outcome, outcome
 from mlflow import MlflowClient
 from tiny_alignment import tiny_round, with_rounds, write_pairs
@@ -28,7 +25,7 @@ class Aligned:
 
 
 @pytest.fixture(scope="module")
-def aligned(inputs, tiny_settings, tmp_path_factory) -> Aligned:
+def aligned(run, inputs, tiny_settings, tmp_path_factory) -> Aligned:
     folder = tmp_path_factory.mktemp("aligned")
     write_pairs(inputs)
     # Kept whatever it gained: of so few prompts a gain would be luck.
@@ -40,8 +37,6 @@ def aligned(inputs, tiny_settings, tmp_path_factory) -> Aligned:
     settings["training"] |= {"steps": 4, "max_rounds": 1, "eval_every": 2, "min_improvement_errors": 0}
     settings["training"]["num_workers"] = settings["sweep"]["evaluators"] = 1
     config = job.write_config(folder / "tiny.yaml", settings)
-    # With a cluster of its own, whose workers find the reward as they would find one of a user's packages.
-    run = functools.partial(job.run, PYTHONPATH=str(Path(tiny_alignment.__file__).parent))
     first = outcome(run(config), config, folder / "store")
     asked = ("rollback", "--config", str(config), "--name", "bb", "--reason", "its answers got worse")
     assert main(("domains", *asked)) == 0
@@ -62,12 +57,11 @@ def test_evaluators_answered_in_the_round_that_asked_for_them(aligned):
 
 def test_the_report_says_what_alignment_gained(aligned):
     report = aligned.first.report
-    by_name = {row["name"]: row for row in report["stacks"]}
-    assert by_name["aa_r2"]["objective"] == "dpo"
-    assert by_name["bb_r2"]["objective"] == "grpo"
+    objectives = {f"{row['domain']}_r{row['round']}": row["objective"] for row in report["stacks"]}
+    assert objectives == {"aa_r1": "sft", "aa_r2": "dpo", "bb_r1": "sft", "bb_r2": "grpo"}
     assert set(report["aligned_answers"]) == {"aa_r2", "bb_r2"}
     page = (aligned.first.config.parent / "store/tiny/report/report.md").read_text()
-    assert "Alignment" in page
+    assert "### Answers before and after alignment" in page
 
 
 def test_mlflow_shows_it_as_any_other_stack(aligned):
@@ -76,8 +70,11 @@ def test_mlflow_shows_it_as_any_other_stack(aligned):
     runs = client.search_runs([client.get_experiment_by_name("brainstacks").experiment_id])
     (run,) = [run for run in runs if run.info.run_name == "aa_r2"]
     assert run.info.status == "FINISHED"
-    held = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert any(path.endswith(".png") for path in held), held
+    figures = [file.path for file in client.list_artifacts(run.info.run_id, "figures")]
+    assert figures
+    assert len(client.get_metric_history(run.info.run_id, "preferred")) == 4  # a point a step
+    (version,) = [one for one in client.search_model_versions("name='tiny-aa'") if one.run_id == run.info.run_id]
+    assert "**" in version.description
 
 
 def test_a_round_that_is_taken_back_leaves_all_else_as_it_was(aligned):
