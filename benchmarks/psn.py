@@ -40,7 +40,7 @@ from bs_cluster.base.load import LoadedBase
 from bs_cluster.config.schema import TrainingSection
 from bs_cluster.data.batch import collate_packed, plan_batches
 from bs_cluster.data.encode import EncodedRow
-from bs_cluster.estimates import estimate
+from bs_cluster.estimates import Estimate, estimate
 from bs_cluster.inference.scoring import score_batch
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
@@ -306,19 +306,61 @@ def lines(found: Found, without: Found | None) -> list[str]:
     told.append(f"all blocks less the base: {_difference(found, found.blocks.together, base)}")
     for n in range(1, max(len(curve) for curve in found.by_stacks.values())):
         both = [{d: c[min(k, len(c) - 1)] for d, c in found.by_stacks.items()} for k in (n, n - 1)]
-        told.append(f"{n} stacks less {n - 1}: {_difference(found, *both)}")
+        told.append(f"{n} stack{'s' * (n > 1)} less {n - 1}: {_difference(found, *both)}")
     if without is not None:
         for mode in ("isolated", "routed", "ungated"):
             ours, theirs = ({d: one.recorded[d][mode] for d in found.domains} for one in (found, without))
             told.append(f"{mode}, null space on less off: {_difference(found, ours, theirs)}")
     told.append(f"rows with other bits once later domains lay beside them: {found.other_bits}; drift {found.drift}")
+    for what, rates in (("dense", found.rates), ("blocks", found.block_rates)):
+        tried = ", ".join(f"{rate} {loss:.3f}" for rate, loss in rates.items())
+        told.append(f"rates of {what}, on validation rows of {found.domains[0]}: {tried}; the better one was taken")
     told.append("router: " + ", ".join(f"{key} {value:.3f}" for key, value in found.router.items()))
     return told
 
 
+def boundary(found: Found, without: Found | None) -> str:
+    """What the figures come to, in words that follow them."""
+    assert found.blocks is not None
+    own, base = ({domain: curve[at] for domain, curve in found.by_stacks.items()} for at in (-1, 0))
+    dense = {domain: found.dense[domain].nll[domain] for domain in found.domains}
+    on = {domain: found.recorded[domain]["ungated"] for domain in found.domains}
+    last = max(len(curve) for curve in found.by_stacks.values()) - 1
+    fewer = {domain: curve[max(0, min(last, len(curve) - 1) - 1)] for domain, curve in found.by_stacks.items()}
+    parts = [
+        f"Under a domain's own stacks its rows are {_worded(found, own, dense)} than under a dense model of it alone, "
+        f"{_worded(found, own, found.dense[POOLED].nll)} than under one whose parameters took every domain's batches: "
+        "that is what keeping domains apart gives up here.",
+        f"The last stack is {_worded(found, own, fewer)} than without it.",
+        f"With all stacks on at once rows are {_worded(found, on, base)} than under the base: gates are needed.",
+        f"A domain's own blocks are {_worded(found, found.blocks.own, own)} than its stacks, and all blocks at once "
+        f"{_worded(found, found.blocks.together, on)} than all stacks at once, though each writes into "
+        f"{found.blocks.columns} directions of its own.",
+    ]
+    if without is not None:
+        alone, every = (
+            _worded(found, *({d: one.recorded[d][mode] for d in found.domains} for one in (found, without)))
+            for mode in ("isolated", "ungated")
+        )
+        parts.append(f"The null space makes a domain's own stacks {alone}, and all at once {every}.")
+    return " ".join(parts)
+
+
+def _worded(found: Found, a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]]) -> str:
+    change = _estimate(found, a, b)
+    if change.low <= 0 <= change.high:
+        return f"no better and no worse ({change})"
+    ends = sorted(abs(end) for end in (change.low, change.high))
+    return f"**{'better' if change.high < 0 else 'worse'}** by {abs(change.mean):.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
+
+
 def _difference(found: Found, a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]]) -> str:
+    return str(_estimate(found, a, b))
+
+
+def _estimate(found: Found, a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]]) -> Estimate:
     change_B = np.concatenate([np.subtract(a[domain], b[domain]) for domain in found.domains])
-    return str(estimate(change_B, np.concatenate([found.tokens[domain] for domain in found.domains]).astype(float)))
+    return estimate(change_B, np.concatenate([found.tokens[domain] for domain in found.domains]).astype(float))
 
 
 def _mean(nll: Sequence[float], tokens_B: np.ndarray) -> float:

@@ -112,6 +112,7 @@ def _boundary(random: Sequence[psn.Found]) -> list[str]:
         shown = psn.table(found)
         told = psn.lines(found, free.get(found.seed))
         parts += [f"`{found.campaign}`, seed {found.seed}:", table(list(shown.columns), shown.rows)]
+        parts.append(psn.boundary(found, free.get(found.seed)))
         parts.append("\n".join(f"- {line}" for line in told))
     return parts
 
