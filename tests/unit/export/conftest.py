@@ -15,7 +15,7 @@ DOMAINS = ("aa", "bb")
 @pytest.fixture(scope="session")
 def bundled(inputs):
     """A campaign of two closed domains of two rounds, in float32, with a bundle of them that is champion."""
-    bundled = commit_bundle(inputs, inputs / "store", DOMAINS, rounds=2)
+    bundled = commit_bundle(inputs, inputs / "exported", DOMAINS, rounds=2)  # those of serving have theirs in "store"
     rows = encode_domains(Campaign.of(bundled.config))
     for position, domain in enumerate(DOMAINS):
         frozen = bundled.store.put_bytes("rows.parquet", rows[domain].to_parquet())
