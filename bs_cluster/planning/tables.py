@@ -117,7 +117,7 @@ def _memory(plan: Plan) -> Table:
     beside = ", ".join(f"{part.name} {gb(part.bytes)}" for part in plan.worker.host)
     notes = [f"Of moments (+) the largest counts. Usable: {gb(plan.usable)} GB."]
     notes += [f"Beside it in the host's memory: {beside} GB."] if beside else []
-    title = "a worker, last stack, GB by ZeRO stage"
+    title = "a worker, GB by ZeRO stage"
     return Table(title, ("", *(f"ZeRO {stage}" for stage in STAGES)), rows, notes)
 
 
