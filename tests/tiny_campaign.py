@@ -6,6 +6,7 @@ config = campaign(folder, tmp_path / "store", ("aa", "bb"), training={"steps": 4
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -88,7 +89,7 @@ def settings(inputs: Path, store: Path, domains: Sequence[str], /, **changes: Ma
         "domains": [{"name": name, "sources": sources[name]} for name in domains],
         "store": {"uri": str(store)},
     }
-    return _merged(_merged(SETTINGS, given), changes)
+    return _merged(_merged(copy.deepcopy(SETTINGS), given), changes)
 
 
 def campaign(inputs: Path, store: Path, domains: Sequence[str], /, **changes: Mapping[str, Any]) -> CampaignConfig:
