@@ -21,7 +21,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -134,8 +134,17 @@ class Job:
                     self.seen.append(Seen(time.monotonic(), int(match[1]), "goes on after" in line))
             self._read = file.tell()
 
-    def wait(self, true: Callable[[], bool], until: float) -> None:
-        while not true() and time.monotonic() < until:
+    def watch(self, until: float) -> None:
+        while time.monotonic() < until:
+            self.look()
+            time.sleep(0.2)
+
+    def first_steps(self, patience_s: float) -> None:
+        """Waits until it has made two. Raises RuntimeError if it takes longer."""
+        until = time.monotonic() + patience_s
+        while len(self.seen) < 2:
+            if time.monotonic() > until:
+                raise RuntimeError(f"no step within {patience_s:.0f} s:\n{self.log.read_text()[-2000:]}")
             self.look()
             time.sleep(0.2)
 
@@ -167,7 +176,6 @@ def disturbed(job: Job, cluster: Cluster, nodes: list[Any], draw: random.Random)
 
 def run(minutes: float, every_s: float, seed: int) -> tuple[Told, list[str]]:
     """Trains for so long and is disturbed every so often. What happened, too."""
-    os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "0"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         with TemporaryDirectory() as folder:
@@ -184,11 +192,11 @@ def run(minutes: float, every_s: float, seed: int) -> tuple[Told, list[str]]:
 
 
 def _disturbed(job: Job, happens: Iterator[str], minutes: float, every_s: float) -> tuple[Told, list[str]]:
-    job.wait(lambda: len(job.seen) > 1, time.monotonic() + 600)
+    job.first_steps(600)
     began = time.monotonic()
     losses, story = [], []
     while time.monotonic() < began + 60 * minutes - every_s:
-        job.wait(lambda: False, time.monotonic() + every_s)
+        job.watch(time.monotonic() + every_s)
         what = next(happens)
         job.look()
         struck = time.monotonic()
@@ -196,7 +204,7 @@ def _disturbed(job: Job, happens: Iterator[str], minutes: float, every_s: float)
         print(story[-1], file=sys.stderr, flush=True)
         if "killed" in what:
             losses.append(struck)
-    job.wait(lambda: False, began + 60 * minutes)
+    job.watch(began + 60 * minutes)
     return told(job.seen, losses, time.monotonic()), story
 
 

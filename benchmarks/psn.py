@@ -17,14 +17,12 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -35,75 +33,19 @@ from benchmarks.evidence.campaign import Batch, Campaign
 from benchmarks.evidence.instead import pooled_batches
 from benchmarks.evidence.record import write_json
 from benchmarks.partitions import Blocks, Partitioned, parameters_of, partitions, without_words
-from benchmarks.table import Table
+from benchmarks.psn_found import POOLED, Blocked, Dense, Found, lines, read, table
 from bs_cluster.base.load import LoadedBase
 from bs_cluster.config.schema import TrainingSection
 from bs_cluster.data.batch import collate_packed, plan_batches
 from bs_cluster.data.encode import EncodedRow
-from bs_cluster.estimates import Estimate, estimate
 from bs_cluster.inference.scoring import score_batch
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
-from bs_cluster.records import Record
 from bs_cluster.training.optimizer import Rate, build_optimizer
 
 RATES = (1e-3, 3e-3)
-POOLED = "pooled"
 ROWS_AT_ONCE = 4  # attention over a sequence of rows costs the square of its length
 MODES = ("base", "isolated", "routed", "ungated")
-
-
-@dataclass(frozen=True)
-class Dense(Record):
-    """A model from scratch: its parameters, width, rate and seconds; ``nll[domain]`` is each row's summed loss, for a
-    domain's own model of that domain alone."""
-
-    parameters: int
-    hidden: int
-    rate: float
-    seconds: float
-    nll: dict[str, tuple[float, ...]]
-
-
-@dataclass(frozen=True)
-class Blocked(Record):
-    """All domains' blocks: parameters of the first's, their width, the columns that each writes into, rate, seconds of
-    all of them; by domain each row's summed loss under its own blocks and under all."""
-
-    parameters: int
-    hidden: int
-    columns: int
-    rate: float
-    seconds: float
-    own: dict[str, tuple[float, ...]]
-    together: dict[str, tuple[float, ...]]
-
-
-@dataclass(frozen=True)
-class Found(Record):
-    """A campaign's figures. By domain: each sweep row's completion ``tokens``, its summed loss with the first 0, 1, 2 …
-    stacks (``by_stacks``), and what the campaign recorded (``recorded[domain][mode]``). ``other_bits`` counts rows
-    whose loss under their domain's own stacks changed in any bit once later domains' lay beside them. ``router`` is the
-    report's. ``rates`` and ``block_rates`` are losses on validation rows; ``dense`` is by domain, and ``pooled``.
-    ``confined`` is whether stacks kept out of earlier domains' directions."""
-
-    campaign: str
-    seed: int
-    base: str
-    machine: str
-    domains: tuple[str, ...]
-    parameters: dict[str, int]
-    tokens: dict[str, tuple[int, ...]]
-    by_stacks: dict[str, tuple[tuple[float, ...], ...]]
-    recorded: dict[str, dict[str, tuple[float, ...]]]
-    other_bits: int
-    drift: float
-    router: dict[str, float]
-    rates: dict[str, float] = field(default_factory=dict)
-    dense: dict[str, Dense] = field(default_factory=dict)
-    confined: bool = True
-    block_rates: dict[str, float] = field(default_factory=dict)
-    blocks: Blocked | None = None
 
 
 def figures(campaign: Campaign) -> Found:
@@ -272,101 +214,6 @@ def score(
     return tuple(found[place] for place in range(len(rows)))
 
 
-def table(found: Found) -> Table:
-    """A row a domain."""
-    depth = max(len(curve) for curve in found.by_stacks.values())
-    columns = ("domain", "rows", "base", *(f"{n} stacks" if n > 1 else "1 stack" for n in range(1, depth)))
-    rows = []
-    for domain in found.domains:
-        tokens_B = np.array(found.tokens[domain], dtype=float)
-        curve = [_mean(nll, tokens_B) for nll in found.by_stacks[domain]]
-        dense = [_mean(found.dense[name].nll[domain], tokens_B) for name in (domain, POOLED)]
-        assert found.blocks is not None
-        dense += [_mean(nll[domain], tokens_B) for nll in (found.blocks.own, found.blocks.together)]
-        last = [_mean(found.recorded[domain][mode], tokens_B) for mode in ("routed", "ungated")]
-        told = [f"{x:.3f}" for x in curve] + [""] * (depth - len(curve)) + [f"{x:.3f}" for x in (*dense, *last)]
-        rows.append((domain, len(tokens_B), *told))
-    note = f"{found.base}, seed {found.seed}, nats per completion token, on {found.machine}."
-    instead = ("dense", POOLED, "blocks", "all blocks")
-    return Table(f"Stacks on a random base: {found.campaign}", (*columns, *instead, "routed", "all on"), rows, note)
-
-
-def lines(found: Found, without: Found | None) -> list[str]:
-    """What a table by domain does not say, with intervals over the rows of all domains."""
-    own = {domain: curve[-1] for domain, curve in found.by_stacks.items()}
-    told = []
-    dense = {domain: found.dense[domain].nll[domain] for domain in found.domains}
-    told.append(f"stacks less a dense model a domain: {_difference(found, own, dense)}")
-    told.append(f"stacks less one dense model on all of them: {_difference(found, own, found.dense[POOLED].nll)}")
-    assert found.blocks is not None
-    told.append(f"stacks less a domain's blocks: {_difference(found, own, found.blocks.own)}")
-    on = {domain: found.recorded[domain]["ungated"] for domain in found.domains}
-    told.append(f"all stacks less all blocks: {_difference(found, on, found.blocks.together)}")
-    base = {domain: curve[0] for domain, curve in found.by_stacks.items()}
-    told.append(f"all blocks less the base: {_difference(found, found.blocks.together, base)}")
-    for n in range(1, max(len(curve) for curve in found.by_stacks.values())):
-        both = [{d: c[min(k, len(c) - 1)] for d, c in found.by_stacks.items()} for k in (n, n - 1)]
-        told.append(f"{n} stack{'s' * (n > 1)} less {n - 1}: {_difference(found, *both)}")
-    if without is not None:
-        for mode in ("isolated", "routed", "ungated"):
-            ours, theirs = ({d: one.recorded[d][mode] for d in found.domains} for one in (found, without))
-            told.append(f"{mode}, null space on less off: {_difference(found, ours, theirs)}")
-    told.append(f"rows with other bits once later domains lay beside them: {found.other_bits}; drift {found.drift}")
-    for what, rates in (("dense", found.rates), ("blocks", found.block_rates)):
-        tried = ", ".join(f"{rate} {loss:.3f}" for rate, loss in rates.items())
-        told.append(f"rates of {what}, on validation rows of {found.domains[0]}: {tried}; the better one was taken")
-    told.append("router: " + ", ".join(f"{key} {value:.3f}" for key, value in found.router.items()))
-    return told
-
-
-def boundary(found: Found, without: Found | None) -> str:
-    """What the figures come to, in words that follow them."""
-    assert found.blocks is not None
-    own, base = ({domain: curve[at] for domain, curve in found.by_stacks.items()} for at in (-1, 0))
-    dense = {domain: found.dense[domain].nll[domain] for domain in found.domains}
-    on = {domain: found.recorded[domain]["ungated"] for domain in found.domains}
-    last = max(len(curve) for curve in found.by_stacks.values()) - 1
-    fewer = {domain: curve[max(0, min(last, len(curve) - 1) - 1)] for domain, curve in found.by_stacks.items()}
-    parts = [
-        f"Under a domain's own stacks its rows are {_worded(found, own, dense)} than under a dense model of it alone, "
-        f"{_worded(found, own, found.dense[POOLED].nll)} than under one whose parameters took every domain's batches: "
-        "that is what keeping domains apart gives up here.",
-        f"The last stack is {_worded(found, own, fewer)} than without it.",
-        f"With all stacks on at once rows are {_worded(found, on, base)} than under the base: gates are needed.",
-        f"A domain's own blocks are {_worded(found, found.blocks.own, own)} than its stacks, and all blocks at once "
-        f"{_worded(found, found.blocks.together, on)} than all stacks at once, though each writes into "
-        f"{found.blocks.columns} directions of its own.",
-    ]
-    if without is not None:
-        alone, every = (
-            _worded(found, *({d: one.recorded[d][mode] for d in found.domains} for one in (found, without)))
-            for mode in ("isolated", "ungated")
-        )
-        parts.append(f"The null space makes a domain's own stacks {alone}, and all at once {every}.")
-    return " ".join(parts)
-
-
-def _worded(found: Found, a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]]) -> str:
-    change = _estimate(found, a, b)
-    if change.low <= 0 <= change.high:
-        return f"no better and no worse ({change})"
-    ends = sorted(abs(end) for end in (change.low, change.high))
-    return f"**{'better' if change.high < 0 else 'worse'}** by {abs(change.mean):.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
-
-
-def _difference(found: Found, a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]]) -> str:
-    return str(_estimate(found, a, b))
-
-
-def _estimate(found: Found, a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]]) -> Estimate:
-    change_B = np.concatenate([np.subtract(a[domain], b[domain]) for domain in found.domains])
-    return estimate(change_B, np.concatenate([found.tokens[domain] for domain in found.domains]).astype(float))
-
-
-def _mean(nll: Sequence[float], tokens_B: np.ndarray) -> float:
-    return float(np.sum(nll) / tokens_B.sum())
-
-
 def _rows(campaign: Campaign) -> dict[str, list[EncodedRow]]:
     owned = list(zip(campaign.losses.owners, campaign.sweep, strict=True))
     return {domain: [row for owner, row in owned if owner == domain] for domain in campaign.domains}
@@ -404,10 +251,6 @@ def _kept(found: Found, file: Path) -> Found:
     kept = {one.campaign: one for one in read(file)} | {found.campaign: found}
     write_json(file, {name: one.to_dict() for name, one in kept.items()})
     return found
-
-
-def read(file: Path) -> list[Found]:
-    return [Found.from_dict(one) for one in json.loads(file.read_text()).values()] if file.exists() else []
 
 
 def main() -> None:

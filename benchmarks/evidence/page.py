@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import psn
+from benchmarks import psn_found
 from benchmarks.evidence.compare import (
     ALIKE,
     BASE,
@@ -46,7 +46,7 @@ def write(results: Path, docs: Path) -> None:
     with style():
         for data, campaigns in groups.items():
             save(draw(campaigns), docs / "images" / figure_name(data))
-    random = psn.read(results / "psn.json")
+    random = psn_found.read(results / "psn.json")
     (docs / "EVIDENCE.md").write_text(render(groups, read_choices(results), varied, random), encoding="utf-8")
 
 
@@ -74,7 +74,7 @@ def render(
     groups: dict[str, list[Instead]],
     choices: Choices,
     varied: Sequence[Variant] = (),
-    random: Sequence[psn.Found] = (),
+    random: Sequence[psn_found.Found] = (),
 ) -> str:
     parts = [
         "# Evidence",
@@ -95,7 +95,7 @@ def render(
     return "\n\n".join(parts) + "\n"
 
 
-def _boundary(random: Sequence[psn.Found]) -> list[str]:
+def _boundary(random: Sequence[psn_found.Found]) -> list[str]:
     """Stacks where there is no model to build on: what they reach, and what else would with as many parameters."""
     whole = [found for found in random if found.confined and found.blocks is not None]
     if not whole:
@@ -109,10 +109,10 @@ def _boundary(random: Sequence[psn.Found]) -> list[str]:
         "byte; differences below 0 are for the stacks, with 95 % intervals over rows.",
     ]
     for found in whole:
-        shown = psn.table(found)
-        told = psn.lines(found, free.get(found.seed))
+        shown = psn_found.table(found)
+        told = psn_found.lines(found, free.get(found.seed))
         parts += [f"`{found.campaign}`, seed {found.seed}:", table(list(shown.columns), shown.rows)]
-        parts.append(psn.boundary(found, free.get(found.seed)))
+        parts.append(psn_found.boundary(found, free.get(found.seed)))
         parts.append("\n".join(f"- {line}" for line in told))
     return parts
 

@@ -25,7 +25,6 @@ from bs_cluster.records import StackId
 from bs_cluster.stacks import StackModel
 from bs_cluster.stacks.balance import LoadBalance
 from bs_cluster.stacks.composition import Training
-from bs_cluster.stacks.config import carries_stack
 from bs_cluster.stacks.lm_loss import CHUNK_ELEMENTS, HeadLoss
 from bs_cluster.stacks.sharded_base import BUFFERS, projections, row_bytes
 from bs_cluster.training.sharding import learning_parameters
@@ -71,9 +70,7 @@ class ShapedWorker:
         self.cuts = [ShapedWorker(config, gpu, few) for few in CUTS if cut]
         self.base_bytes = held_bytes(weights_of(self.stacked.base.model))
         stack = config.stack
-        self._projections = projections(
-            self.stacked.base.model, lambda path: carries_stack(path, stack.target_modules, stack.exclude_modules)
-        )
+        self._projections = projections(self.stacked.base.model, stack.target_modules, stack.exclude_modules)
         self.base_parameters = _parameters(self.stacked.base.model)
         self.learns = self.stacked.begin(stack_config(config.stack, StackId("learning", 1), 0), seed=0)
         self.tuner: StackModel = self.stacked.tuner

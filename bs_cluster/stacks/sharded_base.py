@@ -16,7 +16,7 @@ Gathering is collective: all ranks must run as many forwards and backwards. Wher
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bs_cluster.decoder import decoder_and_head
+from bs_cluster.stacks.config import carries_stack
 from bs_cluster.watchdog import pulse
 
 ALIGNED = 16  # bytes: a view of any dtype may begin there
@@ -33,15 +34,15 @@ BUFFERS = 2
 
 
 class ShardedBase:
-    """Those projections of ``model`` that carry stacks (``carries``, by module path) in parts over the default process
-    group, from now on.
+    """Those projections of ``model`` that carry stacks (``projections``) in parts over the default process group, from
+    now on.
 
     Whoever computes with a projection's weight and not through its module asks ``gathered`` first.
     """
 
-    def __init__(self, model: nn.Module, carries: Callable[[str], bool]):
+    def __init__(self, model: nn.Module, target_modules: Collection[str], exclude_modules: Collection[str]):
         self.ranks, rank = dist.get_world_size(), dist.get_rank()
-        self._layers = projections(model, carries)
+        self._layers = projections(model, target_modules, exclude_modules)
         sizes = row_bytes(self._layers, self.ranks)
         device = self._layers[0][0].weight.device
         self._buffers = [torch.empty(max(sizes), dtype=torch.uint8, device=device) for _ in range(BUFFERS)]
@@ -134,12 +135,20 @@ def gathered(module: nn.Module) -> nn.Module:
     return module
 
 
-def projections(model: nn.Module, carries: Callable[[str], bool]) -> list[list[nn.Linear]]:
-    """Those of each of the decoder's layers that carry stacks, in order; a layer without any is left out."""
+def projections(
+    model: nn.Module, target_modules: Collection[str], exclude_modules: Collection[str] = ()
+) -> list[list[nn.Linear]]:
+    """Those of each of the decoder's layers that carry stacks, in order; a layer without any is left out. ``model`` is
+    not wrapped yet."""
     paths = {id(module): path for path, module in model.named_modules()}
     layers: Any = decoder_and_head(model)[0].layers
     found = [
-        [one for one in layer.modules() if isinstance(one, nn.Linear) and carries(paths[id(one)])] for layer in layers
+        [
+            one
+            for one in layer.modules()
+            if isinstance(one, nn.Linear) and carries_stack(paths[id(one)], target_modules, exclude_modules)
+        ]
+        for layer in layers
     ]
     return [layer for layer in found if layer]
 

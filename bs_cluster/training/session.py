@@ -20,7 +20,6 @@ from bs_cluster.events import Event
 from bs_cluster.inference.scoring import score_batch
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.records import RowLoss
-from bs_cluster.stacks.config import carries_stack
 from bs_cluster.stacks.sharded_base import ShardedBase
 from bs_cluster.store.store import Store
 from bs_cluster.training.preemption import Leaving
@@ -45,9 +44,7 @@ class Session:
         self.sharded: ShardedBase | None = None
         if self.config.training.zero_stage == 3 and world_size() > 1:
             stack = self.config.stack
-            self.sharded = ShardedBase(
-                self.stacked.base.model, lambda path: carries_stack(path, stack.target_modules, stack.exclude_modules)
-            )
+            self.sharded = ShardedBase(self.stacked.base.model, stack.target_modules, stack.exclude_modules)
 
     @property
     def rank(self) -> int:

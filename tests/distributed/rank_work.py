@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.engine import DeepSpeedEngine
 from safetensors.torch import load
-from torch.nn import functional as F
 
 from bs_cluster.adapter_format import WEIGHTS_NAME
 from bs_cluster.basis import Basis
@@ -28,18 +27,15 @@ from bs_cluster.coordinator.work import Work
 from bs_cluster.data.batch import collate_packed
 from bs_cluster.estimates import token_mean
 from bs_cluster.events import Event, RoundResumed, StepDone
-from bs_cluster.inference.scoring import score_batch
 from bs_cluster.inference.stacked import StackedBase
 from bs_cluster.quiet import quieten
 from bs_cluster.records import CloseDomain, DomainRecord, RoundOutcome, TrainRound
-from bs_cluster.stacks.sharded_base import projections
 from bs_cluster.store import Store
 from bs_cluster.training import loop, objective
 from bs_cluster.training.closing import close_domain
 from bs_cluster.training.commit_rule import split_validation
 from bs_cluster.training.objective import NextToken
 from bs_cluster.training.optimizer import Rate
-from bs_cluster.training.preferences import Preferences
 from bs_cluster.training.ranks import sum_over_ranks
 from bs_cluster.training.round import train_round
 from bs_cluster.training.session import Session
@@ -74,7 +70,7 @@ class DrivenByHand:
 
     def step(self) -> Round | DomainRecord | None:
         """The next step of the curriculum, done and committed; None when all is done."""
-        work: Work = _from_rank_0(self.coordinator.next_work(self.group) if self.coordinator else None)
+        work: Work = from_rank_0(self.coordinator.next_work(self.group) if self.coordinator else None)
         step, basis = work.step, work.basis
         if isinstance(step, TrainRound):
             outcome, manifest = train_round(self.session, step, Basis.from_bytes(basis.handle) if basis else None)
@@ -93,7 +89,7 @@ class DrivenByHand:
             return Round(outcome, [json.loads(line) for line in lines], stack, stored)
         if isinstance(step, CloseDomain):
             outcomes = self.coordinator.outcomes_of(step.domain) if self.coordinator else None
-            record = close_domain(self.session, step, _from_rank_0(outcomes))
+            record = close_domain(self.session, step, from_rank_0(outcomes))
             if self.coordinator:
                 self.coordinator.close(self.group, record)
             dist.barrier()
@@ -146,15 +142,16 @@ def held_of_the_base(config: CampaignConfig) -> dict[str, int]:
     """Bytes of weights that a rank holds after its first round: of the projections as they are between two passes, of
     the parts that it keeps of them, and of all other weights."""
     campaign = DrivenByHand(config)
+    sharded = campaign.session.sharded
     campaign.step()
-    model, sharded = campaign.session.stacked.base.model, campaign.session.sharded
 
     def bytes_of(tensors) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    within = [one.weight for layer in projections(model, lambda path: "_proj" in path) for one in layer]
+    tuner = campaign.session.stacked.tuner
+    within = [site.base_layer.weight for site in tuner.sites]
     known = {id(weight) for weight in within}
-    others = [p for name, p in model.named_parameters() if id(p) not in known and "stack_" not in name]
+    others = [p for name, p in tuner.model.named_parameters() if id(p) not in known and "stack_" not in name]
     return {
         "projections": bytes_of(within),
         "parts": bytes_of(sharded.parts if sharded else []),
@@ -248,7 +245,7 @@ def part_of_a_round(config: CampaignConfig, steps: int | None = None) -> Part:
         objective.micro_batches = clean
     after = sum(event.step for event in campaign.events if isinstance(event, RoundResumed))
     # A rank that is not the first reports nothing, and must have gone on from the same step.
-    after = _from_rank_0(after)
+    after = from_rank_0(after)
     if ended is not None:
         assert isinstance(ended, Round)
         held = [thing for thing in gc.get_objects() if isinstance(thing, DeepSpeedEngine)]
@@ -259,86 +256,6 @@ def part_of_a_round(config: CampaignConfig, steps: int | None = None) -> Part:
 def killed_and_resumed(config: CampaignConfig, steps: int) -> list[Part]:
     """Both parts in one process, at one world size."""
     return [part_of_a_round(config, steps), part_of_a_round(config)]
-
-
-@dataclass
-class Alignment:
-    """A round of alignment after a supervised one: how it ended, the step it went on after, what the parent was to the
-    bit before it and in it, and all that the campaign holds at its end."""
-
-    ended: Round | None
-    resumed_after: int
-    parent_kept: bool
-    losses: tuple[float, float]
-    stacks: dict[str, str]
-    record: DomainRecord | None
-
-
-def aligned_round(config: CampaignConfig, steps: int | None = None, to_the_end: bool = False) -> Alignment:
-    """The first domain's round of alignment from where it was left; it ends, as by a crash, after so many steps."""
-    campaign = DrivenByHand(config)
-    session = campaign.session
-    for _, manifest in campaign.store.stacks():
-        session.stacked.attach(manifest, campaign.store)
-    if not campaign.store.stacks():
-        campaign.step()
-    ids = torch.tensor([list(session.rows("aa").validation[0].input_ids)])
-    logits, kept, losses = [], [], [(0.0, 0.0)]
-
-    def parents_logits() -> torch.Tensor:
-        session.stacked.base.model.eval()
-        with torch.no_grad():
-            return session.stacked.base.model(input_ids=ids).logits
-
-    session.stacked.fire(["aa_r1"])
-    logits.append(parents_logits())
-    made, clean = 0, (loop.failpoint, Preferences.loss)
-
-    def failpoint(name):
-        nonlocal made
-        if name != "training.step":
-            return clean[0](name)
-        with session.stacked.tuner.parent_only():
-            kept.append(torch.equal(parents_logits(), logits[0]))
-        if made == steps:
-            raise Killed
-        made += 1
-        return None
-
-    def loss(preferences, learning, micro):
-        told = clean[1](preferences, learning, micro)
-        if micro.counts:
-            pairs = [preferences.train[index] for index in micro.units]
-            session.stacked.base.model.eval()
-            logps_B2 = torch.tensor(
-                [[-one.nll for one in score_batch(session.stacked, pair.answers)] for pair in pairs]
-            )
-            session.stacked.base.model.train()
-            gained_B2 = logps_B2 - torch.tensor([preferences.reference[index] for index in micro.units])
-            margins_B = gained_B2[:, 0] - gained_B2[:, 1]
-            losses.append((float(told), float(-F.logsigmoid(preferences.entry.beta * margins_B).sum())))
-        return told
-
-    ended, record, names = None, None, set(session.stacked.names)
-    loop.failpoint, Preferences.loss = failpoint, loss
-    try:
-        ended = campaign.step()
-        if to_the_end:
-            record = next(done for done in campaign.all_steps() if isinstance(done, DomainRecord))
-    except Killed:
-        pass
-    finally:
-        loop.failpoint, Preferences.loss = clean
-    if ended is not None and not ended.outcome.committed and not to_the_end:
-        assert set(session.stacked.names) == names, "a rejected stack is still attached"
-    assert "forward" not in vars(session.stacked.base.model), "the base keeps TRL's head"
-    after = _from_rank_0(sum(event.step for event in campaign.events if isinstance(event, RoundResumed)))
-    stacks = {ref.stack.name: manifest.file(WEIGHTS_NAME).sha256 for ref, manifest in campaign.store.stacks()}
-    return Alignment(ended, after, all(kept), losses[-1], stacks, record)
-
-
-def aligned_and_killed(config: CampaignConfig, steps: int) -> list[Alignment]:
-    return [aligned_round(config, steps), aligned_round(config)]
 
 
 def gradient_norms(config: CampaignConfig) -> list[tuple[float, float]]:
@@ -450,7 +367,7 @@ def several(jobs: dict[str, tuple[Callable[..., Any], tuple]]) -> dict[str, Any]
     return {name: function(*copy.deepcopy(arguments)) for name, (function, arguments) in jobs.items()}
 
 
-def _from_rank_0(value: Any) -> Any:
+def from_rank_0(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]

@@ -5,6 +5,7 @@ killed, at any number of workers, and where it is turned away nothing is left of
 from __future__ import annotations
 
 import pytest
+import rank_alignment
 import rank_work
 import torch
 from ranks import on_ranks
@@ -37,7 +38,7 @@ def done(inputs, tmp_path_factory):
     rank, ``rejected`` with the domain after it, and ``plain`` a campaign that never tried to align."""
     stores = tmp_path_factory.mktemp("stores")
     often = {"checkpoint_every_s": 1e-6}
-    whole, killed = rank_work.aligned_round, rank_work.aligned_and_killed
+    whole, killed = rank_alignment.aligned_round, rank_alignment.aligned_and_killed
     jobs = {}
     for kind in KINDS:
         jobs[kind] = (whole, (config(inputs, stores / kind, kind),))

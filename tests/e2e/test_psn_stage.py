@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.evidence.campaign import Campaign
-from benchmarks.psn import POOLED, count, main, read, sized
+from benchmarks.psn import count, main, sized
+from benchmarks.psn_found import POOLED, read
 from bs_cluster.base.load import load_base
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import psn
+from benchmarks import psn_found
 from benchmarks.evidence import page
 from benchmarks.evidence.compare import BASE, SERVED, backward, by_classifier, by_label, difference, forgotten, forward
 from benchmarks.evidence.instead import Choices, pooled_batches
@@ -204,7 +204,7 @@ def test_our_page_is_what_our_results_give():
     results = ROOT / "benchmarks" / "evidence" / "results"
     groups = page.read(results)
     text = (ROOT / "docs" / "EVIDENCE.md").read_text(encoding="utf-8")
-    random = psn.read(results / "psn.json")
+    random = psn_found.read(results / "psn.json")
     assert text == page.render(groups, page.read_choices(results), page.read_variants(results), random), (
         "python -m benchmarks.evidence writes it anew"
     )
