@@ -38,6 +38,7 @@ from bs_cluster.quiet import quieten
 ROOT = Path(__file__).resolve().parents[1]
 KEPT_SHARE, FIRST_STEP_S = 0.8, 60.0
 STEP = re.compile(r"aa_r1 +step +(\d+)/")
+BEGINS = re.compile(r"aa_r1 +training begins()")  # with every group, which may go on from a checkpoint then
 RESUMED = re.compile(r"goes on after step (\d+), from its checkpoint")
 SETTINGS: dict[str, Any] = {
     "campaign": "elastic",
@@ -57,14 +58,17 @@ SETTINGS: dict[str, Any] = {
         "per_device_batch": 4,
         "noise": False,
         "eval_every": 100_000,
+        "checkpoint_every_s": 20,
         "max_failures": 1000,
     },
+    "sweep": {"evaluators": 1, "cpus_per_evaluator": 1, "gpus_per_evaluator": 0},
 }
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A line of the job's log about steps, and when it was read: a step was made, or a new group goes on after one."""
+    """A line of the job's log about steps, and when it was read: a step was made, or a new group goes on after one,
+    or from the beginning (0)."""
 
     at: float
     step: int
@@ -88,9 +92,11 @@ def told(seen: Sequence[Seen], losses: Sequence[float], ended: float) -> Told:
     stretches: list[list[Seen]] = [[]]
     begins = [0]
     for one in seen:
-        if one.resumed:
+        if one.resumed and stretches[-1]:
             stretches.append([])
             begins.append(one.step)
+        elif one.resumed:
+            begins[-1] = one.step
         else:
             stretches[-1].append(one)
     kept, lost = 0.0, 0
@@ -130,8 +136,8 @@ class Job:
         with self.log.open() as file:
             file.seek(self._read)
             for line in file:
-                if match := STEP.search(line) or RESUMED.search(line):
-                    self.seen.append(Seen(time.monotonic(), int(match[1]), "goes on after" in line))
+                if match := STEP.search(line) or RESUMED.search(line) or BEGINS.search(line):
+                    self.seen.append(Seen(time.monotonic(), int(match[1] or 0), not STEP.search(line)))
             self._read = file.tell()
 
     def watch(self, until: float) -> None:
@@ -142,7 +148,7 @@ class Job:
     def first_steps(self, patience_s: float) -> None:
         """Waits until it has made two. Raises RuntimeError if it takes longer."""
         until = time.monotonic() + patience_s
-        while len(self.seen) < 2:
+        while sum(not one.resumed for one in self.seen) < 2:
             if time.monotonic() > until:
                 raise RuntimeError(f"no step within {patience_s:.0f} s:\n{self.log.read_text()[-2000:]}")
             self.look()

@@ -31,3 +31,12 @@ def test_a_group_that_made_nothing_adds_nothing():
     assert found.kept_s == 20
     assert found.lost == 0
     assert found.first_steps == (29, 19, math.inf)
+
+
+def test_a_group_that_begins_anew_has_lost_all_before_it():
+    begins = Seen(20, 0, resumed=True)
+    assert told([*made((0, 1), (10, 11)), begins, *made((30, 1), (40, 11))], [12], ended=40).lost == 10
+    found = told([*made((0, 1), (10, 11)), begins, Seen(21, 8, resumed=True), *made((30, 9), (40, 19))], [12], ended=40)
+    assert found.lost == 3
+    assert found.kept_s == pytest.approx(7 + 10)
+    assert found.first_steps == (18,)
